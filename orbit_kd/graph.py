@@ -1,0 +1,55 @@
+"""Walks the layer calls of a Keras graph model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import tensorflow as tf
+import tf_keras as keras
+from tf_keras.src.engine.node import Node
+
+from orbit_kd.errors import InputError
+
+
+def walk(model: keras.Model) -> Iterator[Node]:
+    """The layer calls from inputs to outputs; a nested model comes as one call."""
+    for depth in sorted(model._nodes_by_depth, reverse=True):
+        yield from model._nodes_by_depth[depth]
+
+
+def require_graph(model: keras.Model, path: str = "") -> None:
+    """Raises InputError for a model without a layer graph (subclassed, or not built yet)."""
+    if not getattr(model, "_is_graph_network", False):
+        raise InputError(
+            f"Model {path or getattr(model, 'name', model)!r} has no layer graph.",
+            expected="a Functional model, or a Sequential one that knows its input shape",
+            fix="build it with an Input layer; a subclassed model: keras.Model(inputs, model.call(inputs))",
+        )
+
+
+def replay(model: keras.Model, inputs: Any, *, training: Callable[[keras.layers.Layer], bool]) -> list[Any]:
+    """Runs a graph model layer by layer, each in the mode that `training(layer)` says.
+
+    Args:
+        model: a graph model.
+        inputs: a tensor or a list of tensors, in the order of `model.inputs`.
+        training: whether a layer runs as in training.
+
+    Returns:
+        The outputs, in the order of `model.outputs`.
+    """
+    tensors = {id(t): x for t, x in zip(model.inputs, tf.nest.flatten(inputs), strict=True)}
+    for node in walk(model):
+        layer = node.layer
+        if isinstance(layer, keras.layers.InputLayer):
+            continue
+        args, kwargs = tf.nest.map_structure(lambda t: tensors.get(id(t), t), (node.call_args, node.call_kwargs))
+        if isinstance(layer, keras.Model):
+            outputs = replay(layer, list(args), training=training)
+        else:
+            if layer._expects_training_arg:
+                kwargs = {**kwargs, "training": training(layer)}
+            outputs = layer(*args, **kwargs)
+        tensors.update(zip(map(id, tf.nest.flatten(node.outputs)), tf.nest.flatten(outputs), strict=True))
+    return [tensors[id(t)] for t in model.outputs]

@@ -1,0 +1,213 @@
+"""The removal plan: which channels go, decided and shown before anything happens."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tf_keras as keras
+
+from orbit_kd import importance
+from orbit_kd.channels import ChannelGraph, Group
+from orbit_kd.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedGroup:
+    """One coupled group of a plan.
+
+    Attributes:
+        name: the first layer that makes these channels.
+        members: layer path -> its channels before the removal, for all layers that make channels of the group.
+        before: width, in units.
+        keep: positions of the units that stay, ascending.
+        reason: why the group stays whole; empty when it may shrink.
+    """
+
+    name: str
+    members: dict[str, int]
+    before: int
+    keep: tuple[int, ...]
+    reason: str = ""
+
+    @property
+    def after(self) -> int:
+        """Width after the removal, in units."""
+        return len(self.keep)
+
+
+@dataclasses.dataclass(frozen=True)
+class RemovalPlan:
+    """What `remove_filters` will do: prints as a table, goes to JSON and back, and can be edited.
+
+    Attributes:
+        groups: every coupled group, in network order.
+        params: parameters before and after.
+        macs: multiply-accumulates of one image before and after; NaN where the input size is not known.
+        unknown: how the trace treats layers without a rule.
+    """
+
+    groups: tuple[PlannedGroup, ...]
+    params: tuple[int, int]
+    macs: tuple[float, float]
+    unknown: str = "error"
+
+    def stays(self, graph: ChannelGraph) -> np.ndarray:
+        """bool per unit of a traced network.
+
+        Raises:
+            InputError: the network is not the one the plan was made for.
+        """
+        planned = {g.name: g for g in self.groups}
+        stays = graph.all_stay()
+        if {g.name: g.width for g in graph.groups} != {n: g.before for n, g in planned.items()}:
+            differ = {g.name for g in graph.groups} ^ set(planned) or {
+                g.name for g in graph.groups if planned[g.name].before != g.width
+            }
+            raise InputError(
+                f"The plan does not fit model {graph.model.name!r}: it differs at {', '.join(sorted(differ)[:5])}.",
+                expected="the network the plan was made for, before anything was removed",
+                fix="make a new plan with plan_removal(model, ...)",
+            )
+        for group in graph.groups:
+            keep = planned[group.name].keep
+            bad = not keep or min(keep) < 0 or max(keep) >= group.width or len(set(keep)) != len(keep)
+            if bad or (group.reason and len(keep) != group.width):
+                raise InputError(
+                    f"The plan keeps {len(keep)} of {group.width} units of group {group.name!r}.",
+                    expected=f"all of them ({group.reason})" if group.reason else f"1 to {group.width} of 0..width-1",
+                    fix="mend `keep` of this group",
+                )
+            stays[group.units] = False
+            stays[group.units[list(keep)]] = True
+        return stays
+
+    def to_json(self) -> str:
+        """All of it as JSON text."""
+        return json.dumps(dataclasses.asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> RemovalPlan:
+        """The plan that `to_json` wrote.
+
+        Raises:
+            InputError: the text is no such JSON.
+        """
+        try:
+            d = json.loads(text)
+            groups = tuple(PlannedGroup(**{**g, "keep": tuple(g["keep"])}) for g in d.pop("groups"))
+            return cls(groups=groups, **{k: tuple(v) if isinstance(v, list) else v for k, v in d.items()})
+        except (ValueError, TypeError, KeyError) as e:
+            raise InputError(
+                f"This is no removal plan: {e}.", expected="JSON from plan.to_json()", fix="make the plan again"
+            ) from e
+
+    def __str__(self) -> str:
+        rows = [("group", "width", "", "", "made by")]
+        for g in self.groups:
+            width = next(iter(g.members.values()))
+            after = width * g.after // g.before
+            names = ", ".join(list(g.members)[:4]) + (f" and {len(g.members) - 4} more" if len(g.members) > 4 else "")
+            rows.append((g.name, str(width), "->", str(after), f"kept: {g.reason}" if g.reason else names))
+        size = [max(len(r[i]) for r in rows) for i in range(4)]
+        lines = [f"{r[0]:<{size[0]}}  {r[1]:>{size[1]}} {r[2]:2} {r[3]:>{size[3]}}  {r[4]}" for r in rows]
+        totals = [("params", *self.params)] + ([] if math.isnan(self.macs[0]) else [("MACs", *self.macs)])
+        lines += [f"{what}: {a:,.0f} -> {b:,.0f} ({a / max(b, 1):.1f}x fewer)" for what, a, b in totals]
+        return "\n".join(lines)
+
+
+def plan_removal(
+    model: keras.Model,
+    *,
+    criterion: str = "l1_norm",
+    ratio: float | None = None,
+    ratios: Mapping[str, float] | None = None,
+    round_to: int = 1,
+    min_channels: int = 1,
+    exclude: Sequence[str] = (),
+    unknown: str = "error",
+) -> RemovalPlan:
+    """Decides which channels go: the least important ones of each coupled group.
+
+    Args:
+        model: a Functional or Sequential model.
+        criterion: name of a criterion (see `orbit_kd.importance`).
+        ratio: part of the channels that goes, in [0, 1), for every group that `ratios` does not name.
+        ratios: group, or any layer that makes its channels (shell patterns allowed) -> part that goes.
+        round_to: widths after the removal are multiples of this (or the group stays whole).
+        min_channels: no group shrinks below this many channels.
+        exclude: layers (shell patterns) whose channels all stay.
+        unknown: "error" refuses layers without a channel rule; "keep" keeps the channels that touch them.
+
+    Returns:
+        The plan; nothing has happened yet.
+
+    Raises:
+        InputError: a ratio outside [0, 1), an unknown criterion or layer name, or a model without a layer graph.
+    """
+    importance.criteria.get(criterion)
+    graph = ChannelGraph(model, unknown=unknown)
+    for name, value in {"ratio": ratio or 0.0, **(ratios or {})}.items():
+        _check_ratio(name, value)
+    _check_names(graph, [*(ratios or {}), *exclude])
+    stays, planned = graph.all_stay(), []
+    for group in graph.groups:
+        reason = group.reason or ("excluded" if _named(group, exclude) else "")
+        part = next((v for k, v in (ratios or {}).items() if _named(group, [k])), ratio or 0.0)
+        keep = np.arange(group.width)
+        if not reason and part > 0:
+            width = target_width(group, part, round_to, min_channels)
+            order = np.argsort(-importance.scores(graph, group, name=criterion), kind="stable")
+            keep = np.sort(order[:width])
+        stays[group.units] = False
+        stays[group.units[keep]] = True
+        planned.append(_planned(group, keep, reason))
+    before = graph.all_stay()
+    return RemovalPlan(
+        groups=tuple(planned),
+        params=(graph.parameters(before), graph.parameters(stays)),
+        macs=(graph.macs(before), graph.macs(stays)),
+        unknown=unknown,
+    )
+
+
+def target_width(group: Group, ratio: float, round_to: int, min_channels: int) -> int:
+    """Units that stay when `ratio` of them goes: at least `min_channels` channels, a multiple of `round_to` channels."""
+    each = next(iter(group.members.values()))
+    step = round_to // math.gcd(round_to, each)
+    width = max(round(group.width * (1 - ratio)), math.ceil(min_channels / each), 1)
+    width = math.ceil(width / step) * step
+    return min(width, group.width)
+
+
+def _planned(group: Group, keep: np.ndarray, reason: str) -> PlannedGroup:
+    members = {path: n * group.width for path, n in group.members.items()}
+    return PlannedGroup(group.name, members, group.width, tuple(int(i) for i in keep), reason)
+
+
+def _named(group: Group, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatch(name, p) for name in (group.name, *group.members) for p in patterns)
+
+
+def _check_ratio(name: str, value: Any) -> None:
+    if not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise InputError(
+            f"{name}={value!r} is no removal ratio.",
+            expected="a number in [0, 1): the part of the channels that goes",
+            fix="use for example 0.5 to remove every second channel",
+        )
+
+
+def _check_names(graph: ChannelGraph, patterns: Sequence[str]) -> None:
+    for pattern in patterns:
+        if not any(_named(g, [pattern]) for g in graph.groups):
+            raise InputError(
+                f"No group or layer with channels is called {pattern!r}.",
+                expected="one of: " + ", ".join(g.name for g in graph.groups),
+                fix="print the plan (or tools/inspect_model.py) to see the groups",
+            )

@@ -1,0 +1,40 @@
+"""Progress of long steps, with the time left, through the `orbit_kd` logger (the tools show it on the screen)."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+log = logging.getLogger("orbit_kd")
+
+
+def track(items: Iterable[T], label: str, *, total: int | None = None, every: float = 5.0) -> Iterator[T]:
+    """Yields the items and logs a line like "teacher cache 12/40, 1m05s left" at most once in `every` seconds.
+
+    Args:
+        items: what to go through.
+        label: what is being done.
+        total: number of items; taken from `len(items)` where that exists, else the line has no time left.
+        every: seconds between two lines. Steps shorter than this stay silent.
+    """
+    if total is None and hasattr(items, "__len__"):
+        total = len(items)
+    start = shown = time.monotonic()
+    for done, item in enumerate(items):
+        now = time.monotonic()
+        if now - shown >= every:
+            shown = now
+            left = f", {duration((now - start) / done * (total - done))} left" if total and done else ""
+            log.info("%s %d/%s%s", label, done, total if total else "?", left)
+        yield item
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 42s, 3m05s, 1h10m."""
+    s = round(seconds)
+    if s < 60:
+        return f"{s}s"
+    return f"{s // 60}m{s % 60:02d}s" if s < 3600 else f"{s // 3600}h{s % 3600 // 60:02d}m"

@@ -1,0 +1,155 @@
+"""Removes filters: the network rebuilt without the channels that a plan removes. The original stays as it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+
+from orbit_kd.channels import ChannelGraph, Ids, Kept, Layer
+from orbit_kd.graph import replay, walk
+from orbit_kd.planning import RemovalPlan
+
+
+def remove_filters(model: keras.Model, plan: RemovalPlan) -> keras.Model:
+    """The smaller dense network that a plan describes; a new model, with its own variables.
+
+    Args:
+        model: the network the plan was made for (or one with the same layers and shapes).
+        plan: what stays, from `plan_removal`.
+
+    Returns:
+        A model of the same class, layer names and weight order, not compiled.
+
+    Raises:
+        InputError: the plan was made for another network.
+    """
+    graph = ChannelGraph(model, unknown=plan.unknown)
+    stays = plan.stays(graph)
+
+    def kept(ids: Ids) -> np.ndarray:
+        return np.flatnonzero(stays[graph.unit_of[ids]])
+
+    return _Rebuild(graph, kept).model(model)
+
+
+class _Rebuild:
+    """Replays the layer calls of a model on narrower clones of its layers."""
+
+    def __init__(self, graph: ChannelGraph, kept: Kept) -> None:
+        self.graph, self.kept = graph, kept
+        self.clones: dict[int, keras.layers.Layer] = {}
+
+    def model(self, model: keras.Model) -> keras.Model:
+        if isinstance(model, keras.Sequential):
+            first = keras.Input(batch_shape=model.inputs[0].shape, dtype=model.inputs[0].dtype)
+            new = keras.Sequential([first, *(self.layer(la) for la in model.layers)], name=model.name)
+        else:
+            new = self.functional(model)
+        for layer in model.layers:
+            self.copy_weights(layer)
+        new.trainable = model.trainable
+        return new
+
+    def functional(self, model: keras.Model) -> keras.Model:
+        tensors: dict[int, Any] = {}
+        for node in walk(model):
+            old = tf.nest.flatten(node.outputs)
+            if isinstance(node.layer, keras.layers.InputLayer):
+                clone = self.clones.get(id(node.layer)) or keras.layers.InputLayer.from_config(node.layer.get_config())
+                self.clones[id(node.layer)] = clone
+                outputs = clone.output
+            else:
+                args, kwargs = self.arguments(node, tensors)
+                outputs = self.layer(node.layer)(*args, **kwargs)
+            tensors.update(zip(map(id, old), tf.nest.flatten(outputs), strict=True))
+        inputs = tf.nest.map_structure(lambda t: tensors[id(t)], model._nested_inputs)
+        outputs = tf.nest.map_structure(lambda t: tensors[id(t)], model._nested_outputs)
+        try:
+            return type(model)(inputs, outputs, name=model.name)
+        except TypeError:  # a Functional subclass with a constructor of its own
+            return keras.Model(inputs, outputs, name=model.name)
+
+    def arguments(self, node: Any, tensors: dict[int, Any]) -> tuple[list[Any], dict[str, Any]]:
+        args, kwargs = tf.nest.map_structure(lambda t: tensors.get(id(t), t), (node.call_args, node.call_kwargs))
+        args, kwargs = list(args), dict(kwargs)
+        for where, value in self.graph.arguments.get(id(node), {}).items():
+            if isinstance(where, int):
+                args[where] = value(self.kept)
+            else:
+                kwargs[where] = value(self.kept)
+        return args, kwargs
+
+    def layer(self, layer: keras.layers.Layer) -> keras.layers.Layer:
+        """The clone of a layer, made once, so that shared layers stay shared."""
+        if id(layer) not in self.clones:
+            if isinstance(layer, keras.Model):
+                self.clones[id(layer)] = self.model(layer)
+            else:
+                config = layer.get_config()
+                for name, value in self.graph.layers[id(layer)].config.items():
+                    config[name] = value(self.kept) if callable(value) else len(self.kept(value))
+                self.clones[id(layer)] = type(layer).from_config(config)
+        return self.clones[id(layer)]
+
+    def copy_weights(self, layer: keras.layers.Layer) -> None:
+        if isinstance(layer, (keras.Model, keras.layers.InputLayer)):
+            return  # a nested model copies its own
+        record = self.graph.layers[id(layer)]
+        named = {id(getattr(layer, name)): name for name in record.weights}
+        new = [
+            self.slice(value, record, named.get(id(variable)))
+            for variable, value in zip(layer.weights, layer.get_weights(), strict=True)
+        ]
+        if new:
+            self.clones[id(layer)].set_weights(new)
+
+    def slice(self, value: np.ndarray, record: Layer, name: str | None) -> np.ndarray:
+        if name is not None:
+            for axis, ids in enumerate(record.weights[name].axes):
+                if ids is not None:
+                    value = np.take(value, self.kept(ids), axis)
+        return value
+
+
+def recalibrate_batchnorm(model: keras.Model, data: tf.data.Dataset, *, batches: int = 50) -> None:
+    """Re-estimates the BatchNormalization statistics of a model in place, from the mean over some batches.
+
+    After filters are removed the running statistics no longer fit, and at momentum 0.99 a short training does not
+    mend them. Dropout and other training-only layers stay off.
+
+    Args:
+        model: the model to change.
+        data: batches of x, or (x, y, ...), as the model is trained on.
+        batches: how many to use at most.
+    """
+    layers = [la for la in model._flatten_layers() if isinstance(la, keras.layers.BatchNormalization)]
+    before = [(la.momentum, la.get_weights()) for la in layers]
+    means: list[list[np.ndarray]] = [[] for _ in layers]
+    variances: list[list[np.ndarray]] = [[] for _ in layers]
+
+    @tf.function
+    def forward(x: tf.Tensor) -> None:
+        replay(model, x, training=lambda layer: isinstance(layer, keras.layers.BatchNormalization))
+
+    try:
+        for la in layers:
+            la.momentum = 0.0  # each forward pass then leaves the statistics of its own batch
+        for batch in data.take(batches) if layers else ():
+            forward(batch[0] if isinstance(batch, (tuple, list)) else batch)
+            for la, mean, variance in zip(layers, means, variances, strict=True):
+                mean.append(la.moving_mean.numpy())
+                variance.append(la.moving_variance.numpy())
+    except BaseException:
+        for la, (_, weights) in zip(layers, before, strict=True):
+            la.set_weights(weights)
+        raise
+    finally:
+        for la, (momentum, _) in zip(layers, before, strict=True):
+            la.momentum = momentum
+    for la, mean, variance in zip(layers, means, variances, strict=True):
+        if mean:  # the variance of all images is that within the batches plus that of the batch means
+            la.moving_mean.assign(np.mean(mean, 0))
+            la.moving_variance.assign(np.mean(variance, 0) + np.var(mean, 0))

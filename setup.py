@@ -1,0 +1,43 @@
+"""Package metadata of orbit_kd; tool settings are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+EXTRAS = {
+    "mcu": ["tflite-micro>=0.dev20261023182759"],  # only dev releases exist; naming one admits them without --pre
+}
+DEV = ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "ruff>=0.15", "mypy>=1.15"]
+
+setup(
+    name="orbit-kd",
+    version="0.1.0",
+    description="Makes a trained Keras CNN fit a satellite payload, a microcontroller or an FPGA, and proves that it "
+    "still works: filter removal, sparsity, distillation, int8, TFLite.",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10,<3.14",
+    packages=[*find_packages(include=["orbit_kd", "orbit_kd.*"]), "orbit_kd_tools"],
+    package_dir={"orbit_kd_tools": "tools"},
+    package_data={"orbit_kd": ["py.typed"]},
+    entry_points={"console_scripts": ["orbit-kd = orbit_kd_tools.__main__:main"]},
+    install_requires=[
+        "tensorflow>=2.19",
+        "tf_keras>=2.19",
+        "tensorflow-model-optimization>=0.8",
+        "tensorflow-datasets>=4.9.8",
+        "numpy>=1.26",
+        "absl-py>=1.4",
+        "ai-edge-litert>=2.0",
+        "matplotlib>=3.8",
+        "pillow>=10",
+    ],
+    extras_require={**EXTRAS, "all": [p for extra in EXTRAS.values() for p in extra], "dev": DEV},
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

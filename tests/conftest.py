@@ -1,0 +1,38 @@
+"""Shared test set-up: quiet TensorFlow, fixed seeds, the real-data folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    """Every test starts from the same random state."""
+    import tf_keras as keras
+
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with mstar10/ and aid15a/; tests that need it skip where there is none."""
+    folder = os.environ.get("ORBIT_KD_DATA")
+    if not folder or not Path(folder, "mstar10").is_dir():
+        pytest.skip("ORBIT_KD_DATA is not set to a folder with mstar10/: real-data test not run")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def teachers(real_data: Path) -> Path:
+    """The folder with the trained teachers, beside the data folder."""
+    folder = real_data.parent / "models"
+    if not (folder / "vgg16_mstar64.keras").is_file():
+        pytest.skip("no models/ folder beside ORBIT_KD_DATA: real-teacher test not run")
+    return folder
