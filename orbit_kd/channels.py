@@ -252,6 +252,7 @@ class ChannelGraph:
         self.arguments: dict[int, dict[int | str, Callable[[Kept], Any]]] = {}
         self.pairs: list[tuple[Ids, Ids]] = []
         self.kept: list[tuple[Ids, str]] = []
+        self.entries: dict[int, list[Channels]] = {}  # id of a (nested) model -> the channels of its inputs
         self.steps: list[tuple[list[Channels], list[Channels], str]] = []
         self._blocks: list[tuple[str, int]] = []
         self._count = 0
@@ -274,6 +275,7 @@ class ChannelGraph:
         return Channels(ids, max(len(shape) - 1, 0), shape)
 
     def _trace(self, model: keras.Model, inputs: list[Channels], prefix: str) -> list[Channels]:
+        self.entries.setdefault(id(model), inputs)
         tensors: dict[int, Channels] = {id(t): c for t, c in zip(model.inputs, inputs, strict=True)}
         for node in walk(model):
             if isinstance(node.layer, keras.layers.InputLayer):

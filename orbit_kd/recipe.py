@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
 from typing import Any
 
 from orbit_kd.errors import InputError
@@ -55,3 +58,84 @@ class Preprocess:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; `Preprocess(**d)` gives it back."""
         return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How to compress a network: what `compress` does at each stage. Every field is a flag of `tools/compress.py`.
+
+    Attributes:
+        criterion: importance criterion that picks the filters to remove.
+        ratio: part of the filters that goes in each group, in [0, 1).
+        ratios: the same per group: layer name (shell patterns allowed) -> part that goes.
+        rounds: removal in this many steps with a part of the epochs after each.
+        round_to: widths are kept at multiples of this.
+        min_channels: no group gets narrower than this.
+        exclude: layers (shell patterns) whose filters all stay.
+        unknown: layers without a channel rule: "error" refuses them, "keep" keeps their channels.
+        epochs: training epochs after filter removal, over all rounds.
+        pattern: sparsity of the remaining weights: "dense", "magnitude", "uhp", "2:4" or any "N:M".
+        sparsity: part of the weights that "magnitude" sets to zero.
+        schedule: when the zeros come, see `orbit_kd.sparsity`.
+        sparse_exclude: layers (shell patterns) that stay dense.
+        sparse_epochs: training epochs with the sparsity pattern.
+        alpha: weight of the teacher's loss; 1 - alpha is that of the labels.
+        temperature: of the logits distillation.
+        batch_size: images a step.
+        learning_rate: at the start of each training; it falls to zero on a cosine.
+        views: augmented renderings of each training image that the teacher sees once.
+        targets: export targets to write.
+        calibration: training images that set the int8 ranges.
+        seed: of everything random.
+    """
+
+    criterion: str = "l1_norm"
+    ratio: float = 0.5
+    ratios: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    rounds: int = 1
+    round_to: int = 1
+    min_channels: int = 1
+    exclude: tuple[str, ...] = ()
+    unknown: str = "error"
+    epochs: int = 40
+    pattern: str = "dense"
+    sparsity: float = 0.5
+    schedule: str = "polynomial"
+    sparse_exclude: tuple[str, ...] = ()
+    sparse_epochs: int = 20
+    alpha: float = 0.8
+    temperature: float = 5.0
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    views: int = 8
+    targets: tuple[str, ...] = ("tflite_float32", "tflite_int8", "c_array")
+    calibration: int = 256
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        def need(name: str, good: bool, expected: str) -> None:
+            if not good:
+                raise InputError(
+                    f"{name}={getattr(self, name)!r} in the recipe.", expected=expected, fix=f"mend --{name}"
+                )
+
+        for name in ("ratio", "sparsity"):
+            need(name, 0 <= getattr(self, name) < 1, "a number in [0, 1)")
+        for group, ratio in self.ratios.items():
+            need("ratios", 0 <= ratio < 1, f"a number in [0, 1) for {group!r}")
+        need("alpha", 0 <= self.alpha <= 1, "a number in [0, 1]")
+        for name in ("temperature", "learning_rate"):
+            need(name, getattr(self, name) > 0, "a number above 0")
+        for name in ("rounds", "round_to", "min_channels", "epochs", "batch_size", "views", "calibration"):
+            need(name, getattr(self, name) >= 1, "a whole number of at least 1")
+        need("sparse_epochs", self.sparse_epochs >= 0, "a whole number of at least 0")
+        need("rounds", self.rounds <= self.epochs, "at most one round an epoch")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON; `Recipe(**d)` gives it back."""
+        return {**dataclasses.asdict(self), "ratios": dict(self.ratios)}
+
+
+def digest(*values: Any) -> str:
+    """sha256 of JSON values, as hex: the key under which a result is found again."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

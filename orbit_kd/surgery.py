@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from orbit_kd.channels import ChannelGraph, Ids, Kept, Layer
+from orbit_kd.channels import ChannelGraph, Channels, Ids, Kept, Layer
 from orbit_kd.graph import replay, walk
 from orbit_kd.planning import RemovalPlan
 
@@ -43,34 +43,37 @@ class _Rebuild:
         self.clones: dict[int, keras.layers.Layer] = {}
 
     def model(self, model: keras.Model) -> keras.Model:
+        inputs = [self.input(t, x) for t, x in zip(model.inputs, self.graph.entries[id(model)], strict=True)]
         if isinstance(model, keras.Sequential):
-            first = keras.Input(batch_shape=model.inputs[0].shape, dtype=model.inputs[0].dtype)
-            new = keras.Sequential([first, *(self.layer(la) for la in model.layers)], name=model.name)
+            new = keras.Sequential([*inputs, *(self.layer(la) for la in model.layers)], name=model.name)
         else:
-            new = self.functional(model)
+            new = self.functional(model, inputs)
         for layer in model.layers:
             self.copy_weights(layer)
         new.trainable = model.trainable
         return new
 
-    def functional(self, model: keras.Model) -> keras.Model:
-        tensors: dict[int, Any] = {}
+    def input(self, tensor: Any, named: Channels) -> Any:
+        """The input of a (nested) model, as wide as what will come in."""
+        shape = list(tensor.shape)
+        if len(shape) > 1 and shape[named.axis + 1] is not None:
+            shape[named.axis + 1] = len(self.kept(named.ids))
+        return keras.Input(batch_shape=shape, dtype=tensor.dtype, name=tensor._keras_history.layer.name)
+
+    def functional(self, model: keras.Model, inputs: list[Any]) -> keras.Model:
+        tensors: dict[int, Any] = dict(zip(map(id, model.inputs), inputs, strict=True))
         for node in walk(model):
-            old = tf.nest.flatten(node.outputs)
             if isinstance(node.layer, keras.layers.InputLayer):
-                clone = self.clones.get(id(node.layer)) or keras.layers.InputLayer.from_config(node.layer.get_config())
-                self.clones[id(node.layer)] = clone
-                outputs = clone.output
-            else:
-                args, kwargs = self.arguments(node, tensors)
-                outputs = self.layer(node.layer)(*args, **kwargs)
-            tensors.update(zip(map(id, old), tf.nest.flatten(outputs), strict=True))
-        inputs = tf.nest.map_structure(lambda t: tensors[id(t)], model._nested_inputs)
-        outputs = tf.nest.map_structure(lambda t: tensors[id(t)], model._nested_outputs)
+                continue
+            args, kwargs = self.arguments(node, tensors)
+            outputs = self.layer(node.layer)(*args, **kwargs)
+            tensors.update(zip(map(id, tf.nest.flatten(node.outputs)), tf.nest.flatten(outputs), strict=True))
+        nested_in = tf.nest.map_structure(lambda t: tensors[id(t)], model._nested_inputs)
+        nested_out = tf.nest.map_structure(lambda t: tensors[id(t)], model._nested_outputs)
         try:
-            return type(model)(inputs, outputs, name=model.name)
+            return type(model)(nested_in, nested_out, name=model.name)
         except TypeError:  # a Functional subclass with a constructor of its own
-            return keras.Model(inputs, outputs, name=model.name)
+            return keras.Model(nested_in, nested_out, name=model.name)
 
     def arguments(self, node: Any, tensors: dict[int, Any]) -> tuple[list[Any], dict[str, Any]]:
         args, kwargs = tf.nest.map_structure(lambda t: tensors.get(id(t), t), (node.call_args, node.call_kwargs))

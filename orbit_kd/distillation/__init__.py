@@ -1,0 +1,38 @@
+"""Knowledge distillation: losses, the Distiller, the teacher cache, resumable training."""
+
+from orbit_kd.distillation.cache import TeacherCache, cache_teacher
+from orbit_kd.distillation.distiller import Distiller
+from orbit_kd.distillation.feature_losses import (
+    AttentionTransfer,
+    FeatureHints,
+    RelationalDistillation,
+    SimilarityPreserving,
+)
+from orbit_kd.distillation.losses import (
+    DecoupledDistillation,
+    DistillationLoss,
+    LogitsDistillation,
+    distillation_losses,
+)
+from orbit_kd.distillation.monitor import StopOnNonFinite
+from orbit_kd.distillation.resume import Resume
+from orbit_kd.distillation.schedules import Piecewise
+from orbit_kd.distillation.teachers import Teachers
+
+__all__ = [
+    "AttentionTransfer",
+    "DecoupledDistillation",
+    "DistillationLoss",
+    "Distiller",
+    "FeatureHints",
+    "LogitsDistillation",
+    "Piecewise",
+    "RelationalDistillation",
+    "Resume",
+    "SimilarityPreserving",
+    "StopOnNonFinite",
+    "TeacherCache",
+    "Teachers",
+    "cache_teacher",
+    "distillation_losses",
+]

@@ -1,0 +1,376 @@
+"""The teacher's outputs do not change: compute them once."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+
+from orbit_kd.distillation import chunks
+from orbit_kd.distillation.teachers import Teachers
+from orbit_kd.errors import InputError
+from orbit_kd.progress import track
+
+_VERSION = "1"
+
+
+@dataclasses.dataclass(frozen=True)
+class Structure:
+    """How the flat list of fields makes an element of the data set.
+
+    Attributes:
+        sample: (x, labels, sample weight), each any nested structure; () where there is none.
+        outputs: number of the teacher's outputs.
+        features: names of the teacher layers that are kept.
+        dtypes: of each field as it is given out.
+    """
+
+    sample: Any
+    outputs: int
+    features: tuple[str, ...]
+    dtypes: tuple[str, ...]
+
+    def element(self, flat: Sequence[Any]) -> Any:
+        """The element (x, y) or (x, y, sample_weight) of the fields."""
+        count = len(tf.nest.flatten(self.sample))
+        x, labels, weight = tf.nest.pack_sequence_as(self.sample, flat[:count])
+        logits = tuple(flat[count : count + self.outputs])
+        features = dict(zip(self.features, flat[count + self.outputs :], strict=True))
+        y: dict[str, Any] = {"teacher": {"logits": logits, "features": features}}
+        if labels != ():
+            y["labels"] = labels
+        return (x, y) if weight == () else (x, y, weight)
+
+
+class TeacherCache:
+    """Samples with what the teacher said about each, in one or several rendered views; made by `cache_teacher`.
+
+    Give it to `Distiller.fit(cache, epochs=...)`. Elements are (x, y) or (x, y, sample_weight) batches where y is
+    {"labels": labels, "teacher": {"logits": (...), "features": {...}}}; x comes back exactly as it was, the teacher's
+    outputs through float16.
+
+    Attributes:
+        samples: number of samples, each counted once whatever the number of views.
+        views: number of renderings of each sample.
+        batch_size: as in the data set it was made from.
+        teacher: sha256 of the teacher.
+        data: sha256 of the samples, labels and weights of each view.
+        hit: True when the teacher did not have to run at all.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[chunks.Records],
+        *,
+        structure: Structure,
+        batch_size: int,
+        seed: int,
+        teacher: str,
+        data: str,
+        hit: bool,
+    ) -> None:
+        self._records, self._structure = records, structure
+        fields = records[0].dtype.fields or {}
+        kinds = {n: np.result_type(*(r.dtype[n].base for r in records)) for n in fields}
+        self._dtype = np.dtype([(n, kinds[n], records[0].dtype[n].shape) for n in fields])
+        self.samples, self.views, self.batch_size = len(records[0]), len(records), batch_size
+        self.seed, self.teacher, self.data, self.hit = seed, teacher, data, hit
+
+    def __len__(self) -> int:
+        return self.samples
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the arrays take, in memory or on disk."""
+        return sum(records.nbytes for records in self._records)
+
+    def steps(self, batch_size: int | None = None) -> int:
+        """Batches in an epoch; the last may be smaller."""
+        return -(-self.samples // (batch_size or self.batch_size))
+
+    @property
+    def dataset(self) -> tf.data.Dataset:
+        """One pass in the original order over the first view, as for validation."""
+        return self._batches(self._in_order, range(self.steps()))
+
+    def epochs(
+        self, *, seed: int | None = None, start: int = 0, batch_size: int | None = None
+    ) -> tf.data.Dataset:
+        """Endless batches from epoch `start` on; each epoch is a fresh permutation of all samples.
+
+        The order is a function of (seed, epoch), and the view of a sample of (seed, epoch, sample): a run that starts
+        at epoch 7 sees what one that came there from 0 sees. A sample goes through its views in turn from a random
+        first one, so that every epoch mixes views and every `views` epochs have shown each of them once.
+
+        Args:
+            seed: of order and views; that of `cache_teacher` where not given.
+            start: first epoch.
+            batch_size: of the batches; that of the original data set where not given.
+        """
+        seed = self.seed if seed is None else seed
+        size = batch_size or self.batch_size
+        steps = self.steps(size)
+        first = np.random.default_rng([seed, 0]).integers(self.views, size=self.samples)
+        order: dict[int, np.ndarray] = {}
+
+        def pick(step: int) -> tuple[np.ndarray, np.ndarray]:
+            epoch, position = divmod(int(step), steps)
+            permutation = order.get(epoch)
+            if permutation is None:
+                permutation = np.random.default_rng([seed, 1, epoch]).permutation(self.samples)
+                for old in [e for e in order if e < epoch - 1]:
+                    order.pop(old, None)
+                order[epoch] = permutation
+            rows = permutation[position * size : (position + 1) * size]
+            return rows, (first[rows] + epoch) % self.views
+
+        return self._batches(pick, None, start=start * steps)
+
+    def check(self, teachers: Teachers, layers: Sequence[str]) -> None:
+        """Refuses a cache that another teacher filled, or that lacks features.
+
+        Raises:
+            InputError: either of the two.
+        """
+        if teachers.fingerprint() != self.teacher:
+            raise InputError(
+                "The cache was made with another teacher than this Distiller has.",
+                expected="the outputs of the Distiller's own teacher, weights unchanged",
+                fix="make it anew with okd.cache_teacher(teacher, data)",
+            )
+        missing = sorted(set(layers) - set(self._structure.features))
+        if missing:
+            raise InputError(
+                f"The cache has no features of {', '.join(missing)}.",
+                expected="the outputs of every teacher layer that a loss compares",
+                fix=f"make it with okd.cache_teacher(..., layers={sorted(layers)})",
+            )
+
+    def _in_order(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        rows = np.arange(step * self.batch_size, min((step + 1) * self.batch_size, self.samples))
+        return rows, np.zeros_like(rows)
+
+    def _batches(self, pick: Callable[[int], Any], steps: range | None, *, start: int = 0) -> tf.data.Dataset:
+        def gather(step: np.ndarray) -> list[np.ndarray]:
+            rows, views = pick(int(step))
+            batch = np.empty(len(rows), self._dtype)
+            for view, records in enumerate(self._records):
+                here = np.flatnonzero(views == view)
+                if len(here) == len(rows):
+                    records.take(rows, batch)
+                elif len(here):
+                    part = np.empty(len(here), self._dtype)
+                    records.take(rows[here], part)
+                    batch[here] = part
+            return [np.ascontiguousarray(batch[name]) for name in names]
+
+        def element(step: tf.Tensor) -> Any:
+            arrays = tf.numpy_function(gather, [step], [self._dtype[name].base for name in names])
+            flat = []
+            for array, name, dtype in zip(arrays, names, self._structure.dtypes, strict=True):
+                array.set_shape([None, *self._dtype[name].shape])
+                flat.append(tf.cast(array, dtype))
+            return self._structure.element(flat)
+
+        names = self._dtype.names or ()
+        if steps is None:
+            source = tf.data.Dataset.counter(start=start)
+        else:
+            source = tf.data.Dataset.range(len(steps))
+        dataset = source.map(element, num_parallel_calls=2, deterministic=True).prefetch(2)
+        options = tf.data.Options()
+        options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+        return dataset.with_options(options)
+
+
+def cache_teacher(
+    teacher: keras.Model | Sequence[keras.Model] | Teachers,
+    dataset: Any,
+    *,
+    path: str | os.PathLike[str] | None = None,
+    layers: Sequence[str] = (),
+    weights: Sequence[float] | None = None,
+    seed: int = 0,
+    data_key: str | None = None,
+) -> TeacherCache:
+    """Runs the teacher once over a data set and keeps its outputs beside the samples.
+
+    With several views (renderings of the same samples under different augmentation) each has teacher outputs of its
+    own: the teacher and the student always see the same pixels ("patient and consistent" teaching, Beyer et al. 2022,
+    arXiv:2106.05237). What differs from fresh augmentation: a sample only ever comes in these views.
+
+    A stale cache is never used: each batch is filed under the sha256 of the teacher (weights and architecture) and of
+    its own bytes. So with a path the same call runs the teacher only for batches that are not there: none the second
+    time, the rest after a kill. It still reads the data once to compare, unless `data_key` vouches for them. Files of
+    former teachers or data stay in the folder until it is deleted.
+
+    Args:
+        teacher: a model, several (their logits are averaged with `weights`), or Teachers.
+        dataset: a tf.data.Dataset or another iterable of (x, y) or (x, y, sample_weight) batches, in a fixed order if
+            the files are to be found again; or a list of such, one for each view, of equal samples in equal order.
+            (x,) batches serve label-free distillation.
+        path: folder of the cache files, read as they are needed; None keeps everything in memory.
+        layers: teacher layers whose outputs are kept too, for losses on features (these can be large).
+        weights: relative weight of each of several teachers.
+        seed: of the order and the choice of views in `TeacherCache.epochs`.
+        data_key: names the data for certain (a hash of files and settings, for example).
+
+    Raises:
+        InputError: an empty data set; views that differ in labels, length or order; a teacher that gives NaN; an
+            unwritable path.
+    """
+    teachers = teacher if isinstance(teacher, Teachers) else Teachers(teacher, weights=weights)
+    datasets = list(dataset) if isinstance(dataset, (list, tuple)) else [dataset]
+    key = teachers.fingerprint()
+    filler = _Filler(teachers, tuple(layers), None if path is None else Path(path) / key[:16])
+    views = []
+    for number, source in enumerate(datasets, 1):
+        label = "teacher cache" if len(datasets) == 1 else f"teacher cache, view {number} of {len(datasets)}"
+        views.append(filler.view(source, label, None if data_key is None else f"{data_key} {number}/{len(datasets)}"))
+    for number, view in enumerate(views[1:], 2):
+        if view.labels != views[0].labels:
+            raise InputError(
+                f"View {number} has other labels than view 1, or the same in another order.",
+                expected="the same samples in the same order in every view",
+                fix="render the views from a data set that is not shuffled",
+            )
+    return TeacherCache(
+        [chunks.Records(view.chunks, merge=path is None) for view in views],
+        structure=views[0].structure,
+        batch_size=len(views[0].chunks[0]),
+        seed=seed,
+        teacher=key,
+        data=hashlib.sha256(repr([view.names for view in views]).encode()).hexdigest(),
+        hit=not filler.ran,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _View:
+    chunks: list[np.ndarray]
+    names: list[str]
+    labels: str
+    structure: Structure
+
+
+class _Filler:
+    """Makes views, chunk by chunk: from the folder where the chunk is there, else from the teacher."""
+
+    def __init__(self, teachers: Teachers, layers: tuple[str, ...], folder: Path | None) -> None:
+        self._layers, self._folder, self.ran = tuple(sorted(set(layers))), folder, 0
+        self._outputs = len(teachers.heads)
+
+        def run(x: Any) -> list[tf.Tensor]:
+            taught = teachers(x, layers=self._layers)
+            return [*taught.logits, *(taught.features[name] for name in self._layers)]
+
+        self._teach = tf.function(run, reduce_retracing=True, autograph=False)
+
+    def view(self, source: Any, label: str, data_key: str | None) -> _View:
+        """One pass over one rendering of the data; over its first batch alone where `data_key` vouches for it."""
+        first = next(iter(source), None)
+        if first is None:
+            raise InputError(
+                "There is no sample to cache the teacher's outputs of.",
+                expected="a data set with at least one batch",
+                fix="check the data folder and the split",
+            )
+        structure = self._structure(_sample(first))
+        index = self._index(data_key)
+        known = self._known(index)
+        if known is not None:
+            return _View(*known, structure)
+        found, names, labels = [], [], hashlib.sha256()
+        for batch in track(source, label, total=_batches(source)):
+            sample = _sample(batch)
+            flat = [np.asarray(v) for v in tf.nest.flatten(sample)]
+            for values in tf.nest.flatten(sample[1]):
+                labels.update(np.ascontiguousarray(values).data)
+            names.append(chunks.digest(flat, salt=repr((_VERSION, self._layers))))
+            found.append(self._chunk(names[-1], sample[0], flat))
+        if index is not None:
+            chunks.save(index, json.dumps({"names": names, "labels": labels.hexdigest()}))
+        return _View(found, names, labels.hexdigest(), structure)
+
+    def _chunk(self, name: str, x: Any, flat: Sequence[np.ndarray]) -> np.ndarray:
+        path = None if self._folder is None else self._folder / f"{name}.npy"
+        records = None if path is None else chunks.load(path)
+        if records is None:
+            self.ran += 1
+            records = chunks.pack(flat, [v.numpy() for v in self._teach(x)])
+            if path is not None:
+                chunks.save(path, records)
+                records = chunks.load(path)
+        return records
+
+    def _structure(self, sample: Any) -> Structure:
+        kinds = [np.asarray(v).dtype.name for v in tf.nest.flatten(sample)]
+        kinds += ["float32"] * (self._outputs + len(self._layers))
+        return Structure(tf.nest.map_structure(lambda _: 0, sample), self._outputs, self._layers, tuple(kinds))
+
+    def _index(self, data_key: str | None) -> Path | None:
+        if data_key is None or self._folder is None:
+            return None
+        salt = repr((_VERSION, self._layers, data_key)).encode()
+        return self._folder / f"{hashlib.sha256(salt).hexdigest()}.json"
+
+    def _known(self, index: Path | None) -> tuple[list[np.ndarray], list[str], str] | None:
+        """The chunks that an index lists, if all are there."""
+        if index is None or self._folder is None or not index.is_file():
+            return None
+        listed = json.loads(index.read_text())
+        found = [chunks.load(self._folder / f"{name}.npy") for name in listed["names"]]
+        whole = [c for c in found if c is not None]
+        return (whole, listed["names"], listed["labels"]) if len(whole) == len(found) else None
+
+
+def _sample(batch: Any) -> tuple[Any, Any, Any]:
+    """(x, labels, weight) of a batch, () for what it has not."""
+    x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
+    return x, () if y is None else y, () if weight is None else weight
+
+
+def _batches(source: Any) -> int | None:
+    if isinstance(source, tf.data.Dataset):
+        count = int(source.cardinality())
+        return count if count >= 0 else None
+    return len(source) if hasattr(source, "__len__") else None
+
+
+def with_class_weight(dataset: tf.data.Dataset, class_weight: Mapping[int, float]) -> tf.data.Dataset:
+    """Class weights as sample weights, on elements of a teacher cache (Keras does it for plain labels only).
+
+    Raises:
+        InputError: classes that are not 0, 1, 2, ...; more than one output.
+    """
+    if sorted(class_weight) != list(range(len(class_weight))):
+        raise InputError(
+            f"class_weight has the classes {sorted(class_weight)}.",
+            expected="a weight for each class 0, 1, 2, ... without a gap",
+            fix="add the classes that are missing, with weight 1.0",
+        )
+    spec = dataset.element_spec[1].get("labels")
+    if spec is None or tf.nest.is_nested(spec):
+        raise InputError(
+            "class_weight needs one label for each sample.",
+            expected="a model with a single output and labels",
+            fix="give a sample_weight in the data set instead",
+        )
+    table = tf.constant([class_weight[c] for c in range(len(class_weight))], tf.float32)
+
+    def weigh(x: Any, y: Any, weight: Any = None) -> Any:
+        labels = y["labels"]
+        if labels.shape.rank == 2 and labels.shape[-1] != 1:
+            labels = tf.argmax(labels, -1)
+        chosen = tf.gather(table, tf.cast(tf.reshape(labels, [-1]), tf.int64))
+        return x, y, chosen if weight is None else chosen * tf.cast(tf.reshape(weight, [-1]), tf.float32)
+
+    return dataset.map(weigh, num_parallel_calls=2, deterministic=True)

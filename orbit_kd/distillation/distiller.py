@@ -1,0 +1,395 @@
+"""Distiller: a student that learns from a teacher under plain `fit`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import tensorflow as tf
+import tf_keras as keras
+
+import orbit_kd.distillation.feature_losses  # noqa: F401  registers its losses
+from orbit_kd.distillation.cache import TeacherCache, with_class_weight
+from orbit_kd.distillation.features import find_layer, recording
+from orbit_kd.distillation.losses import Context, DistillationLoss, LogitsDistillation, get_loss
+from orbit_kd.distillation.monitor import StopOnNonFinite
+from orbit_kd.distillation.resume import Resume
+from orbit_kd.distillation.schedules import Number, Scheduled, deserialize
+from orbit_kd.distillation.teachers import Taught, Teachers, heads, logits_of
+from orbit_kd.errors import InputError
+
+
+@keras.saving.register_keras_serializable("orbit_kd")
+class Distiller(keras.Model):
+    """Trains a student on loss = (1 - alpha) * task + alpha * sum(weight_i * loss_i) + regularizers.
+
+    Everything Keras' `compile`, `fit`, `evaluate`, `predict` and callbacks do works on the student: its outputs are the
+    Distiller's. With `compile(loss=None)` the task term and alpha are gone and `fit` needs no labels. Each step runs
+    the student once. The teacher runs in inference mode, is not tracked (absent from `weights`, checkpoints and saved
+    files) and never changes.
+
+    Logged: `loss` (the total), `task_loss`, `<name>_loss` of each distillation loss before its weight, and the compiled
+    metrics, all as means over the epoch. `evaluate` gives what the student alone would give: `loss` is the task loss and
+    regularizers, without the cost of the teacher; with `compile(loss=None)` it is the distillation losses.
+    sample_weight and class_weight weigh the task term and every distillation loss that has a value for each sample.
+
+    `distiller.student` is what to save. The Distiller itself can be saved and continued too: after `load_model`, give
+    the teacher again with `distiller.set_teacher(teacher)`.
+
+    Args:
+        student: the model to train; its outputs may be logits or probabilities.
+        teacher: a trained model of the same task, or several (the mean of their logits); None only to evaluate.
+        losses: distillation losses, or their registered names; logits at T = 5 where not given.
+        alpha: share of the distillation losses in [0, 1]: a number, a function of the epoch, or a Keras schedule.
+        teacher_weights: relative weight of each of several teachers.
+        name: of this model.
+
+    Raises:
+        InputError: a bad argument; teacher and student outputs that do not agree.
+    """
+
+    def __init__(
+        self,
+        student: keras.Model,
+        teacher: keras.Model | Sequence[keras.Model] | None = None,
+        *,
+        losses: Sequence[DistillationLoss | str] | None = None,
+        alpha: Number = 0.8,
+        teacher_weights: Sequence[float] | None = None,
+        name: str = "distiller",
+    ) -> None:
+        # autocast would round float32 inputs before the student decides about them; the policy is only there so that
+        # `compile` puts a LossScaleOptimizer around the optimizer of a float16 student
+        super().__init__(name=name, dtype=_policy(student), autocast=False)
+        self.student = student
+        # plain objects in a plain namespace: Keras would track, save and train what it found in a list or a model
+        self._untracked = SimpleNamespace(
+            losses=_named_apart([get_loss(v) for v in losses or [LogitsDistillation()]]),
+            teachers=None,
+            alpha=Scheduled(alpha, name="alpha", low=0.0, high=1.0),
+        )
+        mean = keras.metrics.Mean
+        self._untracked.total = mean(name="loss")
+        self._untracked.task = mean(name="task_loss")
+        self._untracked.terms = [mean(name=f"{v.name}_loss") for v in self.distillation_losses]
+        for schedule in self._schedules():
+            schedule.build()
+        self.output_names = getattr(student, "output_names", None)
+        if teacher is not None:
+            self.set_teacher(teacher, weights=teacher_weights)
+        else:
+            for loss in self.distillation_losses:
+                loss.rebuild(student)
+            self._track_projectors()
+        if student.built:
+            self.build(getattr(student, "input_shape", None))
+
+    @property
+    def distillation_losses(self) -> list[DistillationLoss]:
+        """The losses, in the order given."""
+        return self._untracked.losses
+
+    @property
+    def alpha(self) -> Number:
+        """Share of the distillation losses: the number, function of the epoch or Keras schedule that was given."""
+        return self._untracked.alpha.value
+
+    @property
+    def teachers(self) -> list[keras.Model]:
+        """The teachers; empty after loading, until `set_teacher`."""
+        return list(self._untracked.teachers.models) if self._untracked.teachers else []
+
+    def set_teacher(
+        self, teacher: keras.Model | Sequence[keras.Model], *, weights: Sequence[float] | None = None
+    ) -> None:
+        """Gives the teacher, or gives it again after the Distiller was loaded from a file.
+
+        Args:
+            teacher: one model or several.
+            weights: relative weight of each of several.
+
+        Raises:
+            InputError: outputs that do not agree with the student's, or feature layers that are not found.
+        """
+        teachers = Teachers(teacher, weights=weights)
+        for model in teachers.models:
+            _check_outputs(self.student, model)
+        for loss in self.distillation_losses:
+            loss.build(self.student, teachers.models[0])
+        self._untracked.teachers = teachers
+        self._track_projectors()
+        self.train_function = self.test_function = None  # the compiled steps hold the former teacher
+
+    def _track_projectors(self) -> None:
+        self.projectors = [layer for loss in self.distillation_losses for layer in loss.projectors]
+
+    def _schedules(self) -> list[Scheduled]:
+        return [self._untracked.alpha, *(s for loss in self.distillation_losses for s in loss.schedules())]
+
+    def build(self, input_shape: Any) -> None:
+        if not self.student.built:
+            self.student.build(input_shape)
+        self._build_input_shape = input_shape
+        self.built = True
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        return self.student(inputs, training=training)
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        # Keras' own tracker would count the task term alone as "loss"
+        theirs = self.compiled_loss.metrics[:1] if self._is_compiled else []
+        task = [] if self._no_task else [self._untracked.task]
+        others = [m for m in super().metrics if not any(m is t for t in theirs)]
+        return [self._untracked.total, *task, *self._untracked.terms, *others]
+
+    @property
+    def _no_task(self) -> bool:
+        return not self._is_compiled or self.loss is None
+
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: Any = "auto",
+        callbacks: Any = None,
+        **kwargs: Any,
+    ) -> keras.callbacks.History:
+        """As `keras.Model.fit`; `x` may also be a `TeacherCache`, and then the teacher is not run.
+
+        A `Resume` among the callbacks is put last, saves the other callbacks' state too, and makes the same call after a
+        kill go on where the last whole epoch ended. A loss that is not finite raises.
+
+        Raises:
+            InputError: no teacher, a cache of another teacher, a cache without the features a loss needs, a loss that
+                is NaN or infinite.
+        """
+        if self._untracked.teachers is None:
+            raise InputError(
+                "This Distiller has no teacher.",
+                expected="a teacher to learn from; it is not written into saved files",
+                fix="call distiller.set_teacher(teacher) first",
+            )
+        callbacks = self._callbacks(callbacks)
+        if isinstance(x, TeacherCache):
+            x.check(self._untracked.teachers, self._teacher_layers())
+            batch_size = batch_size or x.batch_size
+            start = kwargs.get("initial_epoch", 0)
+            for resume in (c for c in callbacks if isinstance(c, Resume)):
+                start = resume.initial_epoch(start)
+            kwargs.setdefault("steps_per_epoch", x.steps(batch_size))
+            x = x.epochs(start=start, batch_size=batch_size)
+            batch_size = None
+        if kwargs.get("class_weight") and isinstance(x, tf.data.Dataset) and _is_packed_spec(x.element_spec):
+            x = with_class_weight(x, kwargs.pop("class_weight"))
+        if isinstance(kwargs.get("validation_data"), TeacherCache):
+            kwargs["validation_data"] = kwargs["validation_data"].dataset
+        return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
+
+    def _callbacks(self, callbacks: Any) -> Any:
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            return callbacks
+        given = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks] if callbacks else []
+        resumes = [c for c in given if isinstance(c, Resume)]
+        others = [c for c in given if not isinstance(c, Resume)]
+        for resume in resumes:
+            resume.callbacks = others
+        return [_Epochs(self._schedules()), StopOnNonFinite(), *others, *resumes]
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        y, taught = _unpack(y)
+        taught = taught or self._untracked.teachers(x, layers=self._teacher_layers())
+        with tf.GradientTape() as tape, recording(self._student_layers()) as features:
+            y_pred = self(x, training=True)
+            loss = self._total(y, y_pred, sample_weight, features, taught)
+        self.optimizer.minimize(loss, self.trainable_variables, tape=tape)
+        return self._results(x, y, y_pred, sample_weight)
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        y, taught = _unpack(y)
+        if self._no_task and taught is None and self._untracked.teachers is not None:
+            taught = self._untracked.teachers(x, layers=self._teacher_layers())
+        with recording(self._student_layers() if taught else {}) as features:
+            y_pred = self(x, training=False)
+        self._total(y, y_pred, sample_weight, features, taught if self._no_task else None)
+        return self._results(x, y, y_pred, sample_weight)
+
+    def _results(self, x: Any, y: Any, y_pred: Any, sample_weight: Any) -> dict[str, Any]:
+        return self.get_metrics_result() if y is None else self.compute_metrics(x, y, y_pred, sample_weight)
+
+    def _total(
+        self, y: Any, y_pred: Any, sample_weight: Any, features: dict[str, tf.Tensor], taught: Taught | None
+    ) -> tf.Tensor:
+        """The scalar to minimize, on this replica; every term is already divided by the number of replicas."""
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        batch = tf.shape(tf.nest.flatten(y_pred)[0])[0]
+        step = self.optimizer.iterations if self.optimizer else 0
+        total = tf.constant(0.0)
+        task = None if self._no_task else self.compiled_loss(y, y_pred, sample_weight)
+        if task is not None:
+            task = tf.cast(task, tf.float32)
+            self._untracked.task.update_state(task * replicas, sample_weight=batch)
+            # evaluation is the student's alone, so nothing is shared with distillation terms there
+            total += task if taught is None else (1.0 - self._untracked.alpha.at(step)) * task
+        if taught is not None:
+            terms = tf.constant(0.0)
+            for loss, tracker in zip(self.distillation_losses, self._untracked.terms, strict=True):
+                term = self._term(loss, step, y, y_pred, sample_weight, features, taught)
+                tracker.update_state(term, sample_weight=batch)
+                terms += loss.weight * term
+            total += (terms if task is None else self._untracked.alpha.at(step) * terms) / replicas
+        if self.losses:
+            total += tf.add_n([tf.cast(v, tf.float32) for v in self.losses]) / replicas
+        self._untracked.total.update_state(total * replicas, sample_weight=batch)
+        return total
+
+    def _term(
+        self,
+        loss: DistillationLoss,
+        step: Any,
+        y: Any,
+        y_pred: Any,
+        sample_weight: Any,
+        features: dict[str, tf.Tensor],
+        taught: Taught,
+    ) -> tf.Tensor:
+        """One distillation loss of the batch: the mean over pairs of layers, or the sum over outputs."""
+        if loss.on_features:
+            loss.context = Context(step)
+            weight = None if tf.nest.is_nested(sample_weight) else sample_weight
+            values = [
+                _mean(
+                    loss.compute_loss(
+                        taught.features[theirs], loss.project(ours, tf.cast(features[ours], tf.float32))
+                    ),
+                    weight,
+                )
+                for ours, theirs in loss.pairs
+            ]
+            return tf.add_n(values) / len(values)
+        logits = logits_of(y_pred, heads(self.student))
+        kinds = self._untracked.teachers.heads if self._untracked.teachers else ("linear",) * len(logits)
+        values = []
+        for i, (theirs, ours) in enumerate(zip(taught.logits, logits, strict=True)):
+            loss.context = Context(step, kinds[i], self._of_output(y, i))
+            values.append(_mean(loss.compute_loss(tf.cast(theirs, tf.float32), ours), self._of_output(sample_weight, i)))
+        return tf.add_n(values)
+
+    def _of_output(self, structure: Any, index: int) -> Any:
+        """The part of labels or sample weights that belongs to one output; None where there is none."""
+        if isinstance(structure, dict):
+            return structure.get((self.output_names or sorted(structure))[index])
+        return structure[index] if isinstance(structure, (list, tuple)) else structure
+
+    def _student_layers(self) -> dict[str, keras.layers.Layer]:
+        names = {ours for loss in self.distillation_losses for ours, _ in loss.pairs}
+        return {name: find_layer(self.student, name) for name in sorted(names)}
+
+    def _teacher_layers(self) -> list[str]:
+        return sorted({theirs for loss in self.distillation_losses for _, theirs in loss.pairs})
+
+    def get_config(self) -> dict[str, Any]:
+        serialize = keras.saving.serialize_keras_object
+        return {
+            "student": serialize(self.student),
+            "losses": [serialize(loss) for loss in self.distillation_losses],
+            "alpha": self._untracked.alpha.serialize(),
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Distiller:
+        load = keras.saving.deserialize_keras_object
+        return cls(
+            load(config["student"], custom_objects=custom_objects),
+            losses=[load(loss, custom_objects=custom_objects) for loss in config["losses"]],
+            alpha=deserialize(config["alpha"]),
+            name=config["name"],
+        )
+
+
+class _Epochs(keras.callbacks.Callback):
+    """Tells functions of the epoch which epoch it is."""
+
+    def __init__(self, schedules: list[Scheduled]) -> None:
+        super().__init__()
+        self._schedules = schedules
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        for schedule in self._schedules:
+            schedule.begin_epoch(epoch)
+
+
+def _policy(student: keras.Model) -> keras.mixed_precision.Policy:
+    if not isinstance(student, keras.Model):
+        raise InputError(
+            f"student={student!r} is no tf_keras model.",
+            expected="a tf_keras model",
+            fix="load it with okd.load_model(path), which also converts Keras 3 models",
+        )
+    names = {m.dtype_policy.name for m in student.submodules if isinstance(m, keras.layers.Layer)}
+    return keras.mixed_precision.Policy("mixed_float16" if "mixed_float16" in names else "float32")
+
+
+def _named_apart(losses: list[DistillationLoss]) -> list[DistillationLoss]:
+    """Two losses of one name would share a column of the log: number them."""
+    if len({id(loss) for loss in losses}) < len(losses):
+        raise InputError("One loss object is given twice.", expected="an object each", fix="make two, or weigh one")
+    seen: dict[str, int] = {}
+    for loss in losses:
+        seen[loss.name] = seen.get(loss.name, 0) + 1
+        if seen[loss.name] > 1:
+            loss.name = f"{loss.name}_{seen[loss.name]}"
+    return losses
+
+
+def _check_outputs(student: keras.Model, teacher: keras.Model) -> None:
+    ours = [tuple(t.shape) for t in getattr(student, "outputs", None) or []]
+    theirs = [tuple(t.shape) for t in getattr(teacher, "outputs", None) or []]
+    if not ours or not theirs:
+        return  # subclassed: known only once it has run
+    agree = len(ours) == len(theirs) and all(
+        len(a) == len(b) and all(None in (m, n) or m == n for m, n in zip(a, b, strict=True))
+        for a, b in zip(ours, theirs, strict=True)
+    )
+    if not agree:
+        raise InputError(
+            f"Student outputs {ours} and teacher outputs {theirs} differ.",
+            expected="the same number of outputs, of equal shapes (the last axis is the number of classes)",
+            fix="give a teacher of the same classes, or rebuild the student's head",
+        )
+
+
+def _unpack(y: Any) -> tuple[Any, Taught | None]:
+    """Labels, and what the teacher said where it travels beside them."""
+    if not _is_packed(y):
+        return y, None
+    said = y["teacher"]
+    features = {name: tf.cast(v, tf.float32) for name, v in said["features"].items()}
+    return y.get("labels"), Taught(tuple(said["logits"]), features)
+
+
+def _is_packed(y: Any) -> bool:
+    return isinstance(y, dict) and "teacher" in y and set(y) <= {"labels", "teacher"} and "logits" in y["teacher"]
+
+
+def _is_packed_spec(spec: Any) -> bool:
+    return isinstance(spec, tuple) and len(spec) > 1 and _is_packed(spec[1])
+
+
+def _mean(values: tf.Tensor, weight: tf.Tensor | None) -> tf.Tensor:
+    """Mean of (batch, ...) values times weights (batch,), (batch, 1) or (batch, ...), over their number as in Keras."""
+    values = tf.cast(values, tf.float32)
+    if weight is not None and values.shape.rank:
+        weight = tf.cast(weight, tf.float32)
+        while weight.shape.rank > values.shape.rank:
+            weight = tf.squeeze(weight, -1) if weight.shape[-1] == 1 else tf.reduce_mean(weight, -1)
+        while weight.shape.rank < values.shape.rank:
+            weight = weight[..., None]
+        values = values * weight
+    return tf.reduce_mean(values)

@@ -1,0 +1,137 @@
+"""The outputs of inner layers, wherever they are nested, taken from the one forward pass that is made anyway."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import tensorflow as tf
+import tf_keras as keras
+
+from orbit_kd.errors import InputError
+
+_lock = threading.RLock()
+_users: dict[int, int] = {}  # id(layer) -> how many recordings hook it now
+_thread = threading.local()  # MirroredStrategy runs its replicas in threads: each records its own tensors
+
+
+@contextmanager
+def recording(layers: Mapping[str, keras.layers.Layer]) -> Iterator[dict[str, tf.Tensor]]:
+    """While open, every call of one of `layers` in this thread leaves its output in the yielded dict, in call order.
+
+    Works inside nested and subclassed models, wrappers and `tf.function`, and adds no forward pass; a sub-model made
+    with `keras.Model(inputs, layer.output)` can do neither of the first two. A layer called twice leaves its last output.
+    """
+    names = {id(layer): name for name, layer in layers.items()}
+    record: dict[str, tf.Tensor] = {}
+    stack = _thread.__dict__.setdefault("stack", [])
+    with _lock:
+        for layer in layers.values():
+            _users[id(layer)] = _users.get(id(layer), 0) + 1
+            if _users[id(layer)] == 1:
+                _hook(layer)
+    stack.append((names, record))
+    try:
+        yield record
+    finally:
+        stack.pop()
+        with _lock:
+            for layer in layers.values():
+                _users[id(layer)] -= 1
+                if not _users[id(layer)]:
+                    del _users[id(layer)]
+                    del layer.call
+
+
+def _hook(layer: keras.layers.Layer) -> None:
+    call = layer.call
+
+    @functools.wraps(call)
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        output = call(*args, **kwargs)
+        for names, record in _thread.__dict__.get("stack", ()):
+            if id(layer) in names:
+                record[names[id(layer)]] = output
+        return output
+
+    layer.call = recorded
+
+
+def layers_by_name(model: keras.Model) -> dict[str, keras.layers.Layer]:
+    """All layers of a model and of the models and wrappers inside it; the first of a name wins."""
+    found: dict[str, keras.layers.Layer] = {}
+    for module in model.submodules:
+        if isinstance(module, keras.layers.Layer):
+            found.setdefault(module.name, module)
+    return found
+
+
+def find_layer(model: keras.Model, name: str) -> keras.layers.Layer:
+    """The layer of that name, at any depth.
+
+    Raises:
+        InputError: there is none; the message lists names that come near.
+    """
+    found = layers_by_name(model)
+    if name not in found:
+        import difflib
+
+        near = difflib.get_close_matches(name, found, n=5, cutoff=0.3) or sorted(found)[:10]
+        raise InputError(
+            f"{model.name!r} has no layer {name!r}.",
+            expected=f"the name of a layer, such as {', '.join(near)}",
+            fix='name another layer, or give match="auto" to pair layers by name',
+        )
+    return found[name]
+
+
+def feature_shapes(model: keras.Model) -> dict[str, tuple[int | None, ...]]:
+    """Output shape of every layer that gives one tensor, in the order of execution, batch axis first.
+
+    Raises:
+        InputError: the model has no known input shape yet.
+    """
+    if not getattr(model, "inputs", None):
+        raise InputError(
+            f"The input shape of {model.name!r} is not known, so its layers' shapes are not either.",
+            expected="a functional or Sequential model that is built, for losses on features",
+            fix="build the model from an Input layer",
+        )
+    shapes: dict[str, tuple[int | None, ...]] = {}
+    specs = [tf.TensorSpec(i.shape, i.dtype) for i in model.inputs]
+    structure = tf.nest.pack_sequence_as(model.input, specs) if len(specs) > 1 else specs[0]
+
+    def trace(x: Any) -> Any:
+        with recording(layers_by_name(model)) as record:
+            result = model(x, training=False)
+        shapes.update({n: tuple(t.shape) for n, t in record.items() if isinstance(t, tf.Tensor) and t.shape.rank})
+        return result
+
+    tf.function(trace, autograph=False).get_concrete_function(structure)
+    return shapes
+
+
+def match_layers(student: keras.Model, teacher: keras.Model) -> list[tuple[str, str]]:
+    """Pairs (student layer, teacher layer) of equal name and spatial size: the last one at each resolution.
+
+    Filter removal keeps names and spatial sizes and changes widths only; a wrapper (sparsity, quantization) holds the
+    layer of the original name, and that one is found.
+
+    Raises:
+        InputError: no two layers match.
+    """
+    ours, theirs = feature_shapes(student), feature_shapes(teacher)
+    last: dict[tuple[int | None, ...], str] = {}
+    for name, shape in ours.items():
+        if len(shape) > 2 and name in theirs and theirs[name][1:-1] == shape[1:-1]:
+            last[shape[1:-1]] = name
+    if not last:
+        raise InputError(
+            f"No feature layer of {student.name!r} has the name and size of one of {teacher.name!r}.",
+            expected="a student made from the teacher by remove_filters, or layers named alike",
+            fix='give match={"student_layer": "teacher_layer", ...} instead of match="auto"',
+        )
+    return [(name, name) for name in last.values()]

@@ -1,0 +1,151 @@
+"""One or several teachers as a function from a batch to logits and features; nothing of theirs is ever changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+
+from orbit_kd.distillation.features import find_layer, recording
+from orbit_kd.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Taught:
+    """What the teachers say about a batch.
+
+    Attributes:
+        logits: one float tensor (batch, ..., classes) for each output of the model.
+        features: outputs of the teacher's inner layers by layer name.
+    """
+
+    logits: tuple[tf.Tensor, ...]
+    features: dict[str, tf.Tensor]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it travels through tf.data: {"logits": (...), "features": {...}}."""
+        return {"logits": self.logits, "features": self.features}
+
+
+class Teachers:
+    """Frozen teachers; their logits are averaged with `weights`, features come from the first.
+
+    A plain object: Keras tracks neither it nor what it holds, so no teacher weight reaches the student's optimizer,
+    `weights`, or checkpoints. They run with training=False and outside any gradient tape.
+
+    Args:
+        models: a Keras model, or several of equal outputs.
+        weights: relative weight of each; None for equal ones.
+
+    Raises:
+        InputError: no Keras models, or weights that do not fit them.
+    """
+
+    def __init__(self, models: keras.Model | Sequence[keras.Model], *, weights: Sequence[float] | None = None) -> None:
+        self.models = list(models) if isinstance(models, (list, tuple)) else [models]
+        if not self.models or not all(isinstance(m, keras.Model) for m in self.models):
+            raise InputError(
+                f"teacher={models!r} is no tf_keras model.",
+                expected="a tf_keras model, or a list of them",
+                fix="load it with okd.load_model(path), which also converts Keras 3 models",
+            )
+        chosen = [1.0] * len(self.models) if weights is None else [float(w) for w in weights]
+        if len(chosen) != len(self.models) or min(chosen) < 0 or sum(chosen) <= 0:
+            raise InputError(
+                f"teacher_weights={weights!r} for {len(self.models)} teachers.",
+                expected="one number >= 0 for each teacher, not all zero",
+                fix="leave teacher_weights out for the plain mean",
+            )
+        self.weights = [w / sum(chosen) for w in chosen]
+        self.heads = heads(self.models[0])
+        if any(len(heads(m)) != len(self.heads) for m in self.models):
+            raise InputError(
+                "The teachers have different numbers of outputs.",
+                expected="teachers of one task",
+                fix="give teachers whose outputs agree in number and shape",
+            )
+
+    def __call__(self, x: Any, *, layers: Sequence[str] = ()) -> Taught:
+        """Logits (float32) and the features of the named layers, for a batch as the models take it."""
+        with recording({name: find_layer(self.models[0], name) for name in layers}) as record:
+            logits = logits_of(self.models[0](x, training=False), heads(self.models[0]))
+        if len(self.models) > 1:
+            every = [logits] + [logits_of(m(x, training=False), heads(m)) for m in self.models[1:]]
+            logits = tuple(tf.add_n([w * z for w, z in zip(self.weights, zs, strict=True)]) for zs in zip(*every, strict=True))
+        stop = tf.stop_gradient
+        return Taught(tuple(stop(z) for z in logits), {n: stop(tf.cast(record[n], tf.float32)) for n in layers})
+
+    def fingerprint(self) -> str:
+        """sha256 over all weights, architectures and mixing weights: equal exactly when the outputs are."""
+        digest = hashlib.sha256(repr(self.weights).encode())
+        for model in self.models:
+            digest.update(repr([(type(layer).__name__, _settings(layer)) for layer in model.layers]).encode())
+            for value in model.get_weights():
+                digest.update(f"{value.dtype}{value.shape}".encode())
+                digest.update(np.ascontiguousarray(value).data)
+        return digest.hexdigest()
+
+
+def _settings(layer: keras.layers.Layer) -> Any:
+    try:
+        return sorted((k, repr(v)) for k, v in layer.get_config().items())
+    except NotImplementedError:  # a subclass without a config: its weights and class still count
+        return layer.name
+
+
+def heads(model: keras.Model) -> tuple[str, ...]:
+    """The last activation of each output: "softmax", "sigmoid" or "linear".
+
+    A model whose graph is not known (subclassed) counts as one linear output, unless its output carries its logits.
+    """
+    if not getattr(model, "outputs", None):
+        return ("linear",)
+    return tuple(_head(tensor) for tensor in model.outputs)
+
+
+def _head(tensor: Any) -> str:
+    layer = tensor._keras_history.layer
+    if isinstance(layer, keras.Model):
+        return _head(layer.outputs[tensor._keras_history.tensor_index]) if layer.outputs else "linear"
+    while isinstance(getattr(layer, "layer", None), keras.layers.Layer):  # wrappers: TimeDistributed, sparsity
+        layer = layer.layer
+    if isinstance(layer, keras.layers.Softmax):
+        return "softmax"
+    if isinstance(layer, (keras.layers.Dropout, keras.layers.Flatten, keras.layers.Reshape)) or (
+        isinstance(layer, keras.layers.Activation) and layer.activation is keras.activations.linear
+    ):  # what does not change the values; a cast to float32 at the end of a mixed precision model is the common case
+        return _head(layer.input)
+    function = getattr(layer, "function", getattr(layer, "activation", None))
+    name = getattr(function, "__name__", str(function))
+    return next((kind for kind in ("softmax", "sigmoid") if name.startswith(kind)), "linear")
+
+
+def logits_of(outputs: Any, kinds: Sequence[str]) -> tuple[tf.Tensor, ...]:
+    """The logits behind a model's outputs, float32, as a flat tuple.
+
+    Keras activations leave their exact argument on their result, and that is taken. Elsewhere softmax is undone by the
+    logarithm, which differs from the logits by a constant that a softmax at any temperature does not see, and sigmoid by
+    its inverse; both clipped where float32 ends.
+    """
+    flat = tf.nest.flatten(outputs)
+    kinds = kinds if len(kinds) == len(flat) else ["linear"] * len(flat)
+    return tuple(_logits(output, kind) for output, kind in zip(flat, kinds, strict=True))
+
+
+def _logits(output: tf.Tensor, kind: str) -> tf.Tensor:
+    exact = getattr(output, "_keras_logits", None)
+    if exact is not None:
+        return tf.cast(exact, tf.float32)
+    smallest = {tf.float16: 6e-8}.get(output.dtype, 1.2e-38)
+    output = tf.cast(output, tf.float32)
+    if kind == "softmax":
+        return tf.math.log(tf.maximum(output, smallest))
+    if kind == "sigmoid":
+        output = tf.clip_by_value(output, smallest, 1 - 6e-8)
+        return tf.math.log(output) - tf.math.log1p(-output)
+    return output

@@ -1,0 +1,361 @@
+"""Measures exported files on the test set: accuracy, size, zeros, latency, TFLite Micro. Nothing here is estimated."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import math
+import os
+import platform
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from orbit_kd import runtimes
+from orbit_kd.errors import InputError
+from orbit_kd.exporters import Artifact, export, open_artifact
+from orbit_kd.exporters.c_array import read_c_array
+from orbit_kd.exporters.tflite import calibration_sample
+from orbit_kd.progress import track
+from orbit_kd.tflite_reader import TfliteSummary, read, read_bytes
+
+if TYPE_CHECKING:
+    from orbit_kd.reporting import Report
+
+_PACKAGES = (
+    "orbit-kd", "tensorflow", "tf_keras", "tensorflow-model-optimization", "ai-edge-litert", "tflite-micro", "numpy"
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class McNemar:
+    """Two classifiers on the same images (McNemar 1947, exact): do they differ by more than chance?
+
+    Attributes:
+        first_only: images only the first got right.
+        second_only: images only the second got right.
+        p: two-sided p-value of that split under a fair coin; 1 where they never differ.
+    """
+
+    first_only: int
+    second_only: int
+    p: float
+
+
+def accuracy(labels: np.ndarray, logits: np.ndarray) -> float:
+    """Share of images whose largest output is the label's.
+
+    Args:
+        labels: (n,) integers, n > 0.
+        logits: (n, classes); probabilities do as well.
+    """
+    return float(np.mean(np.argmax(logits, axis=-1) == labels))
+
+
+def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, *, classes: int) -> np.ndarray:
+    """Counts (classes, classes): row = true class, column = predicted class."""
+    matrix = np.zeros((classes, classes), np.int64)
+    np.add.at(matrix, (labels, predictions), 1)
+    return matrix
+
+
+def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> McNemar:
+    """The exact McNemar test.
+
+    Args:
+        first_right: (n,) booleans, whether the first classifier got each image right.
+        second_right: the same of the second, in the same order.
+    """
+    first, second = np.asarray(first_right, bool), np.asarray(second_right, bool)
+    b, c = int((first & ~second).sum()), int((~first & second).sum())
+    tail = sum(math.comb(b + c, k) for k in range(min(b, c) + 1))
+    return McNemar(b, c, min(1.0, 2 * tail / 2 ** (b + c)))  # whole numbers, so that no size overflows
+
+
+def zeros_added(reference: TfliteSummary, quantized: TfliteSummary) -> int | None:
+    """Parameters != 0 in the float file and 0 in the quantized one; None where their operators do not match."""
+    before, after = ([op for op in file.ops if op.params] for file in (reference, quantized))
+    if [(op.op, op.weight_shape, op.params) for op in before] != [(op.op, op.weight_shape, op.params) for op in after]:
+        return None
+    return sum(a.nonzero - b.nonzero for a, b in zip(before, after, strict=True))
+
+
+def model_bytes(artifact: Artifact) -> bytes:
+    """The flatbuffer that an artifact holds: the .tflite file, or the bytes in its C array.
+
+    Raises:
+        InputError: the file is gone or damaged.
+    """
+    return read_c_array(artifact.path) if artifact.target == "c_array" else read_bytes(artifact.path)
+
+
+def logits(models: Mapping[str, runtimes.Model], test: Any, *, threads: int = 1) -> tuple[np.ndarray, dict[str, Any]]:
+    """Runs several files on the test set in one pass, so that their outputs belong to the same images in any order.
+
+    Args:
+        models: name -> path or bytes of a .tflite file.
+        test: batches (x, y): x real numbers (batch, ...) after Preprocess; y integers (batch,) or one-hot
+            (batch, classes).
+        threads: LiteRT threads.
+
+    Returns:
+        labels (n,) int64, and name -> float32 outputs (n, classes).
+
+    Raises:
+        InputError: an empty test set, labels the outputs cannot hold, outputs that are not finite, or what
+            `runtimes.load` and `runtimes.run` raise.
+    """
+    runners = {name: runtimes.load(model, threads=threads) for name, model in models.items()}
+    outputs: dict[str, list[np.ndarray]] = {name: [] for name in runners}
+    labels: list[np.ndarray] = []
+    for batch in track(iter(test), "test set", total=_length(test)):
+        if not isinstance(batch, (tuple, list)) or len(batch) < 2:
+            raise InputError("The test data has no labels.", expected="batches (x, y)", fix="pass images with labels")
+        x, y = np.asarray(batch[0]), np.asarray(batch[1])
+        labels.append((y.argmax(-1) if y.ndim > 1 and y.shape[-1] > 1 else y.reshape(-1)).astype(np.int64))
+        if len(x) != len(labels[-1]):
+            raise InputError(
+                f"A test batch has {len(x)} images and {len(labels[-1])} labels.",
+                expected="one label an image, in batches",
+                fix="batch the data set: test.batch(32)",
+            )
+        for name, runner in runners.items():
+            outputs[name].append(runtimes.run(runner, x).reshape(len(x), -1))
+    if not labels or not sum(map(len, labels)):
+        raise InputError("The test data is empty.", expected="at least one batch (x, y)", fix="check the test split")
+    truth = np.concatenate(labels)
+    joined = {name: np.concatenate(parts) for name, parts in outputs.items()}
+    for name, values in joined.items():
+        _check_outputs(name, values, truth)
+    return truth, joined
+
+
+def evaluate(
+    artifacts: Artifact | str | os.PathLike[str] | Sequence[Artifact | str | os.PathLike[str]],
+    test: Any,
+    *,
+    teacher: Any = None,
+    teacher_artifacts: Sequence[Artifact] = (),
+    class_names: Sequence[str] | None = None,
+    workdir: str | os.PathLike[str] | None = None,
+    threads: int = 1,
+    latency_runs: int = 50,
+    tflm_images: int = 200,
+) -> Report:
+    """Runs every exported file on the test set and reports what was gained and what was lost against the teacher.
+
+    The student's params and zeros are those of its "tflite_float32" file, where one is among the artifacts; else those
+    of the smallest file, and `student.measured_from` says which.
+
+    Args:
+        artifacts: exported files of the student, as `export` returns them, or paths.
+        test: batches (x, y) as for `logits`.
+        teacher: a tf_keras model, which is exported to "tflite_float32" and measured there; or that file (an Artifact
+            or a path); or None, which leaves the comparison out.
+        teacher_artifacts: further files of the teacher. A student's file is timed against the teacher's file of the
+            same target.
+        class_names: for the report.
+        workdir: where the teacher's file is kept; None for a temporary folder.
+        threads: LiteRT threads for the latencies; accuracy uses all cores.
+        latency_runs: rounds of interleaved timing.
+        tflm_images: how many test images (a seeded random sample) TFLite Micro is compared on.
+
+    Raises:
+        InputError: no artifacts, a teacher file of another target, class counts that differ, or what `logits` raises.
+    """
+    from orbit_kd.reporting import Report
+
+    students = [
+        _artifact(a) for a in ([artifacts] if isinstance(artifacts, (Artifact, str, os.PathLike)) else artifacts)
+    ]
+    if not students:
+        raise InputError("No artifacts to evaluate.", expected="at least one", fix="export the student first")
+    if iter(test) is test:
+        raise InputError(
+            "The test data can be read only once.",
+            expected="batches (x, y) that can be gone through again: a tf.data.Dataset or a list",
+            fix="pass the data set itself, not an iterator over it",
+        )
+    with _teacher_file(teacher, workdir) as teacher_file:
+        models = {f"{i} ({a.path.name})": model_bytes(a) for i, a in enumerate(students)}
+        names = list(models)
+        if teacher_file:
+            models["teacher"] = model_bytes(teacher_file)
+        labels, outputs = logits(models, test, threads=os.cpu_count() or 1)
+        _same_classes(outputs, class_names)
+        summaries = [read(models[name]) for name in names]
+        reference = next((i for i, a in enumerate(students) if a.target == "tflite_float32"), None)
+        base = min(range(len(students)), key=lambda i: students[i].bytes) if reference is None else reference
+        data: dict[str, Any] = {
+            "teacher": _teacher_section(teacher_file, models, labels, outputs),
+            "student": _student_section(students[base], summaries[base], labels, outputs[names[base]]),
+            "artifacts": [
+                _measured(artifact, summaries[i], summaries[base], labels, outputs[names[i]])
+                | {"zeros_from_int8": None if reference is None else zeros_added(summaries[base], summaries[i])}
+                | _against_teacher(labels, outputs.get("teacher"), outputs[names[i]])
+                for i, artifact in enumerate(students)
+            ],
+        }
+        images = calibration_sample(test, samples=tflm_images)
+        against = {a.target: a for a in (*([teacher_file] if teacher_file else []), *teacher_artifacts)}
+        for row, artifact, name in zip(data["artifacts"], students, names, strict=True):
+            row |= _latency(artifact, models[name], against, runs=latency_runs, threads=threads)
+            row["tflm"] = dataclasses.asdict(runtimes.tflm_parity(models[name], images))
+    data["ratios"] = ratios(data)
+    data["class_names"] = None if class_names is None else list(class_names)
+    data["data"] = {"test": len(labels)}
+    data["versions"] = versions()
+    return Report(data)
+
+
+def ratios(data: Mapping[str, Any]) -> dict[str, float]:
+    """How much smaller the student is than the teacher, from the sections of a report; empty without a teacher.
+
+    `bytes` and `gzip_bytes` are of the file the report's headline is about; `float32_bytes` compares float to float.
+    """
+    from orbit_kd.report_text import shipped
+
+    teacher, student, file = data["teacher"], data["student"], shipped(dict(data))
+    if not teacher:
+        return {}
+    found = {
+        "params": teacher["params"] / student["params"],
+        "nonzero_params": teacher["params"] / max(1, student["nonzero_params"]),
+        "parameters_gone": 1 - student["nonzero_params"] / teacher["params"],
+        "bytes": teacher["tflite_bytes"] / file["bytes"],
+        "gzip_bytes": teacher["gzip_bytes"] / file["gzip_bytes"],
+        "macs": teacher["macs"] / max(1, student["macs"]),
+    }
+    float32 = next((a for a in data["artifacts"] if a["target"] == "tflite_float32"), None)
+    return found | ({"float32_bytes": teacher["tflite_bytes"] / float32["bytes"]} if float32 else {})
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, the platform and the packages that are installed."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package.replace("-", "_")] = importlib.metadata.version(package)
+    return found
+
+
+def _length(data: Any) -> int | None:
+    try:
+        return len(data)
+    except TypeError:  # a data set that only knows at its end
+        return None
+
+
+def _artifact(item: Artifact | str | os.PathLike[str]) -> Artifact:
+    return item if isinstance(item, Artifact) else open_artifact(item)
+
+
+@contextlib.contextmanager
+def _teacher_file(teacher: Any, workdir: str | os.PathLike[str] | None) -> Iterator[Artifact | None]:
+    """The teacher's tflite_float32 file, exported if need be."""
+    if teacher is None:
+        yield None
+        return
+    if isinstance(teacher, (Artifact, str, os.PathLike)):
+        artifact = _artifact(teacher)
+        if artifact.target != "tflite_float32":
+            raise InputError(
+                f"The teacher's file {artifact.path} is of the target {artifact.target}.",
+                expected="tflite_float32: params and byte ratios are counted from it",
+                fix="pass the tf_keras teacher, and this file in teacher_artifacts",
+            )
+        yield artifact
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(workdir or folder, "teacher_float32.tflite")
+        yield export(teacher, "tflite_float32", path=path)
+
+
+def _check_outputs(name: str, values: np.ndarray, labels: np.ndarray) -> None:
+    if not np.isfinite(values).all():
+        raise InputError(
+            f"Model {name} puts out NaN or Inf.", expected="finite outputs", fix="the training diverged: train again"
+        )
+    if labels.min() < 0 or labels.max() >= values.shape[1] or values.shape[1] < 2:
+        raise InputError(
+            f"Labels run from {labels.min()} to {labels.max()}, and model {name} has {values.shape[1]} outputs.",
+            expected="labels from 0 to one less than the number of outputs, and at least two outputs",
+            fix="use the data set the network was trained on, with its classes in the same order",
+        )
+
+
+def _same_classes(outputs: Mapping[str, np.ndarray], class_names: Sequence[str] | None) -> None:
+    widths = {name: values.shape[1] for name, values in outputs.items()}
+    if class_names is not None:
+        widths["class_names"] = len(class_names)
+    if len(set(widths.values())) > 1:
+        raise InputError(
+            f"The numbers of classes differ: {', '.join(f'{k}: {v}' for k, v in widths.items())}.",
+            expected="the same number everywhere",
+            fix="compare networks of the same task",
+        )
+
+
+def _scores(labels: np.ndarray, values: np.ndarray) -> dict[str, Any]:
+    predictions = values.argmax(-1)
+    matrix = confusion_matrix(labels, predictions, classes=values.shape[1])
+    return {"accuracy": accuracy(labels, values), "confusion": matrix.tolist()}
+
+
+def _teacher_section(
+    file: Artifact | None, models: Mapping[str, bytes], labels: np.ndarray, outputs: Mapping[str, np.ndarray]
+) -> dict[str, Any] | None:
+    if file is None:
+        return None
+    summary = read(models["teacher"])
+    sizes = {"params": summary.params, "nonzero_params": summary.nonzero_params, "macs": summary.macs,
+             "tflite_bytes": file.bytes, "gzip_bytes": file.gzip_bytes}  # fmt: skip
+    return sizes | _scores(labels, outputs["teacher"])
+
+
+def _student_section(
+    artifact: Artifact, summary: TfliteSummary, labels: np.ndarray, values: np.ndarray
+) -> dict[str, Any]:
+    counts = {"params": summary.params, "nonzero_params": summary.nonzero_params, "macs": summary.macs,
+              "macs_nonzero": summary.macs_nonzero, "measured_from": artifact.target}  # fmt: skip
+    return counts | _scores(labels, values)
+
+
+def _measured(
+    artifact: Artifact, summary: TfliteSummary, reference: TfliteSummary, labels: np.ndarray, values: np.ndarray
+) -> dict[str, Any]:
+    return {
+        "target": artifact.target,
+        "path": str(artifact.path),
+        "bytes": artifact.bytes,
+        "gzip_bytes": artifact.gzip_bytes,
+        "density": summary.density,
+        "params": reference.params,
+        "nonzero_params": reference.nonzero_params,
+        "sparse_encoded": summary.sparse,
+    } | _scores(labels, values)
+
+
+def _against_teacher(labels: np.ndarray, teacher: np.ndarray | None, values: np.ndarray) -> dict[str, Any]:
+    if teacher is None:
+        return {"mcnemar_p": None, "teacher_only_right": None, "student_only_right": None}
+    test = mcnemar(teacher.argmax(-1) == labels, values.argmax(-1) == labels)
+    return {"mcnemar_p": test.p, "teacher_only_right": test.first_only, "student_only_right": test.second_only}
+
+
+def _latency(
+    artifact: Artifact, model: bytes, against: Mapping[str, Artifact], *, runs: int, threads: int
+) -> dict[str, Any]:
+    """The student's file timed against the teacher's file of the same target."""
+    if artifact.target not in against:
+        return {"latency": None, "latency_why": f"no {artifact.target} file of the teacher to compare with"}
+    teacher, student = runtimes.latency([model_bytes(against[artifact.target]), model], runs=runs, threads=threads)
+    return {
+        "latency": dataclasses.asdict(student)
+        | {"against": f"teacher {artifact.target}", "against_milliseconds": teacher.milliseconds},
+        "latency_why": None,
+    }

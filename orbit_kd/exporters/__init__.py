@@ -1,0 +1,82 @@
+"""From a Keras model to a file that a runtime reads. One function a target, filed in `targets`.
+
+A new target is one function and its registration:
+
+    @targets.register("my_format")
+    def export_my_format(model, *, path, calibration=None) -> Artifact: ...
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from pathlib import Path
+from typing import Any
+
+from orbit_kd.errors import InputError
+from orbit_kd.exporters import c_array, tflite  # noqa: F401  each files its targets
+from orbit_kd.exporters.artifact import Artifact, targets
+from orbit_kd.exporters.metadata import read_metadata
+from orbit_kd.tflite_reader import read, read_bytes
+
+__all__ = ["Artifact", "export", "open_artifact", "read_metadata", "targets"]
+
+# (type of the kernels, type of the activations) -> target
+_KINDS = {
+    ("float32", "float32"): "tflite_float32",
+    ("float16", "float32"): "tflite_float16",
+    ("int8", "float32"): "tflite_dynamic",
+    ("int8", "int8"): "tflite_int8",
+    ("int8", "int16"): "tflite_int16x8",
+}
+
+
+def export(
+    model: Any, target: str, *, path: str | os.PathLike[str], calibration: Any = None, **options: Any
+) -> Artifact:
+    """Writes `model` in the format `target`.
+
+    Args:
+        model: a tf_keras model with one input, (batch, ...) float32; it is not changed. "c_array" also takes a .tflite
+            file or an Artifact.
+        target: a name in `targets`: "tflite_float32", "tflite_int8", "c_array", ...
+        path: the file to write; folders are made.
+        calibration: for integer targets, inputs as the network sees them (after Preprocess): a tf.data.Dataset of
+            batches x or (x, y), or an array (n, ...).
+        **options: the target's own, e.g. `metadata={...}`, `float_io=True`.
+
+    Raises:
+        InputError: unknown target or option; missing or unusable calibration data; a path that cannot be written.
+    """
+    function = targets.get(target)
+    arguments = dict(options, path=path, calibration=calibration)
+    known = inspect.signature(function).parameters
+    unknown = [name for name in options if name not in known]
+    if unknown and not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+        raise InputError(
+            f"Export target {target!r} has no option {unknown[0]!r}.",
+            expected=f"one of: {', '.join(sorted(set(known) - {'model', 'path', 'calibration'}))}",
+            fix="leave it out, or correct its name",
+        )
+    return function(model, **arguments)
+
+
+def open_artifact(path: str | os.PathLike[str]) -> Artifact:
+    """The artifact of a .tflite file, or of a .cc file of "c_array", that is on disk already.
+
+    Raises:
+        InputError: it does not exist, is neither, or holds no convolution or dense layer to tell its target from.
+    """
+    path = Path(path)
+    if path.suffix == ".cc":
+        data, files = c_array.read_c_array(path), (path, path.with_suffix(".h"))
+        return Artifact.of(data, target="c_array", files=files, details={})
+    data = read_bytes(path)
+    kinds = [_KINDS.get((op.dtype, op.output_dtype)) for op in read(data).ops if op.weight_shape]
+    if not kinds or kinds[0] is None:
+        raise InputError(
+            f"{path} is of no kind this package exports.",
+            expected=f"one of: {', '.join(_KINDS.values())}",
+            fix="export the model with okd.export",
+        )
+    return Artifact.of(data, target=kinds[0], files=(path,), details={})

@@ -1,0 +1,82 @@
+"""A JSON note inside a .tflite file: class names, Preprocess, versions, the recipe's hash.
+
+It is an entry "orbit_kd" of the flatbuffer's `metadata` table, which runtimes ignore
+(https://ai.google.dev/edge/litert/models/metadata).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from typing import Any
+
+from orbit_kd.errors import InputError
+from orbit_kd.tflite_reader import parse, read_bytes
+
+NAME = b"orbit_kd"
+
+
+def add_metadata(data: bytes, metadata: dict[str, Any]) -> bytes:
+    """The .tflite file `data` with `metadata` stored in it; an earlier note is replaced.
+
+    Args:
+        data: a .tflite file.
+        metadata: JSON values; dataclasses (such as Preprocess) are stored as their fields.
+
+    Raises:
+        InputError: `data` is no .tflite file, or `metadata` holds something JSON cannot.
+    """
+    import flatbuffers
+    import numpy as np
+    from ai_edge_litert import schema_py_generated as schema
+
+    class AlignedBuffer(schema.BufferT):
+        # The schema's force_align: 16, which the Python generator drops; without it weights may start at any byte,
+        # and microcontrollers that read the file in place fault or slow down.
+        def Pack(self, builder: Any) -> int:
+            if self.data is not None:
+                builder.Prep(16, len(self.data))
+            return super().Pack(builder)
+
+    try:
+        text = json.dumps(metadata, sort_keys=True, allow_nan=False, default=_plain)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"The metadata cannot be stored: {error}.",
+            expected="a dict of JSON values: text, finite numbers, lists, dicts, None, or dataclasses of these",
+            fix="convert the value first, for example arrays with .tolist()",
+        ) from error
+    model = parse(data)
+    notes = [note for note in model.metadata or [] if note.name != NAME]
+    old = [note for note in model.metadata or [] if note.name == NAME]
+    content = np.frombuffer(text.encode(), np.uint8)
+    if old:
+        model.buffers[old[0].buffer].data = content
+    else:
+        old = [schema.MetadataT(name=NAME, buffer=len(model.buffers))]
+        model.buffers.append(schema.BufferT(data=content))
+    model.metadata = notes + old
+    model.buffers = [AlignedBuffer(b.data, b.offset, b.size) for b in model.buffers]
+    builder = flatbuffers.Builder(len(data) + 4096)
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    return bytes(builder.Output())
+
+
+def read_metadata(path_or_bytes: str | os.PathLike[str] | bytes) -> dict[str, Any]:
+    """The note stored in a .tflite file; empty where there is none.
+
+    Raises:
+        InputError: not a .tflite file.
+    """
+    model = parse(read_bytes(path_or_bytes))
+    for note in model.metadata or []:
+        if note.name == NAME:
+            return json.loads(bytes(model.buffers[note.buffer].data))
+    return {}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    raise TypeError(f"{type(value).__name__} is no JSON value")

@@ -1,0 +1,231 @@
+"""TensorFlow Lite files, always with a fixed batch of 1: float32, and full-integer int8 calibrated on data."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from orbit_kd.errors import InputError
+from orbit_kd.exporters.artifact import Artifact, targets, write_file
+from orbit_kd.exporters.metadata import add_metadata
+from orbit_kd.native_log import native_stderr
+
+_SCAN_LIMIT = 20_000
+
+
+@targets.register("tflite_float32")
+def export_float32(
+    model: Any,
+    *,
+    path: str | os.PathLike[str],
+    calibration: Any = None,
+    metadata: dict[str, Any] | None = None,
+    input_shape: tuple[int, ...] | None = None,
+) -> Artifact:
+    """Float weights and activations; BatchNormalization folded. `calibration` is not used.
+
+    Args:
+        model: tf_keras model, one input (batch, ...) float32.
+        path: the .tflite file to write.
+        calibration: ignored, so that one call serves every target.
+        metadata: stored in the file (see `metadata.py`).
+        input_shape: without the batch, for models that leave sizes open.
+
+    Raises:
+        InputError: more than one input, open sizes, weights that are not finite, or an operator TFLite lacks.
+    """
+    data = _convert(model, input_shape, lambda converter: None)
+    return _save(data, "tflite_float32", path, metadata, {})
+
+
+@targets.register("tflite_int8")
+def export_int8(
+    model: Any,
+    *,
+    path: str | os.PathLike[str],
+    calibration: Any = None,
+    metadata: dict[str, Any] | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    samples: int = 256,
+    seed: int = 0,
+    float_io: bool = False,
+) -> Artifact:
+    """Full-integer int8: symmetric weights in -127..127, a scale per channel, zeros stay zero; int8 in and out.
+
+    Scheme: Jacob et al. 2018 (https://arxiv.org/abs/1712.05877) as in TFLite's 8-bit specification.
+
+    Args:
+        model: tf_keras model, one input (batch, ...) float32.
+        path: the .tflite file to write.
+        calibration: inputs as the network sees them, see `export`. A seeded random sample of it sets the activations'
+            ranges; at most the first 20,000 images are gone through.
+        metadata: stored in the file (see `metadata.py`).
+        input_shape: without the batch, for models that leave sizes open.
+        samples: number of calibration images to use.
+        seed: which ones.
+        float_io: float32 input and output instead of int8, with conversions inside the file.
+
+    Raises:
+        InputError: as `export_float32`; also no calibration data, an empty one, one of another shape, or NaN or Inf in
+            it.
+    """
+    import tensorflow as tf
+
+    images = calibration_sample(calibration, samples=samples, seed=seed)
+    shape = _input_shape(model, input_shape)
+    if images.shape[1:] != shape:
+        raise InputError(
+            f"The calibration images have shape {images.shape[1:]}.",
+            expected=f"{shape}, the model's input without the batch",
+            fix="calibrate with the training data after its Preprocess (crop, resize, channels)",
+        )
+
+    def settings(converter: Any) -> None:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.representative_dataset = lambda: ([image[None]] for image in images)
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        if not float_io:
+            converter.inference_input_type = converter.inference_output_type = tf.int8
+
+    data = _convert(model, shape, settings)
+    return _save(data, "tflite_int8", path, metadata, {"calibration_images": len(images), "seed": seed})
+
+
+def calibration_sample(calibration: Any, *, samples: int = 256, seed: int = 0) -> np.ndarray:
+    """A uniform random sample of the images, in one pass (reservoir sampling, Vitter 1985).
+
+    Args:
+        calibration: a tf.data.Dataset or other iterable of batches x or (x, y), or an array (n, ...).
+        samples: how many to take; all where there are fewer.
+        seed: which ones; the order of `calibration` matters too.
+
+    Returns:
+        float32 array (at most `samples`, ...).
+
+    Raises:
+        InputError: none given, none in it, or one that is not finite.
+    """
+    if calibration is None:
+        raise InputError(
+            "No calibration data was given.",
+            expected="some hundred training images: a tf.data.Dataset of batches x or (x, y), or an array (n, ...)",
+            fix="pass calibration=train",
+        )
+    if samples < 1:
+        raise InputError(f"samples={samples}.", expected="at least 1", fix="200 to 300 are usual")
+    rng = np.random.default_rng(seed)
+    chosen: list[np.ndarray] = []
+    seen = 0
+    for batch in _batches(calibration):
+        if not np.isfinite(batch).all():
+            raise InputError(
+                f"The calibration data holds NaN or Inf, within images {seen} to {seen + len(batch) - 1}.",
+                expected="finite numbers, as in training",
+                fix="remove the damaged images, or mend the preprocessing",
+            )
+        for image in batch:
+            place = seen if seen < samples else int(rng.integers(seen + 1))
+            if place < samples:
+                chosen[place : place + 1] = [image]
+            seen += 1
+        if seen >= _SCAN_LIMIT:
+            break
+    if not chosen:
+        raise InputError("The calibration data is empty.", expected="at least one image", fix="pass calibration=train")
+    return np.stack(chosen)
+
+
+def _batches(calibration: Any) -> Iterator[np.ndarray]:
+    if isinstance(calibration, np.ndarray):
+        calibration = [calibration]
+    for batch in calibration:
+        yield np.asarray(batch[0] if isinstance(batch, (tuple, list)) else batch, np.float32)
+
+
+def _input_shape(model: Any, given: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The shape to fix, without the batch."""
+    if not hasattr(model, "inputs") or not hasattr(model, "get_weights"):
+        raise InputError(
+            f"A {type(model).__name__} cannot be exported to TFLite.",
+            expected="a tf_keras model",
+            fix="load it with okd.load_model(path)",
+        )
+    if not model.inputs or len(model.inputs) != 1:
+        raise InputError(
+            f"Model {model.name!r} has {len(model.inputs or [])} inputs.",
+            expected="exactly one: an image batch",
+            fix="build the model (call it once), or wrap it in one with a single input",
+        )
+    own = tuple(model.inputs[0].shape)[1:]
+    shape = own if given is None else tuple(given)
+    if None in shape or len(shape) != len(own) or any(a not in (None, b) for a, b in zip(own, shape, strict=True)):
+        raise InputError(
+            f"The input of model {model.name!r} is {own} without the batch; the shape asked for is {given}.",
+            expected="one fixed size for every axis, as microcontrollers and NPUs plan memory before they run",
+            fix="pass input_shape=(height, width, channels) that fits the model",
+        )
+    return shape
+
+
+def _convert(model: Any, input_shape: tuple[int, ...] | None, settings: Callable[[Any], None]) -> bytes:
+    """Runs the converter, quietly; `settings` sets its options."""
+    import tensorflow as tf
+
+    shape = _input_shape(model, input_shape)
+    bad = next((v.name for v in model.weights if not np.isfinite(v.numpy()).all()), None)
+    if bad is not None:
+        raise InputError(
+            f"Weight {bad!r} of model {model.name!r} holds NaN or Inf.",
+            expected="finite weights",
+            fix="training diverged: go back to an earlier checkpoint, or lower the learning rate",
+        )
+    with _quiet(), native_stderr() as log:
+        try:
+            function = tf.function(lambda image: model(image, training=False), autograph=False)
+            signature = tf.TensorSpec((1, *shape), tf.float32, name="image")
+            # The holder keeps the variables alive for the converter, and nothing else: saving the whole Keras model
+            # would trace every layer again.
+            holder = tf.Module()
+            holder.variables_ = list(model.variables)
+            converter = tf.lite.TFLiteConverter.from_concrete_functions(
+                [function.get_concrete_function(signature)], holder
+            )
+            settings(converter)
+            return converter.convert()
+        except Exception as error:
+            reason = next((line for line in str(error).splitlines() if "error" in line.lower()), str(error))
+            raise InputError(
+                f"TFLite cannot hold model {model.name!r}: {reason.strip()[:300]}",
+                expected="layers that TFLite has builtin operators for; GroupNormalization, for example, has none",
+                fix="replace that layer; the whole report of the converter is the cause of this error",
+            ) from RuntimeError(f"{error}\n{log.text}")
+
+
+def _save(
+    data: bytes, target: str, path: str | os.PathLike[str], metadata: dict[str, Any] | None, details: dict[str, Any]
+) -> Artifact:
+    if metadata is not None:
+        data = add_metadata(data, metadata)
+    return Artifact.of(data, target=target, files=(write_file(path, data),), details=details)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No Python warnings or log lines of the converter, for this block only."""
+    loggers = [logging.getLogger(name) for name in ("tensorflow", "absl")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,135 @@
+"""Model files in and out: nothing in a file runs unless the caller trusts it, and nothing is half-written."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tf_keras as keras
+
+from orbit_kd.errors import InputError
+from orbit_kd.model_safety import code_in, read_config
+
+
+
+def load_model(
+    model: str | os.PathLike[str] | keras.Model,
+    *,
+    trust_code: bool = False,
+    custom_objects: Mapping[str, Any] | None = None,
+) -> keras.Model:
+    """Reads a trained model, not compiled.
+
+    Args:
+        model: a .keras or .h5 file, a SavedModel folder with Keras metadata, or a tf_keras model (returned as it is).
+        trust_code: load files that could run code of their author: Lambda layers, classes from other modules, a
+            SavedModel without Keras metadata.
+        custom_objects: classes of your own layers, by name.
+
+    Raises:
+        InputError: no such file, no model file, a file that could run code, or a layer that is not known.
+    """
+    if isinstance(model, keras.Model):
+        return model
+    if not isinstance(model, (str, os.PathLike)):
+        raise InputError(
+            f"load_model got a {type(model).__module__}.{type(model).__name__}.",
+            expected="a path, or a tf_keras model",
+            fix="save the model with model.save('model.keras') and give the path",
+        )
+    path = Path(model)
+    if not path.exists():
+        raise InputError(f"There is no model at {path}.", expected="a .keras or .h5 file or a SavedModel folder",
+                         fix="check the path")  # fmt: skip
+    known = tuple(custom_objects or ())
+    try:
+        configs, version = read_config(path)
+    except (ValueError, OSError) as e:
+        raise InputError(f"{path} is no Keras model file: {e}.", expected="a .keras or .h5 file or a SavedModel folder",
+                         fix="save the model with model.save('model.keras')") from e  # fmt: skip
+    found = [f for config in configs for f in code_in(config, known)]
+    if not configs:
+        found = ["a SavedModel without Keras metadata"]
+    if found and not trust_code:
+        raise InputError(
+            f"{path} could run code when it is loaded: {', '.join(sorted(set(found))[:5])}.",
+            expected="a model of plain Keras layers",
+            fix="if you trust its author: load_model(..., trust_code=True) (tools: --trust_model_code)",
+        )
+    if version.startswith("3"):
+        raise InputError(
+            f"{path} was written by Keras {version}.",
+            expected="a file of tf_keras (Keras 2)",
+            fix="save it from tf_keras; reading Keras 3 files is not built yet",
+        )
+    try:
+        loaded = keras.models.load_model(path, custom_objects=dict(custom_objects or {}), compile=False,
+                                         **({"safe_mode": False} if trust_code else {}))  # fmt: skip
+    except Exception as e:  # the loaders raise nearly anything on a bad file
+        raise InputError(
+            f"{path} could not be loaded: {type(e).__name__}: {str(e).strip().splitlines()[0] if str(e) else ''}",
+            expected="a model whose layers tf_keras knows",
+            fix="give your own layer classes as custom_objects={'MyLayer': MyLayer}; else save the model again",
+        ) from e
+    if not isinstance(loaded, keras.Model):
+        raise InputError(f"{path} holds a {type(loaded).__name__}, not a Keras model.", expected="a Keras model",
+                         fix="save the model with model.save('model.keras')")  # fmt: skip
+    return loaded
+
+
+def save_model(model: keras.Model, path: str | os.PathLike[str]) -> Path:
+    """Writes a .keras file under a temporary name, then renames it; returns the path.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{uuid.uuid4().hex}.keras")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        model.save(temporary, save_format="keras")
+        os.replace(temporary, path)
+    except OSError as e:
+        raise unwritable(path, e) from e
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def unwritable(path: str | os.PathLike[str], error: OSError) -> InputError:
+    """The error for a path that cannot be written."""
+    return InputError(
+        f"{path} cannot be written: {error.strerror or error}.", expected="a folder you may write to, with space left",
+        fix="choose another --workdir or path",
+    )  # fmt: skip
+
+
+def writable_folder(path: str | os.PathLike[str]) -> Path:
+    """Makes the folder, and proves that a file can be written there.
+
+    Raises:
+        InputError: it cannot.
+    """
+    folder = Path(path)
+    probe = folder / f".{uuid.uuid4().hex}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.mkdir()
+        shutil.rmtree(probe)
+    except OSError as e:
+        raise unwritable(folder, e) from e
+    return folder
+
+
+def fingerprint(model: keras.Model) -> str:
+    """sha256 over the architecture and the weights, as hex."""
+    h = hashlib.sha256(model.to_json().encode())
+    for value in model.get_weights():
+        h.update(str((value.shape, value.dtype)).encode())
+        h.update(value.tobytes())
+    return h.hexdigest()

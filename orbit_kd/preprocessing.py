@@ -1,0 +1,246 @@
+"""From decoded images to the network's input: one function for training, calibration, evaluation and golden pairs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from orbit_kd.errors import InputError
+from orbit_kd.recipe import Preprocess
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+# ITU-R BT.601 luma, the weights of Pillow's convert("L").
+LUMA = (0.299, 0.587, 0.114)
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """Random changes to training images, each a stateless function of the example's seed pair.
+
+    All of it happens on the decoded pixel values inside the crop, before the resize. Values stay within the range of
+    the decoded type (uint8, uint16).
+
+    Attributes:
+        shift: the crop moves by up to this many pixels each way. Real pixels come in where the image is larger than
+            the crop; beyond its border the image is reflected.
+        flip: "" for none, "h" mirrors left-right, "v" top-bottom, "hv" both, each with probability 1/2.
+        turns: turn by 0, 90, 180 or 270 degrees; needs a square crop.
+        gain: all pixels of an image are multiplied by one factor from [1 - gain, 1 + gain].
+        speckle: number of looks L; each pixel is multiplied by a gamma variate of mean 1 and variance 1/L. None: off.
+    """
+
+    shift: int = 0
+    flip: str = ""
+    turns: bool = False
+    gain: float = 0.0
+    speckle: float | None = None
+
+    def __post_init__(self) -> None:
+        def need(good: bool, name: str, expected: str, example: str) -> None:
+            if not good:
+                value = getattr(self, name)
+                raise InputError(f"Augment({name}={value!r}).", expected=expected, fix=f"give for example {example}")
+
+        need(isinstance(self.shift, int) and self.shift >= 0, "shift", "pixels, an integer >= 0", "shift=4")
+        need(self.flip in ("", "h", "v", "hv"), "flip", '"", "h", "v" or "hv"', 'flip="h"')
+        need(0 <= self.gain < 1, "gain", "a fraction in [0, 1)", "gain=0.1")
+        need(self.speckle is None or self.speckle > 0, "speckle", "a number of looks > 0, or None", "speckle=10")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON; `Augment(**d)` gives it back."""
+        return dataclasses.asdict(self)
+
+
+def output_shape(preprocess: Preprocess, image_shape: Sequence[int], *, name: str = "the image") -> tuple[int, int, int]:
+    """Shape (height, width, channels) that `apply` makes of an image of `image_shape`; `name` is for messages.
+
+    Raises:
+        InputError: the crop is larger than the image, `channels` cannot be had, or `mean` has another length.
+    """
+    height, width, channels = (int(n) for n in image_shape)
+    if preprocess.crop and (preprocess.crop[0] > height or preprocess.crop[1] > width):
+        raise InputError(
+            f"The crop {_size(preprocess.crop)} is larger than {name}, which is {_size((height, width))}.",
+            expected="a crop inside the image (height x width)",
+            fix=f"use Preprocess(crop={min(height, width)}) or less (--crop), or Preprocess(resize=...) (--resize)",
+        )
+    if preprocess.channels not in (None, channels) and {preprocess.channels, channels} != {1, 3}:
+        raise InputError(
+            f"Preprocess(channels={preprocess.channels}), but {name} has {channels} channels.",
+            expected="an image of 1 or 3 channels",
+            fix="leave Preprocess(channels=None) (no --channels) to keep the bands as they are",
+        )
+    height, width = preprocess.resize or preprocess.crop or (height, width)
+    channels = preprocess.channels or channels
+    if len(preprocess.mean) not in (0, 1, channels):
+        raise InputError(
+            f"Preprocess(mean=...) has {len(preprocess.mean)} values for {channels} channels.",
+            expected=f"1 or {channels} values",
+            fix="give one mean for all channels or one for each (--mean)",
+        )
+    return height, width, channels
+
+
+def check(preprocess: Preprocess, image_shape: Sequence[int], input_shape: Sequence[int | None]) -> None:
+    """Makes sure that images of `image_shape`, after `preprocess`, are what the model takes.
+
+    Args:
+        preprocess: what happens to the images.
+        image_shape: (height, width, channels) of a decoded image.
+        input_shape: the model's input, (height, width, channels) or with a leading batch size; None fits anything.
+
+    Raises:
+        InputError: they differ; the message names the Preprocess argument and the flag that mends it.
+    """
+    if len(input_shape) not in (3, 4):
+        raise InputError(
+            f"The model takes inputs of shape {tuple(input_shape)}.",
+            expected="images: (batch, height, width, channels)",
+            fix="use a model with one image input",
+        )
+    got, want = output_shape(preprocess, image_shape), tuple(input_shape)[-3:]
+    height, width, channels = image_shape
+    if any(w not in (None, g) for w, g in zip(want[:2], got[:2], strict=True)):
+        size = (want[0] or got[0], want[1] or got[1])
+        flag = str(size[0]) if size[0] == size[1] else f"{size[0]},{size[1]}"
+        value = flag if size[0] == size[1] else f"({size[0]}, {size[1]})"
+        ways = f"scale the images with Preprocess(resize={value}) (--resize={flag})"
+        if size[0] <= height and size[1] <= width:
+            ways = f"cut out the centre with Preprocess(crop={value}) (--crop={flag}), or {ways}"
+            if preprocess.resize:
+                ways += ", in place of the present resize"
+        raise InputError(
+            f"Images of {_size((height, width))} become {_size(got)} after Preprocess, the model takes {_size(want)}.",
+            expected=f"height x width {_size(want)} (None: any)",
+            fix=ways,
+        )
+    if want[2] not in (None, got[2]):
+        if want[2] in (1, 3) and channels in (1, 3):
+            fix = f"convert with Preprocess(channels={want[2]}) (--channels={want[2]})"
+        else:
+            fix = f"use images of {want[2]} channels, or a model that takes {got[2]}"
+        raise InputError(
+            f"Images have {got[2]} channels after Preprocess, the model takes {want[2]}.",
+            expected=f"{want[2]} channels",
+            fix=fix,
+        )
+
+
+def check_augment(preprocess: Preprocess, image_shape: Sequence[int], augment: Augment) -> None:
+    """Makes sure that `augment` can be applied to images of `image_shape`.
+
+    Raises:
+        InputError: quarter turns of a frame that is not square, or a shift beyond the reflected image.
+    """
+    height, width = int(image_shape[0]), int(image_shape[1])
+    frame = preprocess.crop or (height, width)
+    if augment.turns and frame[0] != frame[1]:
+        raise InputError(
+            f"Augment(turns=True) on images of {_size(frame)}.",
+            expected="a square frame",
+            fix=f"use Preprocess(crop={min(frame)}) (--crop={min(frame)}), or turns=False",
+        )
+    if augment.shift >= min(height, width):
+        raise InputError(
+            f"Augment(shift={augment.shift}) on images of {_size((height, width))}.",
+            expected="a shift smaller than the image",
+            fix=f"use shift={max(1, min(frame) // 8)}",
+        )
+
+
+def apply(
+    preprocess: Preprocess, images: tf.Tensor, *, augment: Augment | None = None, seed: tf.Tensor | None = None
+) -> tf.Tensor:
+    """Channels, centre crop, resize, then (x - mean) * scale, in this order; usable inside `tf.data` maps.
+
+    The resize is bilinear with antialiasing, which agrees with Pillow's BILINEAR to its rounding to 8 bits.
+
+    Args:
+        preprocess: what to do.
+        images: one decoded image (height, width, channels) or a batch of them; uint8, uint16 or float32.
+        augment: random changes on the way; see `Augment`.
+        seed: with `augment`, an int64 pair for one image, or (batch, 2).
+
+    Returns:
+        float32 tensor of the same rank.
+    """
+    import tensorflow as tf
+
+    images = tf.convert_to_tensor(images)
+    if images.shape.rank == 3:
+        seed = None if seed is None else tf.convert_to_tensor(seed)[None]
+        return apply(preprocess, images[None], augment=augment, seed=seed)[0]
+
+    top = images.dtype.max if images.dtype in (tf.uint8, tf.uint16) else None
+    if augment is None or augment == Augment():
+        x = tf.cast(_centre(images, preprocess.crop), tf.float32)
+    else:
+        x = _augmented(images, preprocess.crop, augment, seed)
+        x = x if top is None else tf.minimum(x, float(top))
+    if preprocess.channels == 1 and x.shape[-1] == 3:
+        x = tf.reduce_sum(x * tf.constant(LUMA), axis=-1, keepdims=True)
+    elif preprocess.channels == 3 and x.shape[-1] == 1:
+        x = tf.repeat(x, 3, axis=-1)
+    if preprocess.resize:
+        x = tf.image.resize(x, preprocess.resize, method="bilinear", antialias=True)
+    if preprocess.mean:
+        x -= tf.constant(preprocess.mean)
+    return x if preprocess.scale == 1.0 else x * preprocess.scale
+
+
+def _centre(images: tf.Tensor, size: tuple[int, int] | None) -> tf.Tensor:
+    if size is None:
+        return images
+    import tensorflow as tf
+
+    shape = tf.shape(images)
+    row, column = (shape[1] - size[0]) // 2, (shape[2] - size[1]) // 2
+    cropped = images[:, row : row + size[0], column : column + size[1]]
+    cropped.set_shape([images.shape[0], *size, images.shape[3]])
+    return cropped
+
+
+def _augmented(images: tf.Tensor, size: tuple[int, int] | None, augment: Augment, seed: tf.Tensor) -> tf.Tensor:
+    """The moved, flipped and turned crop, as float32, with gain and speckle on it."""
+    import tensorflow as tf
+
+    draws = tf.map_fn(lambda s: tf.random.stateless_uniform([6], s), seed, fn_output_signature=tf.float32)
+    shape = tf.shape(images)
+    frame = size or (images.shape[1] or shape[1], images.shape[2] or shape[2])
+
+    def pick(axis: int, draw: tf.Tensor, mirror: tf.Tensor | None) -> tf.Tensor:
+        # A crop is a choice of rows and columns; reflecting the index is reflect padding without the padding.
+        offset = tf.cast(tf.floor(draw * (2 * augment.shift + 1)), tf.int32) - augment.shift
+        line = tf.range(frame[axis])[None]
+        if mirror is not None:
+            line = tf.where(mirror[:, None] < 0.5, line, frame[axis] - 1 - line)
+        index = tf.abs((shape[axis + 1] - frame[axis]) // 2 + offset[:, None] + line)
+        last = shape[axis + 1] - 1
+        return last - tf.abs(last - index)
+
+    rows = pick(0, draws[:, 0], draws[:, 2] if "v" in augment.flip else None)
+    columns = pick(1, draws[:, 1], draws[:, 3] if "h" in augment.flip else None)
+    x = tf.gather(tf.gather(images, rows, axis=1, batch_dims=1), columns, axis=2, batch_dims=1)
+    x = tf.cast(x, tf.float32)
+    if augment.turns:
+        quarter = tf.cast(tf.floor(draws[:, 4] * 4), tf.int32)[:, None, None, None]
+        x = tf.where(quarter >= 2, tf.reverse(x, [1, 2]), x)
+        x = tf.where(quarter % 2 == 1, tf.reverse(tf.transpose(x, [0, 2, 1, 3]), [1]), x)
+    if augment.gain:
+        x *= (1.0 + augment.gain * (2.0 * draws[:, 5] - 1.0))[:, None, None, None]
+    if augment.speckle:
+        looks = float(augment.speckle)
+
+        def gamma(s: tf.Tensor) -> tf.Tensor:
+            # The words swapped are another seed than the draws above have, which keeps the two independent.
+            return tf.random.stateless_gamma(tf.shape(x)[1:], tf.stack([s[1], s[0]]), alpha=looks, beta=looks)
+
+        x *= tf.map_fn(gamma, seed, fn_output_signature=tf.TensorSpec(x.shape[1:], tf.float32))
+    return x
+
+
+def _size(shape: Sequence[int | None]) -> str:
+    return f"{shape[0]}x{shape[1]}"

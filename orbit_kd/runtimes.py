@@ -1,0 +1,413 @@
+"""Runs exported .tflite files on the real runtimes: LiteRT, its reference kernels, and TensorFlow Lite Micro."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from orbit_kd.errors import InputError
+from orbit_kd.native_log import native_stderr
+from orbit_kd.registry import Registry
+from orbit_kd.tflite_reader import parse, read_bytes
+
+Model = str | os.PathLike[str] | bytes
+MCU_HINT = 'pip install "orbit-kd[mcu]"'
+_BATCH = 32
+R = TypeVar("R")
+
+
+@dataclasses.dataclass(frozen=True)
+class Port:
+    """An input or output of a file: its shape without the batch, its type, and how integers there stand for numbers.
+
+    real = (integer - zero_point) * scale; scale is 0 for float ports.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    scale: float
+    zero_point: int
+
+    @classmethod
+    def of(cls, shape: Any, dtype: Any, scales: Any, zero_points: Any) -> Port:
+        """From what the interpreters tell."""
+        scale, zero = (float(scales[0]), int(zero_points[0])) if len(scales) else (0.0, 0)
+        return cls(tuple(int(n) for n in shape[1:]), np.dtype(dtype), scale, zero)
+
+    def quantize(self, x: np.ndarray) -> np.ndarray:
+        """Real numbers -> this port's type, rounded half to even and saturated."""
+        if not self.scale:
+            return np.ascontiguousarray(x, self.dtype)
+        limits = np.iinfo(self.dtype)
+        steps = np.rint(np.asarray(x, np.float32) / np.float32(self.scale)) + self.zero_point
+        return np.clip(steps, limits.min, limits.max).astype(self.dtype)
+
+    def dequantize(self, q: np.ndarray) -> np.ndarray:
+        """This port's type -> float32."""
+        if not self.scale:
+            return q.astype(np.float32)
+        return (q.astype(np.float32) - self.zero_point) * np.float32(self.scale)
+
+
+class Runner(Protocol):
+    """A loaded file with one input and one output."""
+
+    input: Port
+    output: Port
+
+    def raw(self, x: np.ndarray) -> np.ndarray:
+        """Values of the input port's type (n, ...) -> values of the output port's type (n, ...)."""
+
+
+runtimes: Registry[Callable[[bytes, int], Runner]] = Registry("runtime")
+
+
+def load(model: Model, *, runtime: str = "litert", threads: int = 1) -> Runner:
+    """Loads a .tflite file, given by its path or its bytes.
+
+    Args:
+        model: the file.
+        runtime: "litert" (the kernels a phone or Linux board runs), "litert_reference" (plain kernels, the yardstick
+            for bit-exactness) or "tflm" (TensorFlow Lite Micro; extra `mcu`).
+        threads: for LiteRT; TFLM always has one.
+
+    Raises:
+        InputError: no .tflite file, several inputs or outputs, an unknown runtime or one that is not installed, or a
+            file that this runtime cannot run.
+    """
+    if threads < 1:
+        raise InputError(f"threads={threads}.", expected="at least 1", fix="1 is a single core")
+    return runtimes.get(runtime)(_one_in_one_out(model), threads)
+
+
+def _one_in_one_out(model: Model) -> bytes:
+    data = read_bytes(model)
+    graph = parse(data).subgraphs[0]
+    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
+        raise InputError(
+            f"The file has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs.",
+            expected="one of each: images in, logits out",
+            fix="export a model with a single input and output",
+        )
+    return data
+
+
+def predict(model: Model, x: Any, *, runtime: str = "litert", threads: int = 1, raw: bool = False) -> np.ndarray:
+    """Runs a file on images.
+
+    Args:
+        model: path or bytes of a .tflite file.
+        x: (n, ...) real numbers as the network saw them in training; they are quantized as the file says.
+        runtime: see `load`.
+        threads: see `load`.
+        raw: return what the file puts out, e.g. int8, instead of real numbers.
+
+    Returns:
+        (n, classes), float32 unless `raw`.
+
+    Raises:
+        InputError: as `load`; or images of another shape.
+    """
+    return run(load(model, runtime=runtime, threads=threads), x, raw=raw)
+
+
+def run(runner: Runner, x: Any, *, raw: bool = False) -> np.ndarray:
+    """`predict` for a file that is loaded already."""
+    x = np.asarray(x, np.float32)
+    if x.shape[1:] != runner.input.shape:
+        raise InputError(
+            f"The images have shape {x.shape[1:]}.",
+            expected=f"{runner.input.shape}, the file's input without the batch",
+            fix="apply the Preprocess the network was trained with",
+        )
+    if not np.isfinite(x).all():
+        raise InputError(
+            "The images hold NaN or Inf.",
+            expected="finite numbers, as in training",
+            fix="remove the damaged images, or mend the preprocessing",
+        )
+    out = runner.raw(runner.input.quantize(x))
+    return out if raw else runner.output.dequantize(out)
+
+
+class _Litert:
+    """LiteRT. Batches where the graph permits, which is faster; else one image at a time. The results are the same."""
+
+    def __init__(self, data: bytes, threads: int, *, reference: bool = False) -> None:
+        from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+        kind = OpResolverType.BUILTIN_REF if reference else OpResolverType.AUTO
+        self._make = lambda: Interpreter(model_content=data, num_threads=threads, experimental_op_resolver_type=kind)
+        self._one = self._ready(1)
+        self._many: Any = None
+        self._many_works = not reference
+        self.input, self.output = (
+            Port.of(
+                d["shape"],
+                d["dtype"],
+                d["quantization_parameters"]["scales"],
+                d["quantization_parameters"]["zero_points"],
+            )
+            for d in (self._one.get_input_details()[0], self._one.get_output_details()[0])
+        )
+
+    def raw(self, x: np.ndarray) -> np.ndarray:
+        """See `Runner.raw`."""
+        done: list[np.ndarray] = []
+        whole = len(x) - len(x) % _BATCH
+        if whole and self._batches_work(x[:_BATCH]):
+            done = [self._invoke(self._many, x[i : i + _BATCH]) for i in range(0, whole, _BATCH)]
+        rest = x[len(done) * _BATCH :]
+        done += [self._invoke(self._one, rest[i : i + 1]) for i in range(len(rest))]
+        return np.concatenate(done) if done else np.zeros((0, *self.output.shape), self.output.dtype)
+
+    def _batches_work(self, x: np.ndarray) -> bool:
+        """Tries a batch once: a graph with its batch of 1 written into a shape fails here, or gives other numbers."""
+        if self._many_works and self._many is None:
+            with native_stderr():
+                try:
+                    self._many = self._ready(len(x))
+                    together = self._invoke(self._many, x)
+                    alone = np.concatenate([self._invoke(self._one, x[i : i + 1]) for i in range(len(x))])
+                    self._many_works = _same(together, alone)
+                except (RuntimeError, ValueError):
+                    self._many_works = False
+        return self._many_works
+
+    def _ready(self, batch: int) -> Any:
+        with native_stderr() as log:
+            try:
+                interpreter = self._make()
+                if batch > 1:
+                    place = interpreter.get_input_details()[0]["index"]
+                    interpreter.resize_tensor_input(place, (batch, *self.input.shape))
+                interpreter.allocate_tensors()
+                return interpreter
+            except (RuntimeError, ValueError) as error:
+                raise RuntimeError(f"{error}\n{log.text}") from error
+
+    def ready_call(self, x: np.ndarray) -> Callable[[], None]:
+        """The bare inference on one image, for timing: x is copied in once, the output is left where it is."""
+        self._one.set_tensor(self._one.get_input_details()[0]["index"], x)
+        return self._one.invoke
+
+    @staticmethod
+    def _invoke(interpreter: Any, x: np.ndarray) -> np.ndarray:
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x)
+        interpreter.invoke()
+        return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    """Equal integers; floats up to the order of additions."""
+    if a.shape != b.shape or np.issubdtype(a.dtype, np.integer):
+        return np.array_equal(a, b)
+    return bool(np.allclose(a, b, rtol=1e-5, atol=1e-5 * float(np.abs(b).max(initial=0))))
+
+
+@runtimes.register("litert")
+def _litert(data: bytes, threads: int) -> Runner:
+    return _runnable(lambda: _Litert(data, threads), "LiteRT")
+
+
+@runtimes.register("litert_reference")
+def _litert_reference(data: bytes, threads: int) -> Runner:
+    return _runnable(lambda: _Litert(data, threads, reference=True), "LiteRT")
+
+
+@runtimes.register("tflm")
+def _tflm(data: bytes, threads: int) -> Runner:
+    if not has_tflm():
+        raise InputError("tflite_micro is not installed.", expected="the extra `mcu`", fix=MCU_HINT)
+    return _runnable(lambda: _Tflm(data), "TensorFlow Lite Micro")
+
+
+def has_tflm() -> bool:
+    """Whether TensorFlow Lite Micro is installed."""
+    return importlib.util.find_spec("tflite_micro") is not None
+
+
+def _runnable(make: Callable[[], R], name: str) -> R:
+    try:
+        return make()
+    except RuntimeError as error:
+        raise InputError(
+            f"{name} cannot run the file: {' '.join(str(error).split())[:500]}",
+            expected="a dense .tflite file of operators it has",
+            fix="for microcontrollers and exact comparisons export to tflite_int8",
+        ) from error
+
+
+class _Tflm:
+    """TensorFlow Lite Micro, one image at a time, as on the device. `arena_bytes` is what it takes of its arena."""
+
+    def __init__(self, data: bytes) -> None:
+        from tflite_micro.python.tflite_micro import runtime
+
+        with native_stderr() as log:
+            try:
+                self._interpreter = runtime.Interpreter.from_bytes(data, arena_size=_ample_arena(data))
+            except Exception as error:
+                raise RuntimeError(f"{error}. {log.text}") from error
+        with native_stderr() as log:
+            self._interpreter.print_allocations()
+        found = re.search(r"Arena allocation total (\d+) bytes", log.text)
+        self.arena_bytes = int(found[1]) if found else None
+        self.input, self.output = (
+            Port.of(
+                d["shape"],
+                d["dtype"],
+                d["quantization_parameters"]["scales"],
+                d["quantization_parameters"]["zero_points"],
+            )
+            for d in (self._interpreter.get_input_details(0), self._interpreter.get_output_details(0))
+        )
+
+    def raw(self, x: np.ndarray) -> np.ndarray:
+        """See `Runner.raw`."""
+        done = np.zeros((len(x), *self.output.shape), self.output.dtype)
+        for i in range(len(x)):
+            self._interpreter.set_input(x[i : i + 1], 0)
+            self._interpreter.invoke()
+            done[i] = self._interpreter.get_output(0)[0]
+        return done
+
+
+def _ample_arena(data: bytes) -> int:
+    """More than any plan needs: all activations side by side twice, and per-channel data of each weight axis."""
+    model = parse(data)
+    total = 1 << 20
+    for tensor in model.subgraphs[0].tensors:
+        elements = math.prod(int(n) for n in ([] if tensor.shape is None else tensor.shape))
+        constant = model.buffers[tensor.buffer].data is not None
+        total += 64 * (0 if tensor.shape is None else int(max([1, *tensor.shape]))) if constant else 16 * elements
+    return total
+
+
+@dataclasses.dataclass(frozen=True)
+class TflmParity:
+    """TensorFlow Lite Micro against LiteRT's reference kernels on the same images.
+
+    Attributes:
+        ran: whether it ran.
+        why: why not; "" if it did.
+        arena_bytes: RAM it took for activations and its own tables.
+        max_lsb: largest difference of an output, in quantization steps; the gate is 1.
+        compared: number of images.
+    """
+
+    ran: bool
+    why: str
+    arena_bytes: int | None
+    max_lsb: int | None
+    compared: int
+
+
+def tflm_parity(model: Model, x: Any) -> TflmParity:
+    """Runs an int8 file on TFLM and on LiteRT's reference kernels and compares the raw outputs.
+
+    Args:
+        model: path or bytes of a .tflite file with integer outputs.
+        x: (n, ...) real numbers, at least one image.
+
+    Raises:
+        InputError: no .tflite file, or images of another shape.
+    """
+    if not has_tflm():
+        return TflmParity(False, f"not run: {MCU_HINT}", None, None, 0)
+    reference = load(model, runtime="litert_reference")
+    if not reference.output.scale:
+        return TflmParity(False, "not run: float outputs; parity is counted in int8 steps", None, None, 0)
+    expected = run(reference, x, raw=True)
+    if not len(expected):
+        raise InputError("No images to compare on.", expected="at least one", fix="pass some test images")
+    try:
+        micro = load(model, runtime="tflm")
+        actual = run(micro, x, raw=True)
+    except InputError as error:
+        return TflmParity(False, error.what, None, None, 0)
+    steps = np.abs(actual.astype(np.int64) - expected.astype(np.int64))
+    return TflmParity(True, "", getattr(micro, "arena_bytes", None), int(steps.max()), len(expected))
+
+
+@dataclasses.dataclass(frozen=True)
+class Latency:
+    """Time of one inference, and how it compares to the first file of the same measurement.
+
+    Attributes:
+        milliseconds: median; of this machine only.
+        ratio: first file's time / this file's time, median over rounds: 2 means twice as fast.
+        low: lower quartile of the rounds' ratios.
+        high: upper quartile.
+        runs: number of rounds.
+        threads: LiteRT threads.
+    """
+
+    milliseconds: float
+    ratio: float
+    low: float
+    high: float
+    runs: int
+    threads: int
+
+
+def latency(models: Sequence[Model], *, runs: int = 50, threads: int = 1) -> tuple[Latency, ...]:
+    """Times files under LiteRT at batch 1, interleaved in one process, so that a busy machine slows all alike.
+
+    Each round times every file once, in an order that rotates; a ratio is taken within a round. A timing repeats short
+    inferences until about a millisecond has passed.
+
+    Args:
+        models: paths or bytes of .tflite files; the first is what the others are compared to.
+        runs: rounds.
+        threads: LiteRT threads.
+
+    Raises:
+        InputError: no files, runs < 1, or what `load` raises.
+    """
+    if not models or runs < 1:
+        raise InputError(
+            f"{len(models)} files and runs={runs}.", expected="at least one of each", fix="50 runs are usual"
+        )
+    calls = [_call(model, threads) for model in models]
+    repeats = [_repeats(call) for call in calls]
+    times = np.zeros((runs, len(calls)))
+    for r in range(runs):
+        for k in range(len(calls)):
+            i = (r + k) % len(calls)
+            times[r, i] = _seconds(calls[i], repeats[i])
+    ratios = times[:, :1] / times
+    low, middle, high = np.percentile(ratios, (25, 50, 75), axis=0)
+    milliseconds = np.median(times, axis=0) * 1e3
+    return tuple(
+        Latency(float(milliseconds[i]), float(middle[i]), float(low[i]), float(high[i]), runs, threads)
+        for i in range(len(calls))
+    )
+
+
+def _call(model: Model, threads: int) -> Callable[[], None]:
+    data = _one_in_one_out(model)
+    runner = _runnable(lambda: _Litert(data, threads), "LiteRT")
+    x = np.random.default_rng(0).standard_normal((1, *runner.input.shape))
+    return runner.ready_call(runner.input.quantize(x))
+
+
+def _repeats(call: Callable[[], None]) -> int:
+    """How many calls take about a millisecond; warms up, too."""
+    _seconds(call, 3)
+    return max(1, round(1e-3 / _seconds(call, 3)))
+
+
+def _seconds(call: Callable[[], None], repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats

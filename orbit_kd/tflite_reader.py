@@ -1,0 +1,364 @@
+"""What is in a .tflite file: weights, zeros and multiply-accumulates, read from the flatbuffer, with no interpreter.
+
+Which constants are parameters. A constant (a tensor with data in the file) that a *compute operator* reads is one if
+
+- its type is float16, float32, float64, int4, int8, uint8 or int16: kernels, float biases, PReLU slopes, the constants
+  of Mul, Add and the like, also where a Dequantize or Densify operator stands between; or
+- it is the int32 or int64 bias of a convolution or dense layer (a quantized bias).
+
+All other integer constants are shapes, axes, paddings and indices: they steer an operator and do not count. A constant
+that several operators share is stored once and counts once in the totals, and in each of its operators in the table.
+The zero bias that the converter adds to a layer without one is in the file and counts; BatchNormalization is folded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from orbit_kd.errors import InputError
+
+# Where the kernel and the bias stand in the inputs of the operators that multiply and accumulate.
+_KERNEL_AND_BIAS = {
+    "CONV_2D": (1, 2),
+    "DEPTHWISE_CONV_2D": (1, 2),
+    "CONV_3D": (1, 2),
+    "FULLY_CONNECTED": (1, 2),
+    "TRANSPOSE_CONV": (1, 3),
+    "BATCH_MATMUL": (1, None),
+}
+_PASS_ON = {"DEQUANTIZE", "DENSIFY"}
+_FILE_IDENTIFIER = b"TFL3"
+
+
+@dataclasses.dataclass(frozen=True)
+class Op:
+    """One operator of the graph, in execution order.
+
+    Attributes:
+        op: builtin name as in the schema, e.g. "CONV_2D".
+        name: name of its first output tensor.
+        weight_shape: shape of the kernel as stored, (out, ky, kx, in) for convolutions, (out, in) for dense layers;
+            empty for operators without one.
+        dtype: of the kernel, or of the first parameter where there is no kernel; "" without parameters.
+        params: elements of its parameters (see the module's rule).
+        nonzero: those != 0 (float) or != zero point (quantized).
+        macs: multiply-accumulates at batch 1, zeros counted; 0 for all but convolutions and dense layers.
+        macs_nonzero: the same with the kernel's zeros left out.
+        output_shape: of the first output.
+        output_dtype: of the first output.
+        scales: the kernel's quantization scales, one per channel or one; empty for float.
+        zero_points: likewise.
+        quantized_dimension: axis of the per-channel scales; None where there is at most one scale.
+    """
+
+    op: str
+    name: str
+    weight_shape: tuple[int, ...]
+    dtype: str
+    params: int
+    nonzero: int
+    macs: int
+    macs_nonzero: int
+    output_shape: tuple[int, ...]
+    output_dtype: str
+    scales: tuple[float, ...]
+    zero_points: tuple[int, ...]
+    quantized_dimension: int | None
+
+    @property
+    def density(self) -> float | None:
+        """nonzero / params; None without parameters."""
+        return self.nonzero / self.params if self.params else None
+
+
+@dataclasses.dataclass(frozen=True)
+class TfliteSummary:
+    """The measured content of one .tflite file.
+
+    Attributes:
+        bytes: file size, not compressed.
+        params: elements of all parameters, each constant once.
+        nonzero_params: those != 0.
+        macs: multiply-accumulates of convolutions and dense layers, batch 1.
+        macs_nonzero: the same with zeros of the kernels left out.
+        sparse: some constant is stored in TFLite's sparse encoding, which TFLM and Vela cannot read.
+        ops: one row an operator.
+    """
+
+    bytes: int
+    params: int
+    nonzero_params: int
+    macs: int
+    macs_nonzero: int
+    sparse: bool
+    ops: tuple[Op, ...]
+
+    @property
+    def density(self) -> float:
+        """nonzero_params / params."""
+        return self.nonzero_params / self.params if self.params else 1.0
+
+    def __str__(self) -> str:
+        rows = [f"{'operator':<20}{'kernel':<20}{'dtype':<9}{'params':>12}{'density':>9}{'MACs':>14}"]
+        for op in self.ops:
+            shape = "x".join(map(str, op.weight_shape))
+            density = "" if op.density is None else f"{op.density:.3f}"
+            rows.append(f"{op.op:<20}{shape:<20}{op.dtype:<9}{op.params:>12,}{density:>9}{op.macs:>14,}")
+        rows.append(f"{'total':<49}{self.params:>12,}{self.density:>9.3f}{self.macs:>14,}  {self.bytes:,} bytes")
+        return "\n".join(rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class NMCheck:
+    """How a kernel stands to the N:M rule.
+
+    Attributes:
+        name: name of the operator's output tensor.
+        groups: aligned groups of M input channels, for each (out, ky, kx); the last one may be short.
+        bad_groups: those with more than N non-zeros.
+        minus_128: int8 weights of -128, which NPUs' symmetric formats do not have.
+    """
+
+    name: str
+    groups: int
+    bad_groups: int
+    minus_128: int
+
+    @property
+    def ok(self) -> bool:
+        """The kernel keeps the rule and has no -128."""
+        return not self.bad_groups and not self.minus_128
+
+
+def read(path_or_bytes: str | os.PathLike[str] | bytes) -> TfliteSummary:
+    """Reads a .tflite file.
+
+    Raises:
+        InputError: it does not exist or is no .tflite file.
+    """
+    data = read_bytes(path_or_bytes)
+    graph = _Graph(parse(data))
+    ops = tuple(graph.row(op) for op in graph.operators)
+    stored = {graph.tensors[i].buffer: i for op in graph.operators for i in graph.parameters(op)}
+    counts = [graph.count(i) for i in stored.values()]
+    return TfliteSummary(
+        bytes=len(data),
+        params=sum(n for n, _ in counts),
+        nonzero_params=sum(n for _, n in counts),
+        macs=sum(op.macs for op in ops),
+        macs_nonzero=sum(op.macs_nonzero for op in ops),
+        sparse=any(tensor.sparsity is not None for tensor in graph.tensors),
+        ops=ops,
+    )
+
+
+def check_n_m(path_or_bytes: str | os.PathLike[str] | bytes, *, n: int = 2, m: int = 4) -> tuple[NMCheck, ...]:
+    """Checks every convolution and dense kernel for N:M sparsity along its input channels.
+
+    Groups are M consecutive input channels, aligned at 0, for each (out, ky, kx): the rule of Ethos-U85 and of NVIDIA's
+    sparse tensor cores. Channels missing from the last group count as zeros. Depthwise kernels have one input channel
+    each and are left out.
+
+    Raises:
+        InputError: no .tflite file, or a sparse-encoded one.
+    """
+    graph = _Graph(parse(read_bytes(path_or_bytes)))
+    checks = []
+    for op in graph.operators:
+        kernel = graph.kernel(op)
+        if kernel is None or graph.name(op) in ("DEPTHWISE_CONV_2D", "BATCH_MATMUL"):
+            continue
+        weights = graph.dense(kernel)
+        if graph.name(op) == "CONV_3D":  # stored (d, h, w, in, out), unlike the others
+            weights = np.moveaxis(weights, -1, 0)
+        nonzero = weights != graph.zero_point(kernel)
+        rows = nonzero.reshape(-1, nonzero.shape[-1])
+        rows = np.pad(rows, ((0, 0), (0, -rows.shape[1] % m)))
+        kept = rows.reshape(-1, m).sum(axis=1)
+        minus_128 = int((weights == -128).sum()) if weights.dtype == np.int8 else 0
+        checks.append(NMCheck(graph.output_name(op), kept.size, int((kept > n).sum()), minus_128))
+    return tuple(checks)
+
+
+def read_bytes(path_or_bytes: str | os.PathLike[str] | bytes) -> bytes:
+    """The content of a file, or the bytes themselves.
+
+    Raises:
+        InputError: the file does not exist or cannot be read.
+    """
+    if isinstance(path_or_bytes, (bytes, bytearray)):
+        return bytes(path_or_bytes)
+    try:
+        return Path(path_or_bytes).read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"Cannot read {path_or_bytes}: {error.strerror or error}.",
+            expected="a .tflite file",
+            fix="check the path",
+        ) from error
+
+
+def parse(data: bytes) -> Any:
+    """The flatbuffer as the schema's `ModelT` object.
+
+    Raises:
+        InputError: not a .tflite file, or a damaged one.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+
+    problem = f"its bytes 4 to 7 are {data[4:8]!r}"
+    if data[4:8] == _FILE_IDENTIFIER:
+        try:
+            model = schema.ModelT.InitFromPackedBuf(data, 0)
+            if model.subgraphs and all(buffer.offset <= 1 for buffer in model.buffers):
+                return model
+            problem = "it has no graph, or keeps its weights outside the flatbuffer"
+        except Exception as error:  # a damaged flatbuffer sends the reader anywhere
+            problem = f"reading it fails with {type(error).__name__}: {error}"
+    raise InputError(
+        f"Not a .tflite file: {problem}.",
+        expected='a whole flatbuffer with the identifier b"TFL3"',
+        fix="export the model again, for example okd.export(model, 'tflite_int8', path=..., calibration=...)",
+    )
+
+
+class _Graph:
+    """The main subgraph, with the questions the counts ask."""
+
+    def __init__(self, model: Any) -> None:
+        from ai_edge_litert import schema_py_generated as schema
+
+        self._names = {v: k for k, v in vars(schema.BuiltinOperator).items() if isinstance(v, int)}
+        self._types = {v: k.lower() for k, v in vars(schema.TensorType).items() if isinstance(v, int)}
+        self._codes = model.operatorCodes
+        self._buffers = model.buffers
+        self.tensors = model.subgraphs[0].tensors
+        self.operators = [op for op in model.subgraphs[0].operators if self.name(op) not in _PASS_ON]
+        self._source = {
+            int(op.outputs[0]): int(op.inputs[0]) for op in model.subgraphs[0].operators if self.name(op) in _PASS_ON
+        }
+
+    def name(self, op: Any) -> str:
+        code = self._codes[op.opcodeIndex]
+        return self._names[max(code.builtinCode, code.deprecatedBuiltinCode)]
+
+    def output_name(self, op: Any) -> str:
+        return self.tensors[op.outputs[0]].name.decode()
+
+    def inputs(self, op: Any) -> Iterator[tuple[int, int]]:
+        """(position, tensor) of each constant input, seen through Dequantize and Densify."""
+        for position, index in enumerate(() if op.inputs is None else op.inputs):
+            index = int(index)
+            while index in self._source:
+                index = self._source[index]
+            if index >= 0 and self._data(index) is not None:
+                yield position, index
+
+    def parameters(self, op: Any) -> list[int]:
+        """Tensors of the operator's parameters, by the module's rule."""
+        bias = _KERNEL_AND_BIAS.get(self.name(op), (None, None))[1]
+        return [
+            index
+            for position, index in self.inputs(op)
+            if self.dtype(index) in ("float16", "float32", "float64", "int4", "int8", "uint8", "int16")
+            or (position == bias and self.dtype(index) in ("int32", "int64"))
+        ]
+
+    def kernel(self, op: Any) -> int | None:
+        """Tensor of the constant kernel; None for operators without one."""
+        place = _KERNEL_AND_BIAS.get(self.name(op), (None, None))[0]
+        return next((index for position, index in self.inputs(op) if position == place), None)
+
+    def dtype(self, index: int) -> str:
+        return self._types[self.tensors[index].type]
+
+    def shape(self, index: int) -> tuple[int, ...]:
+        shape = self.tensors[index].shape
+        return () if shape is None else tuple(int(n) for n in shape)
+
+    def zero_point(self, index: int) -> Any:
+        """Zero points, shaped to compare with the tensor; 0 for float."""
+        quantization = self.tensors[index].quantization
+        points = None if quantization is None else quantization.zeroPoint
+        if points is None or len(points) == 0:
+            return 0
+        if len(points) == 1:
+            return int(points[0])
+        shape = [1] * len(self.shape(index))
+        shape[quantization.quantizedDimension] = len(points)
+        return np.asarray(points).reshape(shape)
+
+    def count(self, index: int) -> tuple[int, int]:
+        """(elements, non-zero elements) of a constant."""
+        if self.tensors[index].sparsity is not None:  # what it stores are the non-zeros, with some padding zeros
+            return math.prod(self.shape(index)), int(np.count_nonzero(self._values(index)))
+        values = self.dense(index)
+        return values.size, int(np.count_nonzero(values != self.zero_point(index)))
+
+    def dense(self, index: int) -> np.ndarray:
+        """The constant as an array.
+
+        Raises:
+            InputError: it is sparse-encoded.
+        """
+        if self.tensors[index].sparsity is not None:
+            raise InputError(
+                f"Constant {self.tensors[index].name.decode()!r} is stored in TFLite's sparse encoding.",
+                expected="a dense file: groups of zeros are checked where they stand",
+                fix="convert without Optimize.EXPERIMENTAL_SPARSITY",
+            )
+        return self._values(index)[: math.prod(self.shape(index))].reshape(self.shape(index))
+
+    def row(self, op: Any) -> Op:
+        parameters = self.parameters(op)
+        counts = [self.count(i) for i in parameters]
+        kernel = self.kernel(op)
+        output = self.shape(int(op.outputs[0])) if len(op.outputs) else ()
+        macs = macs_nonzero = 0
+        if kernel is not None:
+            # A kernel element works once at every output position; of a transposed convolution, every input position.
+            at = self.shape(int(op.inputs[2])) if self.name(op) == "TRANSPOSE_CONV" else output
+            positions = math.prod(at[:-1])
+            if self.name(op) == "BATCH_MATMUL":  # its kernel may have batch axes of its own
+                positions //= math.prod(self.shape(kernel)[:-2])
+            elements, nonzero = self.count(kernel)
+            macs, macs_nonzero = positions * elements, positions * nonzero
+        typed = kernel if kernel is not None else parameters[0] if parameters else None
+        quantization = None if kernel is None else self.tensors[kernel].quantization
+        scales = () if quantization is None or quantization.scale is None else tuple(map(float, quantization.scale))
+        points = () if quantization is None or quantization.zeroPoint is None else quantization.zeroPoint
+        return Op(
+            op=self.name(op),
+            name=self.output_name(op),
+            weight_shape=() if kernel is None else self.shape(kernel),
+            dtype="" if typed is None else self.dtype(typed),
+            params=sum(n for n, _ in counts),
+            nonzero=sum(n for _, n in counts),
+            macs=macs,
+            macs_nonzero=macs_nonzero,
+            output_shape=output,
+            output_dtype=self.dtype(int(op.outputs[0])) if len(op.outputs) else "",
+            scales=scales,
+            zero_points=tuple(int(z) for z in points),
+            quantized_dimension=quantization.quantizedDimension
+            if quantization is not None and len(scales) > 1
+            else None,
+        )
+
+    def _data(self, index: int) -> np.ndarray | None:
+        data = self._buffers[self.tensors[index].buffer].data
+        return None if data is None or len(data) == 0 else data
+
+    def _values(self, index: int) -> np.ndarray:
+        data = np.asarray(self._data(index), np.uint8)
+        if self.dtype(index) == "int4":  # two to a byte, the low half first
+            halves = np.stack([data & 15, data >> 4], axis=-1).reshape(-1).astype(np.int8)
+            return np.where(halves > 7, halves - 16, halves).astype(np.int8)
+        return data.view(self.dtype(index))

@@ -1,0 +1,333 @@
+"""Exported files: what is in them, that they run, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+from ai_edge_litert import schema_py_generated as schema
+
+from orbit_kd import runtimes
+from orbit_kd.errors import InputError
+from orbit_kd.exporters import Artifact, export, open_artifact, read_metadata, targets
+from orbit_kd.exporters.c_array import read_c_array
+from orbit_kd.exporters.tflite import calibration_sample
+from orbit_kd.recipe import Preprocess
+from orbit_kd.tflite_reader import check_n_m, parse, read
+
+layers = keras.layers
+
+
+def net(*, classes: int = 5) -> keras.Model:
+    """Convolution with folded BatchNormalization, depthwise, residual add, dense; every variable random."""
+    rng = np.random.default_rng(3)
+    image = layers.Input((12, 12, 3))
+    x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(8, 3, padding="same", use_bias=False)(image)))
+    y = layers.DepthwiseConv2D(3, padding="same")(x)
+    x = layers.Add()([x, layers.Conv2D(8, 1)(y)])
+    model = keras.Model(image, layers.Dense(classes)(layers.Flatten()(layers.MaxPooling2D()(x))))
+    for v in model.variables:
+        v.assign(rng.uniform(0.5, 1.5, v.shape) if "variance" in v.name else rng.normal(0, 0.3, v.shape))
+    return model
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    return np.random.default_rng(1).normal(size=(64, 12, 12, 3)).astype(np.float32)
+
+
+def test_float32_file_agrees_with_keras_and_has_a_fixed_batch_of_one(tmp_path, images):
+    model = net()
+    artifact = export(model, "tflite_float32", path=tmp_path / "new" / "m.tflite")
+    np.testing.assert_allclose(runtimes.predict(artifact.path, images), model.predict(images, verbose=0), atol=1e-4)
+    image = parse(artifact.path.read_bytes()).subgraphs[0]
+    assert list(image.tensors[image.inputs[0]].shape) == [1, 12, 12, 3]
+    assert image.tensors[image.inputs[0]].shapeSignature is None  # no axis is open
+
+
+def test_artifact_tells_size_on_disk_and_gzip_size(tmp_path, images):
+    artifact = export(net(), "tflite_int8", path=tmp_path / "m.tflite", calibration=images)
+    data = artifact.path.read_bytes()
+    assert (artifact.target, artifact.bytes, artifact.files) == ("tflite_int8", len(data), (artifact.path,))
+    assert gzip.decompress(gzip.compress(data, 9)) == data
+    assert artifact.gzip_bytes == len(gzip.compress(data, 9, mtime=0))
+    assert artifact.details["calibration_images"] == 64
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        artifact.bytes = 0
+    assert list(tmp_path.iterdir()) == [artifact.path]  # no temporary file is left
+
+
+def test_export_leaves_the_model_alone(tmp_path, images):
+    model = net()
+    before, trainable = [w.copy() for w in model.get_weights()], model.trainable
+    export(model, "tflite_int8", path=tmp_path / "m.tflite", calibration=images)
+    assert model.trainable == trainable
+    assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
+
+
+def test_int8_has_integer_io_and_stays_close_to_keras(tmp_path, images):
+    model = net()
+    artifact = export(model, "tflite_int8", path=tmp_path / "m.tflite", calibration=images)
+    runner = runtimes.load(artifact.path)
+    assert (runner.input.dtype, runner.output.dtype) == (np.int8, np.int8)
+    expected = model.predict(images, verbose=0)
+    assert np.abs(runtimes.run(runner, images) - expected).mean() < 0.05 * np.abs(expected).max()
+
+
+def test_int8_with_float_io(tmp_path, images):
+    path = tmp_path / "m.tflite"
+    whole = export(net(), "tflite_int8", path=path, calibration=images)
+    expected = runtimes.predict(whole.path, images, runtime="litert_reference")
+    export(net(), "tflite_int8", path=path, calibration=images, float_io=True)
+    runner = runtimes.load(path, runtime="litert_reference")
+    assert (runner.input.dtype, runner.output.dtype) == (np.float32, np.float32)
+    assert {op.dtype for op in read(path).ops if op.weight_shape} == {"int8"}
+    np.testing.assert_allclose(runtimes.run(runner, images), expected, atol=1e-5)
+
+
+def test_the_same_export_gives_the_same_bytes(tmp_path, images):
+    model = net()
+    a, b = (
+        export(model, "tflite_int8", path=tmp_path / f"{i}.tflite", calibration=images, metadata={"b": 1, "a": 2})
+        for i in range(2)
+    )
+    assert a.path.read_bytes() == b.path.read_bytes()
+
+
+def test_int8_keeps_zeros_and_2_4_and_never_holds_minus_128(tmp_path, images):
+    model = net()
+    for layer in model.layers:
+        if isinstance(layer, (layers.Conv2D, layers.Dense)) and not isinstance(layer, layers.DepthwiseConv2D):
+            kernel = layer.kernel.numpy()
+            kernel[..., 0::4, :] = 0  # of every four input channels, two: the kernels are (..., in, out)
+            kernel[..., 3::4, :] = 0
+            kernel[..., 1, :] = -np.abs(kernel).max()  # the value an asymmetric range would map to -128
+            layer.kernel.assign(kernel)
+    float32 = export(model, "tflite_float32", path=tmp_path / "f.tflite")
+    int8 = export(model, "tflite_int8", path=tmp_path / "q.tflite", calibration=images)
+    for path in (float32.path, int8.path):
+        checks = check_n_m(path)
+        assert len(checks) == 3
+        assert all(c.ok and c.groups for c in checks), checks
+    for a, b in zip(read(float32.path).ops, read(int8.path).ops, strict=True):
+        assert b.nonzero <= a.nonzero  # rounding may add zeros, none may go
+    weights = [w for op in read(int8.path).ops for w in [op] if op.op == "CONV_2D"]
+    assert all(len(w.scales) == w.weight_shape[0] and set(w.zero_points) == {0} for w in weights)  # per output channel
+
+
+@pytest.mark.parametrize("runtime", ["litert", "litert_reference", "tflm"])
+def test_metadata_comes_back_and_the_file_still_runs(tmp_path, images, runtime):
+    plain = export(net(), "tflite_int8", path=tmp_path / "plain.tflite", calibration=images)
+    note = {"classes": ["T72", "Straße"], "preprocess": Preprocess(crop=64, mean=(1.5,)), "recipe": "9f2c"}
+    noted = export(net(), "tflite_int8", path=tmp_path / "m.tflite", calibration=images, metadata=note)
+    found = read_metadata(noted.path)
+    assert found["classes"] == ["T72", "Straße"]
+    assert Preprocess(**found["preprocess"]) == note["preprocess"]
+    assert read_metadata(plain.path) == {}
+    np.testing.assert_array_equal(
+        runtimes.predict(noted.path, images[:8], runtime=runtime, raw=True),
+        runtimes.predict(plain.path, images[:8], runtime=runtime, raw=True),
+    )
+    assert read(noted.path).ops[0].scales == read(plain.path).ops[0].scales
+
+
+def test_metadata_is_replaced_not_added_twice_and_buffers_stay_aligned(tmp_path):
+    first = export(net(), "tflite_float32", path=tmp_path / "m.tflite", metadata={"v": 1})
+    second = export(first, "c_array", path=tmp_path / "m.cc", metadata={"v": 2})
+    data = read_c_array(second.path)
+    assert read_metadata(data) == {"v": 2}
+    model = schema.Model.GetRootAs(data, 0)
+    names = [model.Metadata(i).Name() for i in range(model.MetadataLength())]
+    assert names.count(b"orbit_kd") == 1 and b"min_runtime_version" in names
+    starts = []
+    for i in range(model.BuffersLength()):
+        table = model.Buffers(i)._tab
+        field = table.Offset(4)
+        if field:
+            starts.append(table.Vector(field))
+    assert len(starts) > 5
+    assert all(start % 16 == 0 for start in starts)
+
+
+def test_metadata_that_json_cannot_hold_is_refused(tmp_path):
+    with pytest.raises(InputError, match="cannot be stored"):
+        export(net(), "tflite_float32", path=tmp_path / "m.tflite", metadata={"weights": np.zeros(3)})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
+@pytest.mark.parametrize("name", ["student_int8", "8bit-net.v2"])
+def test_c_array_compiles_without_warnings_and_holds_the_file(tmp_path, images, name):
+    file = export(net(), "tflite_int8", path=tmp_path / "m.tflite", calibration=images)
+    artifact = export(file.path, "c_array", path=tmp_path / f"{name}.cc")
+    assert read_c_array(artifact.path) == file.path.read_bytes()
+    assert (artifact.bytes, artifact.gzip_bytes) == (file.bytes, file.gzip_bytes)
+    assert {f.suffix for f in artifact.files} == {".cc", ".h"} and artifact.path.suffix == ".cc"
+    symbol, header = artifact.details["symbol"], artifact.files[1].name
+    (tmp_path / "main.cc").write_text(
+        f'#include "{header}"\n#include "{header}"\n#include <cstdint>\n#include <cstdio>\n'
+        f"int main() {{ std::fwrite({symbol}, 1, {symbol}_len, stdout);\n"
+        f"  return reinterpret_cast<std::uintptr_t>({symbol}) % 16 ? 1 : 0; }}\n"
+    )
+    flags = ["-Wall", "-Wextra", "-Werror", "-std=c++17"]
+    subprocess.run(["g++", *flags, "-c", artifact.path.name], cwd=tmp_path, check=True)
+    subprocess.run(["g++", *flags, "main.cc", artifact.path.name, "-o", "main"], cwd=tmp_path, check=True)
+    ran = subprocess.run([tmp_path / "main"], check=True, capture_output=True)
+    assert ran.stdout == file.path.read_bytes()
+
+
+def test_c_array_of_a_keras_model_is_its_int8_file(tmp_path, images):
+    model = net()
+    file = export(model, "tflite_int8", path=tmp_path / "m.tflite", calibration=images, samples=20)
+    artifact = export(model, "c_array", path=tmp_path / "a", calibration=images, samples=20)
+    assert read_c_array(artifact.path) == file.path.read_bytes()
+    assert artifact.details["calibration_images"] == 20
+
+
+def test_open_artifact_knows_the_target_of_a_file(tmp_path, images):
+    model = net()
+    made = [
+        export(model, "tflite_float32", path=tmp_path / "f.tflite"),
+        export(model, "tflite_int8", path=tmp_path / "q.tflite", calibration=images),
+    ]
+    made.append(export(made[1], "c_array", path=tmp_path / "q"))
+    for artifact in made:
+        assert dataclasses.replace(open_artifact(artifact.path), details=artifact.details) == artifact
+
+
+@pytest.mark.parametrize("size", [10, 300])
+def test_calibration_sample_takes_images_from_everywhere(size):
+    x = np.arange(size, dtype=np.float32).reshape(-1, 1)
+    data = tf.data.Dataset.from_tensor_slices((x, x)).batch(7)
+    sample = calibration_sample(data, samples=50, seed=1)
+    assert sample.shape == (min(size, 50), 1) and sample.dtype == np.float32
+    assert len(np.unique(sample)) == len(sample)
+    np.testing.assert_array_equal(sample, calibration_sample(x, samples=50, seed=1))
+    if size > 50:
+        assert sample.min() < 60 and sample.max() > 240
+        assert not np.array_equal(sample, calibration_sample(x, samples=50, seed=2))
+
+
+def test_calibration_sample_ends_on_an_endless_data_set():
+    data = tf.data.Dataset.from_tensor_slices(np.ones((100, 1), np.float32)).batch(100).repeat()
+    assert calibration_sample(data, samples=5).shape == (5, 1)
+
+
+def refuse(message: str, tmp_path, model=None, target="tflite_int8", **options) -> None:
+    with pytest.raises(InputError, match=message):
+        export(net() if model is None else model, target, path=tmp_path / "m.tflite", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_target_lists_all(tmp_path):
+    refuse("tflite_float32, tflite_int8", tmp_path, target="onix")
+    assert {"tflite_float32", "tflite_int8", "c_array"} <= set(targets)
+
+
+def test_unknown_option_lists_the_targets_options(tmp_path):
+    refuse("float_io, input_shape, metadata, samples, seed", tmp_path, floatio=True)
+    refuse("no option 'floatio'", tmp_path, target="c_array", floatio=True)
+
+
+def test_missing_calibration_is_refused(tmp_path):
+    refuse("No calibration data", tmp_path)
+
+
+def test_empty_calibration_is_refused(tmp_path):
+    refuse("empty", tmp_path, calibration=np.zeros((0, 12, 12, 3), np.float32))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_calibration_that_is_not_finite_is_refused(tmp_path, images, bad):
+    images[40, 3, 3, 1] = bad
+    refuse("NaN or Inf, within images 32 to 63", tmp_path, calibration=[images[:32], images[32:]])
+
+
+def test_calibration_of_another_shape_is_refused(tmp_path, images):
+    refuse(r"shape \(12, 12, 1\)", tmp_path, calibration=images[..., :1])
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    model = net()
+    model.layers[-1].bias.assign([0, 0, np.nan, 0, 0])
+    refuse("NaN or Inf", tmp_path, model, target="tflite_float32")
+
+
+def test_open_sizes_need_an_input_shape(tmp_path, images):
+    image = layers.Input((None, None, 3))
+    model = keras.Model(image, layers.Dense(4)(layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(image))))
+    refuse("input_shape=", tmp_path, model, target="tflite_float32")
+    refuse("asked for is", tmp_path, model, target="tflite_float32", input_shape=(12, 12, 1))
+    artifact = export(model, "tflite_float32", path=tmp_path / "m.tflite", input_shape=(12, 12, 3))
+    np.testing.assert_allclose(runtimes.predict(artifact.path, images), model.predict(images, verbose=0), atol=1e-5)
+
+
+def test_two_inputs_are_refused(tmp_path):
+    a, b = layers.Input((4,)), layers.Input((4,))
+    refuse("2 inputs", tmp_path, keras.Model([a, b], layers.Add()([a, b])), target="tflite_float32")
+
+
+def test_something_that_is_no_model_is_refused(tmp_path):
+    refuse("A str cannot be exported", tmp_path, "teacher.keras", target="tflite_float32")
+
+
+def test_a_layer_tflite_lacks_is_refused_with_the_reason(tmp_path):
+    image = layers.Input((8, 8, 4))
+    model = keras.Model(image, layers.Lambda(lambda x: tf.math.lgamma(x))(image))
+    refuse("(?i)lgamma", tmp_path, model, target="tflite_float32")
+
+
+def test_c_array_of_a_file_that_is_no_tflite_is_refused(tmp_path):
+    file = tmp_path / "x.tflite"
+    file.write_bytes(b"not a model")
+    with pytest.raises(InputError, match=r"Not a \.tflite file"):
+        export(file, "c_array", path=tmp_path / "out" / "x.cc")
+    with pytest.raises(InputError, match="No such file"):
+        export(tmp_path / "none.tflite", "c_array", path=tmp_path / "out" / "x.cc")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_path_that_cannot_be_written_is_refused_and_the_old_file_stays(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="Cannot write"):
+        export(net(), "tflite_float32", path=tmp_path / "file" / "m.tflite")
+    old = tmp_path / "m.tflite"
+    old.write_bytes(b"old")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(InputError, match="No space left"):
+        export(net(), "tflite_float32", path=old)
+    assert old.read_bytes() == b"old" and not list(tmp_path.glob(".*"))
+
+
+def test_conversion_is_silent(tmp_path):
+    code = (
+        "import os, tf_keras as k, numpy as np\n"
+        "import tensorflow as tf; tf.zeros(1)\n"
+        "from orbit_kd.exporters import export\n"
+        "m = k.Sequential([k.layers.Input((8, 8, 1)), k.layers.Conv2D(2, 3), k.layers.Flatten(), k.layers.Dense(2)])\n"
+        "os.write(2, b'START'); os.write(1, b'START')\n"
+        f"export(m, 'tflite_int8', path=r'{tmp_path}/m.tflite', calibration=np.ones((4, 8, 8, 1)))\n"
+        "os.write(2, b'END'); os.write(1, b'END')\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "STARTEND" in ran.stderr and "STARTEND" in ran.stdout, ran.stderr
+
+
+def test_the_package_is_light_to_import():
+    code = "import sys, orbit_kd.exporters, orbit_kd.evaluation; sys.exit('tensorflow' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_artifact_reads_as_a_value():
+    assert Artifact.__dataclass_params__.frozen

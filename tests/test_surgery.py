@@ -1,0 +1,184 @@
+"""Filter removal against its oracle, on random graphs and on the reference networks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tf_keras as keras
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from oracle import difference, randomize
+from random_graphs import BLOCKS, random_model
+from tf_keras import layers
+
+from orbit_kd import networks
+from orbit_kd.errors import InputError
+from orbit_kd.planning import RemovalPlan, plan_removal
+from orbit_kd.surgery import recalibrate_batchnorm, remove_filters
+
+
+def check(model: keras.Model, **how) -> keras.Model:
+    """Removes filters, compares with the oracle, and returns the small network."""
+    randomize(model)
+    before = [w.copy() for w in model.get_weights()]
+    plan = plan_removal(model, **how)
+    student = remove_filters(model, plan)
+    assert difference(model, student, plan) <= 1e-4
+    assert student.count_params() == plan.params[1] < plan.params[0] == model.count_params()
+    assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
+    return student
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    st.lists(st.sampled_from(sorted(BLOCKS)), min_size=1, max_size=4), st.integers(0, 99), st.sampled_from([0.3, 0.6])
+)
+def test_random_graphs_match_the_oracle(names, seed, ratio):
+    keras.backend.clear_session()
+    check(random_model(names, seed), ratio=ratio, criterion="l2_norm")
+
+
+@pytest.mark.parametrize("name", sorted(BLOCKS))
+def test_each_block_matches_the_oracle(name):
+    for seed in range(2):
+        check(random_model([name, name], seed), ratio=0.5)
+
+
+@pytest.mark.parametrize("name", networks.networks.names())
+def test_reference_networks_match_the_oracle_and_halve(name):
+    model = networks.build(name, (32, 32, 1), classes=5, width=0.25)
+    student = check(model, ratio=0.5)
+    assert student.count_params() < 0.35 * model.count_params()
+    assert [la.name for la in student.layers] == [la.name for la in model.layers]
+
+
+def test_the_small_network_saves_loads_and_stays_sequential(tmp_path):
+    model = keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(8, 3), layers.Flatten(), layers.Dense(3)])
+    student = check(model, ratio=0.5)
+    assert isinstance(student, keras.Sequential)
+    student.save(tmp_path / "s.keras")
+    loaded = keras.models.load_model(tmp_path / "s.keras", compile=False)
+    x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype("float32")
+    np.testing.assert_array_equal(loaded(x), student(x))
+
+
+def test_outputs_and_inputs_keep_their_channels():
+    model = networks.build("resnet20", (16, 16, 3), classes=7)
+    student = check(model, ratio=0.75)
+    assert student.input_shape == model.input_shape and student.output_shape == model.output_shape
+
+
+def test_the_least_important_filters_go():
+    model = keras.Sequential([keras.Input((4, 4, 1)), layers.Conv2D(4, 1, name="c"), layers.Flatten(), layers.Dense(2)])
+    kernel, bias = model.layers[0].get_weights()
+    model.layers[0].set_weights([np.array([0.1, -5.0, 0.2, 3.0]).reshape(kernel.shape), bias])
+    plan = plan_removal(model, ratio=0.5)
+    assert plan.groups[0].keep == (1, 3)
+
+
+def test_residual_streams_shrink_as_one_group():
+    model = networks.build("resnet20", (16, 16, 3), classes=7)
+    stream = next(g for g in plan_removal(model, ratio=0.5).groups if g.name == "stem_conv")
+    assert {"stem_conv", "stage1_block1_2_conv", "stage1_block3_2_conv"} <= set(stream.members)
+
+
+def test_ratios_by_layer_and_pattern_override_the_ratio():
+    model = networks.build("vgg16", (32, 32, 1), classes=5, width=0.25)
+    plan = plan_removal(model, ratio=0.5, ratios={"block1_*": 0.0, "fc1": 0.75}, exclude=["block5_conv3"])
+    width = {g.name: g.after for g in plan.groups}
+    assert (width["block1_conv1"], width["fc1"], width["block2_conv1"], width["block5_conv3"]) == (16, 32, 16, 128)
+
+
+def test_widths_are_rounded_up_to_multiples():
+    model = networks.build("vgg16", (32, 32, 1), classes=5, width=0.25)
+    plan = plan_removal(model, ratio=0.7, round_to=8, min_channels=12)
+    assert all(g.after % 8 == 0 and g.after >= 12 for g in plan.groups if not g.reason)
+
+
+def test_a_plan_survives_json_and_refuses_other_networks():
+    model = networks.build("vgg16", (32, 32, 1), classes=5, width=0.25)
+    plan = plan_removal(model, ratio=0.5)
+    assert RemovalPlan.from_json(plan.to_json()) == plan
+    with pytest.raises(InputError, match="does not fit"):
+        remove_filters(remove_filters(model, plan), plan)
+    with pytest.raises(InputError, match="no removal plan"):
+        RemovalPlan.from_json('{"groups": 3}')
+
+
+def test_a_plan_prints_widths_and_reasons():
+    text = str(plan_removal(networks.build("vgg16", (32, 32, 1), classes=5, width=0.25), ratio=0.5))
+    assert "block1_conv1" in text and "16 ->  8" in text and "kept: model output" in text and "x fewer" in text
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"ratio": 1.0}, "no removal ratio"),
+        ({"ratio": -0.1}, "no removal ratio"),
+        ({"ratios": {"block1_conv1": 2}}, "no removal ratio"),
+        ({"ratios": {"nothing": 0.5}}, "No group or layer"),
+        ({"ratio": 0.5, "criterion": "magic"}, "Unknown criterion"),
+        ({"ratio": 0.5, "exclude": ["nothing"]}, "No group or layer"),
+    ],
+)
+def test_bad_requests_get_one_clear_message(how, message):
+    with pytest.raises(InputError, match=message) as caught:
+        plan_removal(networks.build("vgg16", (32, 32, 1), classes=5, width=0.25), **how)
+    assert "expected:" in str(caught.value) and "to do:" in str(caught.value)
+
+
+class Reverse(layers.Layer):
+    """A layer without a channel rule."""
+
+    def call(self, x):
+        return x[..., ::-1]
+
+
+def test_an_unknown_layer_is_an_error_or_keeps_only_its_own_channels():
+    image = keras.Input((8, 8, 3))
+    x = layers.Conv2D(8, 3, name="before")(image)
+    x = layers.Conv2D(8, 3, name="touching")(x)
+    x = layers.Conv2D(8, 3, name="after")(Reverse(name="odd")(x))
+    model = keras.Model(image, layers.Dense(2)(layers.Flatten()(x)))
+    with pytest.raises(InputError, match="'odd' of class Reverse") as caught:
+        plan_removal(model, ratio=0.5)
+    assert "Conv2D" in str(caught.value) and "channel_rule" in str(caught.value) and "keep" in str(caught.value)
+    plan = plan_removal(model, ratio=0.5, unknown="keep")
+    assert {g.name: g.after for g in plan.groups if g.members} | {"odd": 8} == {
+        "before": 4, "touching": 8, "odd": 8, "after": 4, model.layers[-1].name: 2,
+    }  # fmt: skip
+    assert difference(randomize(model), remove_filters(model, plan), plan) <= 1e-4
+
+
+def test_a_subclass_that_replaces_call_is_unknown():
+    class Odd(layers.Conv2D):
+        def call(self, x):
+            return super().call(x)[..., ::-1]
+
+    model = keras.Sequential([keras.Input((8, 8, 3)), Odd(4, 3), layers.Flatten(), layers.Dense(2)])
+    with pytest.raises(InputError, match="class Odd"):
+        plan_removal(model, ratio=0.5)
+
+
+def test_a_subclassed_model_is_refused():
+    class Mine(keras.Model):
+        def call(self, x):
+            return x
+
+    with pytest.raises(InputError, match="no layer graph"):
+        plan_removal(Mine(), ratio=0.5)
+
+
+def test_recalibration_gives_the_statistics_of_the_data_and_nothing_else_moves():
+    import tensorflow as tf
+
+    model = keras.Sequential(
+        [keras.Input((6,)), layers.Dropout(0.9), layers.BatchNormalization(momentum=0.99), layers.Dense(2)]
+    )
+    x = np.random.default_rng(0).normal(3.0, 2.0, (256, 6)).astype("float32")
+    dense = model.layers[-1].get_weights()
+    recalibrate_batchnorm(model, tf.data.Dataset.from_tensor_slices((x, x[:, 0])).batch(64))
+    norm = model.layers[1]
+    np.testing.assert_allclose(norm.moving_mean, x.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(norm.moving_variance, x.var(0), rtol=0.02)
+    assert norm.momentum == 0.99 and np.array_equal(dense[0], model.layers[-1].get_weights()[0])
