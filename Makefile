@@ -7,7 +7,8 @@ READY  := $(VENV)/.ready
 .PHONY: demo test lint test-fast test-slow install clean
 
 demo: $(READY)
-	$(PY) tools/compress.py --flagfile=models/demo/recipe.flags --workdir=out/demo
+	$(PY) tools/train.py --flagfile=models/demo/train.flags --output=out/demo/teacher.keras
+	$(PY) tools/compress.py --flagfile=models/demo/recipe.flags --teacher=out/demo/teacher.keras --workdir=out/demo
 
 test: lint
 	$(PY) -m pytest -m "not slow"

@@ -1,0 +1,64 @@
+"""orbit_kd: makes a trained Keras CNN fit a satellite payload, a microcontroller or an FPGA.
+
+The public surface is listed here by name and loaded on first use (PEP 562), so that importing the package, or asking a
+tool for --help, does not load TensorFlow.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "channels": ["channel_rule"],
+    "datasets": ["Data", "load"],
+    "distillation": ["Distiller", "LogitsDistillation", "Resume", "StopOnNonFinite", "cache_teacher"],
+    "errors": ["InputError"],
+    "evaluation": ["evaluate"],
+    "exporters": ["Artifact", "export"],
+    "model_io": ["load_model", "save_model"],
+    "pipeline": ["compress"],
+    "planning": ["RemovalPlan", "plan_removal"],
+    "preprocessing": ["Augment"],
+    "profiling": ["profile"],
+    "recipe": ["Preprocess", "Recipe"],
+    "reporting": ["Report"],
+    "sparsity": ["keep_zeros", "sparsify", "strip"],
+    "sparsity_report": ["sparsity_table"],
+    "surgery": ["recalibrate_batchnorm", "remove_filters"],
+}
+_MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
+
+__all__ = sorted(_MODULE_OF)
+
+if TYPE_CHECKING:  # the same names, for editors and type checkers
+    from orbit_kd.channels import channel_rule
+    from orbit_kd.datasets import Data, load
+    from orbit_kd.distillation import Distiller, LogitsDistillation, Resume, StopOnNonFinite, cache_teacher
+    from orbit_kd.errors import InputError
+    from orbit_kd.evaluation import evaluate
+    from orbit_kd.exporters import Artifact, export
+    from orbit_kd.model_io import load_model, save_model
+    from orbit_kd.pipeline import compress
+    from orbit_kd.planning import RemovalPlan, plan_removal
+    from orbit_kd.preprocessing import Augment
+    from orbit_kd.profiling import profile
+    from orbit_kd.recipe import Preprocess, Recipe
+    from orbit_kd.reporting import Report
+    from orbit_kd.sparsity import keep_zeros, sparsify, strip
+    from orbit_kd.sparsity_report import sparsity_table
+    from orbit_kd.surgery import recalibrate_batchnorm, remove_filters
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'orbit_kd' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"orbit_kd.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_MODULE_OF])

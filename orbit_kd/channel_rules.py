@@ -136,6 +136,7 @@ def normalization(call: Call) -> list[Channels]:
 
 # ---------------------------------------------------------------- activations and everything elementwise
 
+
 @channel_rule(layers.Activation, layers.ReLU, layers.LeakyReLU, layers.ELU, layers.ThresholdedReLU)
 @channel_rule(layers.Dropout, layers.GaussianDropout, layers.GaussianNoise, layers.AlphaDropout)
 @channel_rule(layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDropout3D)
@@ -282,9 +283,7 @@ def merged(call: Call) -> Channels:
     return call.output(out, axis)
 
 
-@channel_rule(
-    layers.Add, layers.Subtract, layers.Multiply, layers.Average, layers.Maximum, layers.Minimum
-)
+@channel_rule(layers.Add, layers.Subtract, layers.Multiply, layers.Average, layers.Maximum, layers.Minimum)
 def merge(call: Call) -> Channels:
     """Residual sums and squeeze-and-excite gates."""
     return merged(call)

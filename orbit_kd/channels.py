@@ -216,7 +216,7 @@ def channel_rule(*classes: type) -> Callable[[Rule], Rule]:
 
 
 def rule_for(layer: keras.layers.Layer) -> Rule | None:
-    """The rule of the layer's class, or of a parent class whose `call` it has not replaced; None where there is none."""
+    """The rule of the layer's class, or of a parent class whose `call` it has kept; None where there is none."""
     for cls in type(layer).__mro__:
         if cls in _RULES:
             return _RULES[cls]

@@ -185,6 +185,8 @@ def evaluate(
         names = list(models)
         if teacher_file:
             models["teacher"] = model_bytes(teacher_file)
+        for model in models.values():
+            runtimes.probe(model)
         labels, outputs = logits(models, test, threads=os.cpu_count() or 1)
         _same_classes(outputs, class_names)
         summaries = [read(models[name]) for name in names]
@@ -223,7 +225,7 @@ def ratios(data: Mapping[str, Any]) -> dict[str, float]:
     if not teacher:
         return {}
     found = {
-        "params": teacher["params"] / student["params"],
+        "params": teacher["params"] / max(1, student["params"]),
         "nonzero_params": teacher["params"] / max(1, student["nonzero_params"]),
         "parameters_gone": 1 - student["nonzero_params"] / teacher["params"],
         "bytes": teacher["tflite_bytes"] / file["bytes"],

@@ -16,7 +16,6 @@ from orbit_kd.errors import InputError
 from orbit_kd.model_safety import code_in, read_config
 
 
-
 def load_model(
     model: str | os.PathLike[str] | keras.Model,
     *,

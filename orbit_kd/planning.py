@@ -177,7 +177,7 @@ def plan_removal(
 
 
 def target_width(group: Group, ratio: float, round_to: int, min_channels: int) -> int:
-    """Units that stay when `ratio` of them goes: at least `min_channels` channels, a multiple of `round_to` channels."""
+    """Units that stay when `ratio` of them goes: at least `min_channels` channels, in multiples of `round_to`."""
     each = next(iter(group.members.values()))
     step = round_to // math.gcd(round_to, each)
     width = max(round(group.width * (1 - ratio)), math.ceil(min_channels / each), 1)

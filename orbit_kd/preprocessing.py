@@ -54,7 +54,9 @@ class Augment:
         return dataclasses.asdict(self)
 
 
-def output_shape(preprocess: Preprocess, image_shape: Sequence[int], *, name: str = "the image") -> tuple[int, int, int]:
+def output_shape(
+    preprocess: Preprocess, image_shape: Sequence[int], *, name: str = "the image"
+) -> tuple[int, int, int]:
     """Shape (height, width, channels) that `apply` makes of an image of `image_shape`; `name` is for messages.
 
     Raises:

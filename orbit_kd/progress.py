@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Iterable, Iterator
@@ -20,8 +21,9 @@ def track(items: Iterable[T], label: str, *, total: int | None = None, every: fl
         total: number of items; taken from `len(items)` where that exists, else the line has no time left.
         every: seconds between two lines. Steps shorter than this stay silent.
     """
-    if total is None and hasattr(items, "__len__"):
-        total = len(items)
+    if total is None:
+        with contextlib.suppress(TypeError):  # no length, or (tf.data) an unknown one
+            total = len(items)  # type: ignore[arg-type]
     start = shown = time.monotonic()
     for done, item in enumerate(items):
         now = time.monotonic()

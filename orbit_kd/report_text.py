@@ -210,7 +210,8 @@ class Row(NamedTuple):
 def before_after(data: dict[str, Any]) -> list[Row]:
     """The rows of the before/after table, teacher against student; a row without any figure is left out."""
     teacher, student, file = _part(data, "teacher"), _part(data, "student"), shipped(data)
-    target = str(file.get("target", "file"))
+    target, source = str(file.get("target", "file")), _source(student)
+    counted = "" if source == "tflite_float32" else f" ({source})"
 
     def compare(label: str, before: Any, after: Any, show: Any) -> Row:
         unit, words = ("bytes", ("smaller", "larger")) if show is size else ("", ("fewer", "more"))
@@ -219,24 +220,24 @@ def before_after(data: dict[str, Any]) -> list[Row]:
 
     rows = [
         compare("Parameters", teacher.get("params"), student.get("params"), count),
-        compare("Non-zero parameters", teacher.get("nonzero_params"), student.get("nonzero_params"), count),
+        compare(f"Non-zero parameters{counted}", teacher.get("nonzero_params"), student.get("nonzero_params"), count),
         compare("MACs", teacher.get("macs"), student.get("macs"), count),
-        compare("MACs without zeros", teacher.get("macs_nonzero"), student.get("macs_nonzero"), count),
+        compare(f"MACs without zeros{counted}", teacher.get("macs_nonzero"), student.get("macs_nonzero"), count),
         compare(f"File ({target})", teacher.get("tflite_bytes"), file.get("bytes"), size),
         compare("File, gzip", teacher.get("gzip_bytes"), file.get("gzip_bytes"), size),
     ]
     gone = parameters_gone(data)
     if gone is not None:
         rows[1] = rows[1]._replace(change=f"{percent(gone, down=True)} gone")
-    if rows[3].before == NONE:
+    if rows[3].before == NONE and not counted:
         ratio = quotient(teacher.get("macs"), student.get("macs_nonzero"))
         rows[3] = rows[3]._replace(change=NONE if ratio is None else fewer(ratio, 1))
-    base = teacher.get("accuracy")
-    exported = number(file.get("accuracy"))
-    if exported is None or number(student.get("accuracy")) is not None:
-        rows.append(_accuracy("Accuracy" if exported is None else "Accuracy, float", base, student.get("accuracy")))
-    if exported is not None:
-        rows.append(_accuracy(f"Accuracy, {target}", base, exported))
+    if number(file.get("accuracy")) is None:
+        rows.append(_accuracy("Accuracy", teacher.get("accuracy"), student.get("accuracy")))
+    else:
+        if source != target:
+            rows.append(_accuracy(f"Accuracy, {source}", teacher.get("accuracy"), student.get("accuracy")))
+        rows.append(_accuracy(f"Accuracy, {target}", teacher.get("accuracy"), file.get("accuracy")))
     rows = [r for r in rows if (r.before, r.after) != (NONE, NONE)]
     if file:
         measured = file.get("latency") or {}
@@ -258,8 +259,14 @@ def before_after(data: dict[str, Any]) -> list[Row]:
 
 
 def parameters_gone(data: dict[str, Any]) -> float | None:
-    """1 - student non-zero parameters / teacher parameters."""
-    params, left = _part(data, "teacher").get("params"), number(_part(data, "student").get("nonzero_params"))
+    """1 - student non-zero parameters / teacher parameters; None if these were not counted in a float32 file.
+
+    An int8 file has zeros that only rounding made, and those are never claimed.
+    """
+    student = _part(data, "student")
+    if _source(student) != "tflite_float32":
+        return None
+    params, left = _part(data, "teacher").get("params"), number(student.get("nonzero_params"))
     total = number(params)
     return 1 - left / total if total and left is not None else number(_part(data, "ratios").get("parameters_gone"))
 
@@ -283,6 +290,11 @@ def table(rows: list[Row]) -> str:
 
 def _accuracy(label: str, before: Any, after: Any) -> Row:
     return Row(label, percent(before), percent(after), points(before, after), f"{before} → {after}")
+
+
+def _source(student: dict[str, Any]) -> str:
+    """The target of the file the student's section was counted in."""
+    return str(student.get("measured_from") or "tflite_float32")
 
 
 def _part(data: dict[str, Any], name: str) -> dict[str, Any]:

@@ -7,6 +7,8 @@ import importlib.util
 import math
 import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
@@ -138,6 +140,39 @@ def run(runner: Runner, x: Any, *, raw: bool = False) -> np.ndarray:
     return out if raw else runner.output.dequantize(out)
 
 
+def probe(model: Model, *, runtime: str = "litert") -> None:
+    """Runs a file once on zeros in a process of its own: native code that aborts must not take the caller with it.
+
+    LiteRT 2.3 aborts, for example, on int8 files of normalization layers that were calibrated on constant images.
+
+    Raises:
+        InputError: the file does not run there.
+    """
+    code = "import sys; from orbit_kd import runtimes; runtimes._probe_here(sys.stdin.buffer.read(), sys.argv[1])"
+    child = subprocess.run(
+        [sys.executable, "-c", code, runtime],
+        input=read_bytes(model),
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
+    )
+    if child.returncode:
+        last = child.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
+        ending = f"signal {-child.returncode}" if child.returncode < 0 else f"exit code {child.returncode}"
+        raise InputError(
+            f"The runtime {runtime!r} ends its process on this file ({ending}: {last[0][:200]}).",
+            expected="a file that runs",
+            fix="calibrate with real, varied images; or replace layers that have no direct int8 form",
+        )
+
+
+def _probe_here(data: bytes, runtime: str) -> None:
+    try:
+        runner = load(data, runtime=runtime)
+        run(runner, np.zeros((1, *runner.input.shape), np.float32))
+    except InputError:
+        pass  # told properly, the caller will see it when it runs the file itself
+
+
 class _Litert:
     """LiteRT. Batches where the graph permits, which is faster; else one image at a time. The results are the same."""
 
@@ -210,7 +245,8 @@ def _same(a: np.ndarray, b: np.ndarray) -> bool:
     """Equal integers; floats up to the order of additions."""
     if a.shape != b.shape or np.issubdtype(a.dtype, np.integer):
         return np.array_equal(a, b)
-    return bool(np.allclose(a, b, rtol=1e-5, atol=1e-5 * float(np.abs(b).max(initial=0))))
+    scale = float(np.nan_to_num(np.abs(b)).max(initial=0))
+    return bool(np.allclose(a, b, rtol=1e-5, atol=1e-5 * scale, equal_nan=True))
 
 
 @runtimes.register("litert")
@@ -323,6 +359,11 @@ def tflm_parity(model: Model, x: Any) -> TflmParity:
     """
     if not has_tflm():
         return TflmParity(False, f"not run: {MCU_HINT}", None, None, 0)
+    for runtime in ("litert_reference", "tflm"):
+        try:
+            probe(model, runtime=runtime)
+        except InputError as error:
+            return TflmParity(False, error.what, None, None, 0)
     reference = load(model, runtime="litert_reference")
     if not reference.output.scale:
         return TflmParity(False, "not run: float outputs; parity is counted in int8 steps", None, None, 0)

@@ -1,9 +1,9 @@
 """The wrapper that keeps one layer sparse, and the rules that say which layers have a kernel to wrap.
 
 `SparseLayer` is tfmot's `PruneLowMagnitude` with its state machine replaced. In tfmot the forward pass advances the
-schedule and a callback re-applies the mask; here the optimizer does both, through the kernel's `constraint`, which every
-tf_keras optimizer applies exactly once after each step. So weights are masked whenever anyone looks at them, no callback
-is needed, and neither a second forward pass nor a shared layer moves the schedule.
+schedule and a callback re-applies the mask; here the optimizer does both, through the kernel's `constraint`, which
+every tf_keras optimizer applies exactly once after each step. So weights are masked whenever anyone looks at them, no
+callback is needed, and neither a second forward pass nor a shared layer moves the schedule.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from orbit_kd.errors import InputError
+from orbit_kd.sparsity_models import copy_layer
 from orbit_kd.sparsity_patterns import Pattern
 from orbit_kd.sparsity_schedules import Schedule
 
@@ -79,7 +80,7 @@ def kernel_rule(layer: keras.layers.Layer) -> KernelRule | str:
             if isinstance(rule, str):
                 return rule
             # A kernel computed on the fly (weight normalization, binarization) cannot be exchanged for a masked one.
-            if not isinstance(vars(layer).get(rule.kernel), tf.Variable):
+            if not isinstance(layer.__dict__.get(rule.kernel), tf.Variable):
                 return f"its {rule.kernel} is not a variable"
             if type(layer) is not layer_class and not _honours_constraint(layer, rule):
                 return f"{type(layer).__name__}.build does not give {rule.constraint} to its {rule.kernel}"
@@ -87,10 +88,21 @@ def kernel_rule(layer: keras.layers.Layer) -> KernelRule | str:
     return f"{type(layer).__name__} has no kernel over input channels"
 
 
+def reason_dense(layer: keras.layers.Layer, pattern: Pattern) -> str | None:
+    """Why a layer cannot be made sparse by a pattern, in words; None where it can."""
+    rule = kernel_rule(layer)
+    if isinstance(rule, str):
+        return rule
+    kernel = getattr(layer, rule.kernel)
+    if not any(kernel is w for w in layer.trainable_weights):
+        return "frozen (trainable=False)"
+    return pattern.reason_dense(kernel.shape[rule.axis])
+
+
 def _honours_constraint(layer: keras.layers.Layer, rule: KernelRule) -> bool:
     """Whether a subclass hands its constraint attribute to the kernel: tried on a copy of the layer."""
     probe = keras.constraints.NonNeg()
-    copy = type(layer).from_config(layer.get_config())
+    copy = copy_layer(layer)
     setattr(copy, rule.constraint, probe)
     copy.build_from_config(layer.get_build_config())
     return getattr(getattr(copy, rule.kernel, None), "constraint", None) is probe
@@ -123,7 +135,7 @@ def constrained_build(
 
 
 class _NothingToDo:
-    """Stands where tfmot's callbacks look for mask updates, so that a stray UpdatePruningStep is harmless."""
+    """Stands where tfmot's UpdatePruningStep looks for mask updates, so that it is harmless here."""
 
     def weight_mask_op(self) -> tf.Operation:
         return tf.no_op()
@@ -145,6 +157,9 @@ class SparseLayer(PruneLowMagnitude):
         schedule: when.
         rule: where the kernel is.
     """
+
+    # UpdatePruningStep asks whether it is -1.
+    pruning_step = 0
 
     def __init__(
         self, layer: keras.layers.Layer, *, pattern: Pattern, schedule: Schedule, rule: KernelRule, **kwargs: Any
@@ -201,7 +216,7 @@ class SparseLayer(PruneLowMagnitude):
     def finished(self) -> bool:
         """Whether the schedule has reached the full pattern."""
         step = int(self.sparsity_step.numpy())
-        return 0 <= step and self.schedule.last_step <= step
+        return step >= 0 and self.schedule.last_step <= step
 
     def after_step(self, weights: tf.Tensor) -> tf.Tensor:
         """Advances the schedule by one optimizer step; returns the kernel to store. Called by the optimizer."""
@@ -221,10 +236,10 @@ class SparseLayer(PruneLowMagnitude):
         """Takes step 0 of the schedule with the kernel as it is."""
         self.kernel.assign(self.kernel.constraint(self.kernel))
 
-    def apply_full_pattern(self, kernel: np.ndarray) -> np.ndarray:
-        """The kernel masked by the full pattern now, whatever the schedule says."""
-        mask = self.pattern.mask(tf.abs(kernel), axis=self.rule.axis, progress=tf.constant(1.0))
-        return kernel * mask.numpy()
+    def fully_masked_kernel(self) -> np.ndarray:
+        """The kernel masked by the full pattern, whatever the schedule says."""
+        kernel = self.masked_kernel()
+        return kernel * self.pattern.mask(tf.abs(kernel), axis=self.rule.axis, progress=tf.constant(1.0)).numpy()
 
     def call(self, inputs: Any, **kwargs: Any) -> Any:
         """The layer's own call, with the masked kernel in place of the stored one."""
@@ -236,7 +251,7 @@ class SparseLayer(PruneLowMagnitude):
         # The layer takes the mask from its inputs itself, where its call has one.
         kwargs.pop("mask", None)
         # Past Keras' attribute tracking, which would take the variable off the layer.
-        attributes, variable = vars(self.layer), self.kernel
+        attributes, variable = self.layer.__dict__, self.kernel
         attributes[self.rule.kernel] = masked
         try:
             return self.layer(inputs, **kwargs)
@@ -249,7 +264,7 @@ class SparseLayer(PruneLowMagnitude):
 
     def _decay_pruned(self) -> tf.Tensor:
         kernel = tf.convert_to_tensor(self.kernel)
-        return 0.5 * self.schedule.dense_decay * tf.reduce_sum(tf.square(kernel * (1 - self.mask)))
+        return 0.5 * (self.schedule.dense_decay or 0.0) * tf.reduce_sum(tf.square(kernel * (1 - self.mask)))
 
     def get_config(self) -> dict[str, Any]:
         """Layer, pattern, schedule and rule."""
@@ -281,6 +296,10 @@ class SparseLayer(PruneLowMagnitude):
     set_weights = keras.layers.Layer.set_weights
     losses = keras.layers.Layer.losses
 
+
+def inner_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
+    """The layer within a `SparseLayer`; any other layer itself."""
+    return layer.layer if isinstance(layer, SparseLayer) else layer
 
 
 def _to_config(value: Any) -> dict[str, Any]:

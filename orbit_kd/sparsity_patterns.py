@@ -65,10 +65,10 @@ class Value:
 class NofM(Value):
     """At most `n` non-zeros in each aligned group of `m` consecutive input channels (Mishra et al. 2021).
 
-    A group is taken for each output channel and kernel position, aligned at input channel 0, as hardware wants it. Note
-    that tfmot's `sparsity_m_by_n` counts zeros instead. Where the input channels are no multiple of m, the last group of
-    k < m channels keeps ceil(k * n / m): the density stays that of the pattern, and padding it with zeros up to m never
-    breaks it. A kernel with fewer than m input channels has no whole group and stays dense.
+    A group is taken for each output channel and kernel position, aligned at input channel 0, as hardware wants it.
+    Note that tfmot's `sparsity_m_by_n` counts zeros instead. Where the input channels are no multiple of m, the last
+    group of k < m channels keeps ceil(k * n / m): the density stays that of the pattern, and padding the group with
+    zeros up to m never breaks it. A kernel with fewer than m input channels has no whole group and stays dense.
 
     Attributes:
         n: non-zeros kept in a group.
@@ -133,7 +133,8 @@ class NofM(Value):
         *position, group = (int(i) for i in bad[0])
         first, last = group * self.m, min((group + 1) * self.m, channels) - 1
         return (
-            f"input channels {first}..{last} at kernel position {tuple(position)} hold {count[tuple(bad[0])]} non-zeros, "
+            f"input channels {first}..{last} at kernel position {tuple(position)} hold {count[tuple(bad[0])]} "
+            f"non-zeros, "
             f"{self.label} allows {allowed[group]} ({len(bad)} of {count.size} groups are wrong)"
         )
 
@@ -224,7 +225,9 @@ def get_pattern(pattern: str | Pattern, *, sparsity: float | None = None, group_
         InputError: an unknown name, or an option that the pattern does not have.
     """
     options = {k: v for k, v in (("sparsity", sparsity), ("group_size", group_size)) if v is not None}
-    takes = {"magnitude": {"sparsity"}, "uhp": {"group_size"}}.get(pattern, set()) if isinstance(pattern, str) else set()
+    takes = (
+        {"magnitude": {"sparsity"}, "uhp": {"group_size"}}.get(pattern, set()) if isinstance(pattern, str) else set()
+    )
     if extra := sorted(set(options) - takes):
         raise InputError(
             f"The pattern {pattern!r} has no option {extra[0]!r}.",

@@ -1,8 +1,8 @@
 """When a sparsity pattern is applied, counted in optimizer steps.
 
 A schedule is a value: at which steps the mask is chosen anew, and how far the pattern has progressed by then (0 dense,
-1 the full pattern). Steps count from `sparsify`, which is step 0. A new schedule is one frozen dataclass with these four
-members, registered with Keras so that it is saved, and filed in `schedules`.
+1 the full pattern). Steps count from `sparsify`, which is step 0. A new schedule is one frozen dataclass with these
+four members, registered with Keras so that it is saved, and filed in `schedules`.
 """
 
 from __future__ import annotations

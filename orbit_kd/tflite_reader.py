@@ -8,7 +8,8 @@ Which constants are parameters. A constant (a tensor with data in the file) that
 
 All other integer constants are shapes, axes, paddings and indices: they steer an operator and do not count. A constant
 that several operators share is stored once and counts once in the totals, and in each of its operators in the table.
-The zero bias that the converter adds to a layer without one is in the file and counts; BatchNormalization is folded.
+What the file holds counts: BatchNormalization is folded, and the converter adds a bias of zeros to convolutions without
+one, drops such a bias from dense layers, and moves a bias through linear layers.
 """
 
 from __future__ import annotations

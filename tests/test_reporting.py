@@ -216,6 +216,17 @@ def test_headline_is_about_int8_whatever_is_smaller():
     assert shipped({}) == {}
 
 
+def test_zeros_of_int8_rounding_are_not_claimed(tmp_path):
+    data = fake_report()
+    data["student"]["measured_from"] = "tflite_int8"
+    page, _ = saved(data, tmp_path)
+    assert "gone" not in page.texts["table"] and "of the parameters gone" not in page.texts["span"]
+    assert "Non-zero parameters (tflite_int8)" in page.texts["table"]
+    del data["student"]["measured_from"]
+    page, _ = saved(data, tmp_path)
+    assert "% gone" in page.texts["table"] and "of the parameters gone" in page.texts["span"]
+
+
 def test_terminal_table_is_aligned_and_complete():
     lines = str(Report(fake_report())).splitlines()
     head, *rows = lines[3], *lines[5:]

@@ -14,10 +14,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 from absl import app, flags
+from absl import logging as absl_logging
 
 from orbit_kd.errors import InputError
+from orbit_kd.native_log import native_stderr
+from orbit_kd.recipe import Preprocess
 
 FLAGS = flags.FLAGS
+flags.disclaim_key_flags()  # what is defined here belongs to the tool that asks for it, and shows in its --help
 
 
 def define(cls: type, *, skip: tuple[str, ...] = ()) -> None:
@@ -27,6 +31,7 @@ def define(cls: type, *, skip: tuple[str, ...] = ()) -> None:
         if field.name in skip:
             continue
         text = " ".join(helps[field.name].split())
+        text = text[0].upper() + text[1:]
         kind = str(field.type).removesuffix(" | None")
         default = None if field.default is dataclasses.MISSING else field.default
         if kind == "int":
@@ -83,11 +88,15 @@ def run(main: Callable[[], None]) -> None:
         log = logging.getLogger("orbit_kd")
         log.handlers[:], log.propagate = [handler], False
         log.setLevel(logging.INFO)
+        if not FLAGS["verbosity"].present:
+            absl_logging.set_verbosity(absl_logging.WARNING)
         try:
             if len(argv) > 1:
                 raise InputError(
                     f"Unexpected argument {argv[1]!r}.", expected="flags only", fix="see --help for the flags"
                 )
+            with native_stderr():  # what TensorFlow says about missing GPUs as it is loaded
+                import tensorflow  # noqa: F401
             main()
         except InputError as error:
             sys.exit(f"error: {error}")
@@ -106,3 +115,48 @@ def required(*names: str) -> None:
     for name in names:
         if FLAGS[name].value in (None, ""):
             raise InputError(f"--{name} is missing.", expected=f"--{name}=...", fix="see --help for its meaning")
+
+
+def define_data(*, teacher: bool = True) -> None:
+    """The flags of `load_data` and `load_teacher`."""
+    flags.DEFINE_string(
+        "data", None, "Folder with train/<class>/* and test/<class>/*, or <class>/*; or a data set name."
+    )
+    flags.DEFINE_string("data_dir", None, "Folder of the data set, or where a named one is kept.")
+    flags.DEFINE_float("validation", 0.1, "Part of the training images for validation where there is no such split.")
+    flags.DEFINE_integer("limit", None, "At most so many images of each split, for quick trials.", lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "Of everything random.")
+    flags.DEFINE_boolean("trust_model_code", False, "Load a model file that could run its author's code.")
+    define(Preprocess)
+    if teacher:
+        flags.DEFINE_string("teacher", None, "The trained model: .keras, .h5 or a SavedModel folder.")
+
+
+def load_data() -> Any:
+    """The data set of the flags; --data_dir alone is a folder of images.
+
+    Raises:
+        InputError: neither --data nor --data_dir, or what `datasets.load` refuses.
+    """
+    name = FLAGS.data or FLAGS.data_dir
+    if not name:
+        raise InputError(
+            "There is no data.", expected="--data=FOLDER, --data_dir=FOLDER or --data=NAME", fix="give one"
+        )
+    from orbit_kd.datasets import load
+
+    return load(
+        name,
+        preprocess=collect(Preprocess),
+        validation=FLAGS.validation,
+        seed=FLAGS.seed,
+        data_dir=FLAGS.data_dir if FLAGS.data else None,
+        limit=FLAGS.limit,
+    )
+
+
+def load_teacher() -> Any:
+    """The model of --teacher, and the check that nothing in it runs unasked."""
+    from orbit_kd.model_io import load_model
+
+    return load_model(FLAGS.teacher, trust_code=FLAGS.trust_model_code)

@@ -103,7 +103,7 @@ def load(
     return _data.from_examples(
         images,
         source.labels[used],
-        parts,
+        splits=parts,
         preprocess=preprocess,
         batch_size=batch_size,
         class_names=source.class_names,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,7 +29,7 @@ def find(name: str, data_dir: str | os.PathLike[str] | None, *, own: Sequence[st
         return tfds.builder(name, data_dir=None if data_dir is None else os.fspath(data_dir))
     except (tfds.core.DatasetNotFoundError, ValueError) as e:
         known = [*own, *tfds.list_builders(with_community_datasets=False)]
-        near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
         raise InputError(
             f"{name!r} is neither a folder nor a data set that can be had: {str(e).splitlines()[0]}",
             expected=f"a folder, one of {', '.join(own)}, or a TFDS name (https://www.tensorflow.org/datasets/catalog)",
@@ -112,7 +114,9 @@ def _keys(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
 
 def _prepare(builder: tfds.core.DatasetBuilder) -> None:
     try:
-        builder.download_and_prepare()
+        # TFDS prints what it does; standard output belongs to the results of our tools.
+        with contextlib.redirect_stdout(sys.stderr):
+            builder.download_and_prepare()
     except InputError:
         raise
     # TFDS tells of missing manual downloads with an AssertionError, of failed ones with OSErrors of several kinds.
@@ -120,8 +124,7 @@ def _prepare(builder: tfds.core.DatasetBuilder) -> None:
         by_hand = bool(builder.MANUAL_DOWNLOAD_INSTRUCTIONS)
         raise InputError(
             f"The data set {builder.info.full_name} could not be prepared: {e}",
-            expected="its files in the manual download folder" if by_hand else "a working network, or prepared data",
-            fix="follow the instructions above, or give another data_dir (--data_dir)"
-            if by_hand
-            else "check the network, or give a data_dir (--data_dir) where the set is prepared already",
+            expected="its files in the manual download folder" if by_hand else "a network, or data prepared before",
+            fix=f"{'follow the instructions above' if by_hand else 'check the network'} and that {builder.data_path} "
+            "can be written, or give another data_dir (--data_dir)",
         ) from e

@@ -46,9 +46,9 @@ class Data:
         counts: number of examples of "train", "val" and "test", if known.
     """
 
-    train: Any
-    val: Any
-    test: Any
+    train: Any = dataclasses.field(repr=False)
+    val: Any = dataclasses.field(repr=False)
+    test: Any = dataclasses.field(repr=False)
     class_names: tuple[str, ...] = ()
     preprocess: Preprocess | None = None
     fingerprint: str = ""
@@ -141,14 +141,19 @@ class Data:
 
 
 def from_examples(
-    images: Images, labels: np.ndarray, splits: Mapping[str, np.ndarray], *, preprocess: Preprocess, batch_size: int,
+    images: Images,
+    labels: np.ndarray,
+    splits: Mapping[str, np.ndarray],
+    *,
+    preprocess: Preprocess,
+    batch_size: int,
     **known: Any,
 ) -> Data:
     """Data over decoded images; `known` goes to `Data` as it is.
 
     Raises:
         InputError: the images do not come out of `preprocess` with one shape.
-    """  # fmt: skip
+    """
     import tensorflow as tf
 
     shape = images.shape_after(preprocess)
@@ -171,9 +176,7 @@ def _rendered(examples: Examples, batches: tf.data.Dataset, augment: Augment | N
     labels = tf.constant(examples.labels)
 
     def one_size(index: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
-        return preprocessing.apply(
-            examples.preprocess, examples.images.gather(index), augment=augment, seed=seeds
-        )
+        return preprocessing.apply(examples.preprocess, examples.images.gather(index), augment=augment, seed=seeds)
 
     def render(index: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         if examples.images.uniform:
@@ -195,7 +198,7 @@ def _key(seed: int, purpose: int, number: int | tf.Tensor) -> tf.Tensor:
     """An int64 seed pair for the purpose (0 order, 1 epochs, 2 views) and the number of the epoch or view."""
     import tensorflow as tf
 
-    return tf.random.experimental.stateless_fold_in(tf.constant([seed, purpose], tf.int64), number)
+    return tf.random.experimental.stateless_fold_in(tf.constant([seed, purpose], tf.int64), tf.cast(number, tf.int64))
 
 
 def _seeds(key: tf.Tensor, count: int) -> tf.Tensor:
@@ -206,19 +209,21 @@ def _seeds(key: tf.Tensor, count: int) -> tf.Tensor:
 
 
 def _dataset(given: Any, name: str) -> tf.data.Dataset:
+    """Whatever `fit` takes as batches of (x, y), as a dataset."""
     import tensorflow as tf
     import tf_keras as keras
 
     if isinstance(given, (tuple, list)) and len(given) == 2 and all(hasattr(a, "shape") for a in given):
         given = tf.data.Dataset.from_tensor_slices(tuple(given)).batch(64)
     elif isinstance(given, keras.utils.Sequence):
-        sequence, (x, y) = given, given[0][:2]
-        spec = tuple(tf.TensorSpec((None, *a.shape[1:]), a.dtype) for a in (np.asarray(x), np.asarray(y)))
-        given = tf.data.Dataset.from_generator(
-            lambda: (sequence[i][:2] for i in range(len(sequence))), output_signature=spec
-        ).apply(tf.data.experimental.assert_cardinality(len(sequence)))
+        given = _from_sequence(given)
     spec = getattr(given, "element_spec", None)
-    if not (isinstance(given, tf.data.Dataset) and isinstance(spec, tuple) and len(spec) in (2, 3)):
+    if not (
+        isinstance(given, tf.data.Dataset)
+        and isinstance(spec, tuple)
+        and len(spec) in (2, 3)
+        and all(isinstance(part, tf.TensorSpec) for part in spec)
+    ):
         raise InputError(
             f"Data cannot use {type(given).__name__} as its {name} data.",
             expected="a batched tf.data.Dataset of (x, y), a pair of arrays (x, y), or a keras.utils.Sequence",
@@ -231,3 +236,14 @@ def _dataset(given: Any, name: str) -> tf.data.Dataset:
             fix="add .batch(64) to it",
         )
     return given
+
+
+def _from_sequence(sequence: Any) -> tf.data.Dataset:
+    import tensorflow as tf
+
+    first = (np.asarray(part) for part in sequence[0][:2])
+    signature = tuple(tf.TensorSpec((None, *part.shape[1:]), part.dtype) for part in first)
+    batches = tf.data.Dataset.from_generator(
+        lambda: (tuple(sequence[i][:2]) for i in range(len(sequence))), output_signature=signature
+    )
+    return batches.apply(tf.data.experimental.assert_cardinality(len(sequence)))

@@ -24,8 +24,9 @@ def read(folder: Path) -> Source:
         raise InputError(f"There is no folder {folder}.", expected=f"a folder {LAYOUT}", fix="check the path")
     parts = {"train": folder / "train"}
     if _classes(parts["train"]):
-        for split, names in (("val", ("val", "validation")), ("test", ("test",))):
-            parts |= {split: folder / name for name in names if (folder / name).is_dir()}
+        for name, split in (("validation", "val"), ("val", "val"), ("test", "test")):
+            if (folder / name).is_dir():
+                parts[split] = folder / name
     else:
         parts = {"train": folder}
         if any(_images(folder / name) for name in ("train", "test") if (folder / name).is_dir()):
@@ -67,7 +68,9 @@ def read(folder: Path) -> Source:
             fix="point to the folder above the class folders",
         )
 
-    files, labels, splits = [], [], {}
+    files: list[Path] = []
+    labels: list[int] = []
+    splits = {}
     for split, by_class in found.items():
         start = len(files)
         for label, name in enumerate(classes):

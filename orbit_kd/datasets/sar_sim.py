@@ -14,11 +14,12 @@ SPACING = 0.3  # metres on the ground between pixels, both ways
 RESOLUTION = 0.45  # metres: first zero of the sinc response from its peak
 WAVELENGTH = 0.0312  # metres, X band
 DEPRESSION = (14.0, 18.0)  # degrees below the horizon
-JITTER = 1.5  # metres, greatest offset of the vehicle from the centre, both ways
+JITTER = 1.2  # metres, greatest offset of the vehicle from the centre, both ways
+MISSING = 0.1  # share of a vehicle's scatterers that one chip lacks: stowage, hatches, damage
 LOOKS = 2.0  # of the multiplicative speckle
 CLUTTER = 1.0  # mean backscattered intensity of the ground
-NOISE = 0.05  # receiver noise, the only thing in a shadow, in the same units
-TARGET = 8.0  # mean amplitude of a scatterer in its lobe
+NOISE = 0.2  # receiver noise, the only thing in a shadow, in the same units
+TARGET = 6.0  # mean amplitude of a scatterer in its lobe
 GAIN = 30.0  # grey levels for an amplitude of 1
 TRAIN, TEST = 2400, 1000
 
@@ -61,8 +62,9 @@ class SarSim(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return self.dataset_info_from_configs(
-            description="Simulated SAR chips of ten vehicle classes, see orbit_kd.datasets.sar_sim.",
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Simulated SAR chips of ten vehicle classes; see orbit_kd.datasets.sar_sim.",
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Image(shape=(SIZE, SIZE, 1), encoding_format="png"),
@@ -113,13 +115,10 @@ def _scatterers(vehicle: Vehicle) -> tuple[np.ndarray, ...]:
         along, across = np.where(side, along, np.sign(along)), np.where(side, np.sign(across), across)
         return np.stack([along * length / 2, across * width / 2, rng.uniform(low, high, n)], -1)
 
-    points = np.concatenate(
-        [
-            edge(hull, vehicle.length, vehicle.width, 0.3, vehicle.height),
-            edge(box, vehicle.box_length, vehicle.box_width, vehicle.height, vehicle.height + vehicle.box_height)
-            + [vehicle.offset, 0, 0],
-        ]
-    )
+    top = vehicle.height + vehicle.box_height
+    upper = edge(box, vehicle.box_length, vehicle.box_width, vehicle.height, top)
+    upper[:, 0] += vehicle.offset
+    points = np.concatenate([edge(hull, vehicle.length, vehicle.width, 0.3, vehicle.height), upper])
     facing = np.arctan2(points[:, 1], points[:, 0]) + rng.normal(0, 0.4, SCATTERERS)
     lobe = np.where(rng.random(SCATTERERS) < 0.25, 0.0, rng.uniform(1.0, 6.0, SCATTERERS))
     amplitude = TARGET * rng.gamma(2.0, 0.5, SCATTERERS)
@@ -141,7 +140,8 @@ def _chips(vehicle: Vehicle, count: int, rng: np.random.Generator) -> np.ndarray
     # The radar looks along +range, so it sees the faces that point to -range.
     aspect = np.exp(lobe * (np.cos(azimuth + facing + np.pi / 2) - 1))
     slant = (ground - height * slope) / np.sqrt(1 + slope**2)
-    echo = amplitude * aspect * np.exp(4j * np.pi / WAVELENGTH * slant)
+    present = rng.random((count, SCATTERERS)) >= MISSING
+    echo = present * amplitude * aspect * np.exp(4j * np.pi / WAVELENGTH * slant)
     grid = (np.arange(SIZE) - (SIZE - 1) / 2) * SPACING
     rows = np.sinc((grid[:, None] - (ground - height * slope)[:, None, :]) / RESOLUTION)
     columns = np.sinc((grid[:, None] - cross[:, None, :]) / RESOLUTION)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -45,9 +46,9 @@ class Structure:
         logits = tuple(flat[count : count + self.outputs])
         features = dict(zip(self.features, flat[count + self.outputs :], strict=True))
         y: dict[str, Any] = {"teacher": {"logits": logits, "features": features}}
-        if labels != ():
+        if self.sample[1] != ():
             y["labels"] = labels
-        return (x, y) if weight == () else (x, y, weight)
+        return (x, y) if self.sample[2] == () else (x, y, weight)
 
 
 class TeacherCache:
@@ -78,7 +79,7 @@ class TeacherCache:
         hit: bool,
     ) -> None:
         self._records, self._structure = records, structure
-        fields = records[0].dtype.fields or {}
+        fields = records[0].dtype.names or ()
         kinds = {n: np.result_type(*(r.dtype[n].base for r in records)) for n in fields}
         self._dtype = np.dtype([(n, kinds[n], records[0].dtype[n].shape) for n in fields])
         self.samples, self.views, self.batch_size = len(records[0]), len(records), batch_size
@@ -101,9 +102,7 @@ class TeacherCache:
         """One pass in the original order over the first view, as for validation."""
         return self._batches(self._in_order, range(self.steps()))
 
-    def epochs(
-        self, *, seed: int | None = None, start: int = 0, batch_size: int | None = None
-    ) -> tf.data.Dataset:
+    def epochs(self, *, seed: int | None = None, start: int = 0, batch_size: int | None = None) -> tf.data.Dataset:
         """Endless batches from epoch `start` on; each epoch is a fresh permutation of all samples.
 
         The order is a function of (seed, epoch), and the view of a sample of (seed, epoch, sample): a run that starts
@@ -276,7 +275,8 @@ class _Filler:
 
     def view(self, source: Any, label: str, data_key: str | None) -> _View:
         """One pass over one rendering of the data; over its first batch alone where `data_key` vouches for it."""
-        first = next(iter(source), None)
+        batches = iter(source)
+        first = next(batches, None)
         if first is None:
             raise InputError(
                 "There is no sample to cache the teacher's outputs of.",
@@ -289,7 +289,7 @@ class _Filler:
         if known is not None:
             return _View(*known, structure)
         found, names, labels = [], [], hashlib.sha256()
-        for batch in track(source, label, total=_batches(source)):
+        for batch in track(itertools.chain([first], batches), label, total=_batches(source)):
             sample = _sample(batch)
             flat = [np.asarray(v) for v in tf.nest.flatten(sample)]
             for values in tf.nest.flatten(sample[1]):
@@ -308,7 +308,7 @@ class _Filler:
             records = chunks.pack(flat, [v.numpy() for v in self._teach(x)])
             if path is not None:
                 chunks.save(path, records)
-                records = chunks.load(path)
+                return np.load(path, mmap_mode="r", allow_pickle=False)
         return records
 
     def _structure(self, sample: Any) -> Structure:

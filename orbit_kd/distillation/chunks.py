@@ -77,7 +77,7 @@ class Records:
     """
 
     def __init__(self, chunks: Sequence[np.ndarray], *, merge: bool) -> None:
-        names = chunks[0].dtype.names
+        names = chunks[0].dtype.names or ()
         shapes = [chunks[0].dtype[name].shape for name in names]
         types = [np.result_type(*{c.dtype[name].base for c in chunks}) for name in names]
         self.dtype = np.dtype([(n, t, s) for n, t, s in zip(names, types, shapes, strict=True)])
@@ -108,7 +108,7 @@ class Records:
         for i, (chunk, row) in enumerate(zip(which, rows, strict=True)):
             start = self._ends[chunk - 1] if chunk else 0
             record = self._chunks[chunk][row - start]
-            for name in out.dtype.names:
+            for name in self.dtype.names or ():
                 out[name][i] = record[name]
 
 

@@ -30,8 +30,8 @@ class Distiller(keras.Model):
     files) and never changes.
 
     Logged: `loss` (the total), `task_loss`, `<name>_loss` of each distillation loss before its weight, and the compiled
-    metrics, all as means over the epoch. `evaluate` gives what the student alone would give: `loss` is the task loss and
-    regularizers, without the cost of the teacher; with `compile(loss=None)` it is the distillation losses.
+    metrics, all as means over the epoch. `evaluate` gives what the student alone would give: `loss` is the task loss
+    and regularizers, without the cost of the teacher; with `compile(loss=None)` it is the distillation losses.
     sample_weight and class_weight weigh the task term and every distillation loss that has a value for each sample.
 
     `distiller.student` is what to save. The Distiller itself can be saved and continued too: after `load_model`, give
@@ -73,6 +73,7 @@ class Distiller(keras.Model):
         self._untracked.total = mean(name="loss")
         self._untracked.task = mean(name="task_loss")
         self._untracked.terms = [mean(name=f"{v.name}_loss") for v in self.distillation_losses]
+        self._untracked.fitting = self._untracked.testing = False
         for schedule in self._schedules():
             schedule.build()
         self.output_names = getattr(student, "output_names", None)
@@ -140,13 +141,15 @@ class Distiller(keras.Model):
     def metrics(self) -> list[keras.metrics.Metric]:
         # Keras' own tracker would count the task term alone as "loss"
         theirs = self.compiled_loss.metrics[:1] if self._is_compiled else []
-        task = [] if self._no_task else [self._untracked.task]
         others = [m for m in super().metrics if not any(m is t for t in theirs)]
-        return [self._untracked.total, *task, *self._untracked.terms, *others]
+        mine = [self._untracked.total]
+        if self._no_task or not self._untracked.testing:  # evaluation with a task loss has that one term alone
+            mine += [*([] if self._no_task else [self._untracked.task]), *self._untracked.terms]
+        return mine + others
 
     @property
     def _no_task(self) -> bool:
-        return not self._is_compiled or self.loss is None
+        return not self._is_compiled or not self.loss  # Keras keeps None as {}
 
     def fit(
         self,
@@ -160,19 +163,14 @@ class Distiller(keras.Model):
     ) -> keras.callbacks.History:
         """As `keras.Model.fit`; `x` may also be a `TeacherCache`, and then the teacher is not run.
 
-        A `Resume` among the callbacks is put last, saves the other callbacks' state too, and makes the same call after a
-        kill go on where the last whole epoch ended. A loss that is not finite raises.
+        A `Resume` among the callbacks is put last, saves the other callbacks' state too, and makes the same call after
+        a kill go on where the last whole epoch ended. A loss that is not finite raises.
 
         Raises:
             InputError: no teacher, a cache of another teacher, a cache without the features a loss needs, a loss that
                 is NaN or infinite.
         """
-        if self._untracked.teachers is None:
-            raise InputError(
-                "This Distiller has no teacher.",
-                expected="a teacher to learn from; it is not written into saved files",
-                fix="call distiller.set_teacher(teacher) first",
-            )
+        self._require_teacher()
         callbacks = self._callbacks(callbacks)
         if isinstance(x, TeacherCache):
             x.check(self._untracked.teachers, self._teacher_layers())
@@ -187,7 +185,28 @@ class Distiller(keras.Model):
             x = with_class_weight(x, kwargs.pop("class_weight"))
         if isinstance(kwargs.get("validation_data"), TeacherCache):
             kwargs["validation_data"] = kwargs["validation_data"].dataset
-        return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
+        self._untracked.fitting, self._untracked.testing = True, False
+        try:
+            return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
+        finally:
+            self._untracked.fitting = False
+
+    def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.evaluate`, on the student alone; `x` may also be a `TeacherCache`."""
+        self._untracked.testing = True
+        try:
+            return super().evaluate(x.dataset if isinstance(x, TeacherCache) else x, *args, **kwargs)
+        finally:  # `metrics_names` stays that of the last call, but a fit goes on with its own
+            self._untracked.testing = not self._untracked.fitting
+
+    def _require_teacher(self) -> Teachers:
+        if self._untracked.teachers is None:
+            raise InputError(
+                "This Distiller has no teacher.",
+                expected="a teacher to learn from; it is not written into saved files",
+                fix="call distiller.set_teacher(teacher) first",
+            )
+        return self._untracked.teachers
 
     def _callbacks(self, callbacks: Any) -> Any:
         if isinstance(callbacks, keras.callbacks.CallbackList):
@@ -202,7 +221,7 @@ class Distiller(keras.Model):
     def train_step(self, data: Any) -> dict[str, Any]:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         y, taught = _unpack(y)
-        taught = taught or self._untracked.teachers(x, layers=self._teacher_layers())
+        taught = taught or self._require_teacher()(x, layers=self._teacher_layers())
         with tf.GradientTape() as tape, recording(self._student_layers()) as features:
             y_pred = self(x, training=True)
             loss = self._total(y, y_pred, sample_weight, features, taught)
@@ -264,9 +283,7 @@ class Distiller(keras.Model):
             weight = None if tf.nest.is_nested(sample_weight) else sample_weight
             values = [
                 _mean(
-                    loss.compute_loss(
-                        taught.features[theirs], loss.project(ours, tf.cast(features[ours], tf.float32))
-                    ),
+                    loss.compute_loss(taught.features[theirs], loss.project(ours, tf.cast(features[ours], tf.float32))),
                     weight,
                 )
                 for ours, theirs in loss.pairs
@@ -277,7 +294,9 @@ class Distiller(keras.Model):
         values = []
         for i, (theirs, ours) in enumerate(zip(taught.logits, logits, strict=True)):
             loss.context = Context(step, kinds[i], self._of_output(y, i))
-            values.append(_mean(loss.compute_loss(tf.cast(theirs, tf.float32), ours), self._of_output(sample_weight, i)))
+            values.append(
+                _mean(loss.compute_loss(tf.cast(theirs, tf.float32), ours), self._of_output(sample_weight, i))
+            )
         return tf.add_n(values)
 
     def _of_output(self, structure: Any, index: int) -> Any:

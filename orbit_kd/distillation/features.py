@@ -23,7 +23,7 @@ def recording(layers: Mapping[str, keras.layers.Layer]) -> Iterator[dict[str, tf
     """While open, every call of one of `layers` in this thread leaves its output in the yielded dict, in call order.
 
     Works inside nested and subclassed models, wrappers and `tf.function`, and adds no forward pass; a sub-model made
-    with `keras.Model(inputs, layer.output)` can do neither of the first two. A layer called twice leaves its last output.
+    with `keras.Model(inputs, layer.output)` reaches no nested layer. A layer called twice leaves its last output.
     """
     names = {id(layer): name for name, layer in layers.items()}
     record: dict[str, tf.Tensor] = {}
@@ -94,15 +94,14 @@ def feature_shapes(model: keras.Model) -> dict[str, tuple[int | None, ...]]:
     Raises:
         InputError: the model has no known input shape yet.
     """
-    if not getattr(model, "inputs", None):
+    spec = model.save_spec()
+    if spec is None:
         raise InputError(
             f"The input shape of {model.name!r} is not known, so its layers' shapes are not either.",
-            expected="a functional or Sequential model that is built, for losses on features",
-            fix="build the model from an Input layer",
+            expected="a model that is built, for losses on features",
+            fix="build it from an Input layer, or call it once on a batch",
         )
     shapes: dict[str, tuple[int | None, ...]] = {}
-    specs = [tf.TensorSpec(i.shape, i.dtype) for i in model.inputs]
-    structure = tf.nest.pack_sequence_as(model.input, specs) if len(specs) > 1 else specs[0]
 
     def trace(x: Any) -> Any:
         with recording(layers_by_name(model)) as record:
@@ -110,7 +109,7 @@ def feature_shapes(model: keras.Model) -> dict[str, tuple[int | None, ...]]:
         shapes.update({n: tuple(t.shape) for n, t in record.items() if isinstance(t, tf.Tensor) and t.shape.rank})
         return result
 
-    tf.function(trace, autograph=False).get_concrete_function(structure)
+    tf.function(trace, autograph=False).get_concrete_function(*spec[0])
     return shapes
 
 
@@ -124,9 +123,10 @@ def match_layers(student: keras.Model, teacher: keras.Model) -> list[tuple[str, 
         InputError: no two layers match.
     """
     ours, theirs = feature_shapes(student), feature_shapes(teacher)
+    models = {name for name, layer in layers_by_name(student).items() if isinstance(layer, keras.Model)}
     last: dict[tuple[int | None, ...], str] = {}
     for name, shape in ours.items():
-        if len(shape) > 2 and name in theirs and theirs[name][1:-1] == shape[1:-1]:
+        if len(shape) > 2 and name not in models and name in theirs and theirs[name][1:-1] == shape[1:-1]:
             last[shape[1:-1]] = name
     if not last:
         raise InputError(

@@ -107,8 +107,8 @@ class DistillationLoss:
             pairs = match_layers(student, teacher)
             self.pairs = pairs if self.auto_depth is None else pairs[-self.auto_depth :]
         else:
-            pairs = self.match.items() if isinstance(self.match, Mapping) else [(n, n) for n in self.match]
-            self.pairs = [(str(s), str(t)) for s, t in pairs]
+            named = self.match if isinstance(self.match, Mapping) else {name: name for name in self.match}
+            self.pairs = [(str(s), str(t)) for s, t in named.items()]
             for s, t in self.pairs:
                 find_layer(student, s), find_layer(teacher, t)
         self.build_pairs(feature_shapes(student), feature_shapes(teacher))

@@ -24,9 +24,9 @@ class Resume(keras.callbacks.Callback):
 
     Keras' BackupAndRestore leaves out what makes a resumed run differ: the state of other callbacks (patience, best
     value and best weights of EarlyStopping, wait of ReduceLROnPlateau), the history, and the random numbers of dropout.
-    Here dropout and the other random layers draw from (seed, epoch, step), so with data whose order is such a function too
-    (`TeacherCache.epochs`, a data set in fixed order, or one that takes `initial_epoch`) and deterministic ops on a CPU a
-    killed run ends with the very figures of one left alone.
+    Here dropout and Keras' other random layers draw from (seed, epoch, step), whatever their own seed. So with data
+    whose order is such a function too (a `TeacherCache`, or a data set in fixed order) and deterministic ops on a CPU,
+    a killed run ends with the very figures of one left alone.
 
     In `Distiller.fit` the other callbacks are found by themselves; in plain `fit` name those with state in `callbacks`
     and put Resume last.
@@ -57,7 +57,7 @@ class Resume(keras.callbacks.Callback):
         self._history: dict[str, list[float]] = {}
         self._epochs: list[int] = []
         self._generators: list[tf.random.Generator] = []
-        self._replaced: list[tuple[keras.layers.Layer, Any]] = []
+        self._replaced: list[tuple[Any, Any]] = []
         self._fresh: list[dict[str, Any]] = []
 
     def initial_epoch(self, otherwise: int = 0) -> int:
@@ -101,7 +101,7 @@ class Resume(keras.callbacks.Callback):
         self._generators, self._replaced = [], []
         with self.model.distribute_strategy.scope():
             for layer in self.model.submodules:
-                former = getattr(layer, "_random_generator", None)
+                former: Any = getattr(layer, "_random_generator", None)
                 if isinstance(layer, keras.layers.Layer) and hasattr(former, "_maybe_init"):
                     ours = type(former)(self.seed, rng_type="stateful")
                     ours._maybe_init()

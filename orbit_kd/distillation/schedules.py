@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ import tf_keras as keras
 from orbit_kd.errors import InputError
 
 Schedule = keras.optimizers.schedules.LearningRateSchedule
-Number = float | Schedule | Callable[[int], float]
+Number = float | Callable[[Any], Any]  # a Keras schedule is callable too
 
 
 @keras.saving.register_keras_serializable("orbit_kd")
@@ -31,7 +32,7 @@ class Piecewise:
 
     def __post_init__(self) -> None:
         points = tuple((float(e), float(v)) for e, v in self.points)
-        if not points or any(b[0] <= a[0] for a, b in zip(points, points[1:], strict=False)):
+        if not points or any(b[0] <= a[0] for a, b in itertools.pairwise(points)):
             raise InputError(
                 f"Piecewise points {self.points!r} are not in order.",
                 expected="at least one (epoch, value) pair, epochs increasing",
@@ -40,7 +41,8 @@ class Piecewise:
         object.__setattr__(self, "points", points)
 
     def __call__(self, epoch: int) -> float:
-        return float(np.interp(epoch, *zip(*self.points, strict=True)))
+        epochs, values = zip(*self.points, strict=True)
+        return float(np.interp(epoch, epochs, values))
 
     def get_config(self) -> dict[str, Any]:
         return {"points": [list(p) for p in self.points]}
@@ -57,7 +59,7 @@ class Scheduled:
     step through a variable that belongs to no model.
     """
 
-    def __init__(self, value: Number, *, name: str, low: float = -math.inf, high: float = math.inf) -> None:
+    def __init__(self, value: Any, *, name: str, low: float = -math.inf, high: float = math.inf) -> None:
         self.value, self.name, self.low, self.high = value, name, low, high
         self._variable: tf.Variable | None = None
         if not callable(value) and not isinstance(value, Schedule):

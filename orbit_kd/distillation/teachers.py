@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,7 +48,7 @@ class Teachers:
     """
 
     def __init__(self, models: keras.Model | Sequence[keras.Model], *, weights: Sequence[float] | None = None) -> None:
-        self.models = list(models) if isinstance(models, (list, tuple)) else [models]
+        self.models: list[Any] = list(models) if isinstance(models, (list, tuple)) else [models]
         if not self.models or not all(isinstance(m, keras.Model) for m in self.models):
             raise InputError(
                 f"teacher={models!r} is no tf_keras model.",
@@ -76,7 +77,9 @@ class Teachers:
             logits = logits_of(self.models[0](x, training=False), heads(self.models[0]))
         if len(self.models) > 1:
             every = [logits] + [logits_of(m(x, training=False), heads(m)) for m in self.models[1:]]
-            logits = tuple(tf.add_n([w * z for w, z in zip(self.weights, zs, strict=True)]) for zs in zip(*every, strict=True))
+            logits = tuple(
+                tf.add_n([w * z for w, z in zip(self.weights, zs, strict=True)]) for zs in zip(*every, strict=True)
+            )
         stop = tf.stop_gradient
         return Taught(tuple(stop(z) for z in logits), {n: stop(tf.cast(record[n], tf.float32)) for n in layers})
 
@@ -84,18 +87,23 @@ class Teachers:
         """sha256 over all weights, architectures and mixing weights: equal exactly when the outputs are."""
         digest = hashlib.sha256(repr(self.weights).encode())
         for model in self.models:
-            digest.update(repr([(type(layer).__name__, _settings(layer)) for layer in model.layers]).encode())
+            digest.update(_architecture(model).encode())
             for value in model.get_weights():
                 digest.update(f"{value.dtype}{value.shape}".encode())
                 digest.update(np.ascontiguousarray(value).data)
         return digest.hexdigest()
 
 
-def _settings(layer: keras.layers.Layer) -> Any:
+def _architecture(model: keras.Model) -> str:
+    """The config with layers numbered: automatic names differ from process to process."""
     try:
-        return sorted((k, repr(v)) for k, v in layer.get_config().items())
-    except NotImplementedError:  # a subclass without a config: its weights and class still count
-        return layer.name
+        text = json.dumps(model.get_config(), default=repr, sort_keys=True)
+    except NotImplementedError:  # a subclass without a config: its weights and the classes of its layers still count
+        return repr([type(m).__name__ for m in [model, *model.submodules]])
+    layers = [m for m in model.submodules if isinstance(m, keras.layers.Layer)]
+    for number, name in enumerate([model.name, *(layer.name for layer in layers)]):
+        text = text.replace(json.dumps(name), f'"#{number}"')
+    return type(model).__name__ + text
 
 
 def heads(model: keras.Model) -> tuple[str, ...]:
@@ -129,8 +137,8 @@ def logits_of(outputs: Any, kinds: Sequence[str]) -> tuple[tf.Tensor, ...]:
     """The logits behind a model's outputs, float32, as a flat tuple.
 
     Keras activations leave their exact argument on their result, and that is taken. Elsewhere softmax is undone by the
-    logarithm, which differs from the logits by a constant that a softmax at any temperature does not see, and sigmoid by
-    its inverse; both clipped where float32 ends.
+    logarithm, which differs from the logits by a constant that a softmax at any temperature does not see, and sigmoid
+    by its inverse; both clipped where float32 ends.
     """
     flat = tf.nest.flatten(outputs)
     kinds = kinds if len(kinds) == len(flat) else ["linear"] * len(flat)

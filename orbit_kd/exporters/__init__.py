@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from orbit_kd.exporters.artifact import Artifact, targets
 from orbit_kd.exporters.metadata import read_metadata
 from orbit_kd.tflite_reader import read, read_bytes
 
-__all__ = ["Artifact", "export", "open_artifact", "read_metadata", "targets"]
+__all__ = ["Artifact", "export", "export_all", "file_of", "open_artifact", "read_metadata", "targets"]
 
 # (type of the kernels, type of the activations) -> target
 _KINDS = {
@@ -59,6 +60,36 @@ def export(
             fix="leave it out, or correct its name",
         )
     return function(model, **arguments)
+
+
+def file_of(target: str, folder: str | os.PathLike[str], *, stem: str) -> Path:
+    """The file that `export_all` writes for a target."""
+    return Path(folder, f"{stem}_{target}{'.cc' if target == 'c_array' else '.tflite'}")
+
+
+def export_all(
+    model: Any, names: Sequence[str], *, folder: str | os.PathLike[str], stem: str, **options: Any
+) -> list[Artifact]:
+    """Writes a model for several targets, `folder/stem_target.*`; the C array holds the int8 file where both are asked.
+
+    Args:
+        model: as for `export`.
+        names: targets, in the order of the result.
+        folder: where to write.
+        stem: how the files begin.
+        **options: for `export`; a target gets those it knows.
+
+    Raises:
+        InputError: as `export`.
+    """
+    written: dict[str, Artifact] = {}
+    for name in sorted(names, key=lambda n: n == "c_array"):
+        path, source = file_of(name, folder, stem=stem), model
+        if name == "c_array" and "tflite_int8" in written:
+            source = written["tflite_int8"]
+        known = inspect.signature(targets.get(name)).parameters
+        written[name] = export(source, name, path=path, **{k: v for k, v in options.items() if k in known})
+    return [written[name] for name in names]
 
 
 def open_artifact(path: str | os.PathLike[str]) -> Artifact:

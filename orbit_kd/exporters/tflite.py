@@ -202,8 +202,8 @@ def _convert(model: Any, input_shape: tuple[int, ...] | None, settings: Callable
             reason = next((line for line in str(error).splitlines() if "error" in line.lower()), str(error))
             raise InputError(
                 f"TFLite cannot hold model {model.name!r}: {reason.strip()[:300]}",
-                expected="layers that TFLite has builtin operators for; GroupNormalization, for example, has none",
-                fix="replace that layer; the whole report of the converter is the cause of this error",
+                expected="layers made of TFLite's builtin operators, with shapes known for a batch of 1",
+                fix="replace that layer; the converter's whole report is the `__cause__` of this error",
             ) from RuntimeError(f"{error}\n{log.text}")
 
 

@@ -1,0 +1,290 @@
+"""`compress`: the whole job, as nothing but the composition of the public functions."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tf_keras as keras
+
+from orbit_kd.datasets import Data
+from orbit_kd.distillation import Distiller, LogitsDistillation, TeacherCache, cache_teacher
+from orbit_kd.evaluation import evaluate
+from orbit_kd.exporters import Artifact, export_all, file_of, open_artifact, targets
+from orbit_kd.exporters.artifact import write_file
+from orbit_kd.importance import criteria
+from orbit_kd.model_io import fingerprint, load_model, save_model
+from orbit_kd.planning import RemovalPlan, plan_removal
+from orbit_kd.preprocessing import Augment
+from orbit_kd.profiling import profile
+from orbit_kd.recipe import Recipe, digest
+from orbit_kd.reporting import Report
+from orbit_kd.sparsity import sparsify, strip
+from orbit_kd.sparsity_report import sparsity_table
+from orbit_kd.stages import Stages, log
+from orbit_kd.surgery import recalibrate_batchnorm, remove_filters
+from orbit_kd.training import check_fit, classification_loss, fit
+
+
+@dataclasses.dataclass(frozen=True)
+class Compressed:
+    """What `compress` returns: the student (a plain Keras model), its exported files, and the report."""
+
+    student: keras.Model
+    artifacts: tuple[Artifact, ...]
+    report: Report
+
+
+def compress(
+    teacher: keras.Model,
+    data: Data,
+    *,
+    recipe: Recipe | None = None,
+    augment: Augment | None = None,
+    workdir: str | os.PathLike[str],
+    title: str = "",
+    command: str = "",
+) -> Compressed:
+    """Removes filters, makes the rest sparse, retrains with the teacher, quantizes, exports, and measures the files.
+
+    Each stage leaves its result in `workdir`. The same call goes on after a kill; a stage runs anew when its settings,
+    the teacher, the data, or a stage before it have changed.
+
+    Args:
+        teacher: a trained classifier (logits or softmax); it is not changed.
+        data: training, validation and test examples; the test split is read once, for the report.
+        recipe: what to do; the defaults are moderate.
+        augment: random changes to the training images the teacher and the student see.
+        workdir: folder for the results: student.keras, exported files, report.json, report.html.
+        title: of the report.
+        command: that repeats this, for the report.
+
+    Raises:
+        InputError: bad settings, data that do not fit the teacher, an unwritable folder, a loss that is not finite.
+    """
+    recipe, augment = recipe or Recipe(), augment or Augment()
+    _check(teacher, data, recipe)
+    stages = Stages(workdir, digest(fingerprint(teacher), _data_key(data)))
+    with stages.stage("teacher") as (folder, done):
+        originals = _export(teacher, ("tflite_float32", "tflite_int8"), folder, "teacher", data, done, recipe)
+    log.info("\n%s\n", _first_plan(teacher, recipe))
+    with stages.stage("lessons", views=recipe.views, augment=augment.to_dict(), seed=recipe.seed) as (folder, _):
+        views = [data.views(k, seed=recipe.seed, augment=augment) for k in range(recipe.views)]
+        lessons = cache_teacher(teacher, views, path=folder, seed=recipe.seed, data_key=stages.key)
+    student, history = teacher, []
+    for number in range(1, recipe.rounds + 1):
+        student = _removal_round(stages, student, teacher, lessons, data, recipe, number, history)
+    if recipe.pattern != "dense":
+        student = _sparse_training(stages, student, teacher, lessons, data, recipe, history)
+    with stages.stage("export", targets=recipe.targets, calibration=recipe.calibration) as (folder, done):
+        notes = {"class_names": data.class_names, "recipe": digest(recipe.to_dict()), "preprocess": _preprocess(data)}
+        artifacts = _export(student, recipe.targets, folder, "student", data, done, recipe, notes)
+    with stages.stage("report", title=title, command=command) as (folder, done):
+        if not done:
+            report = evaluate(
+                artifacts,
+                data.test,
+                teacher=originals[0],
+                teacher_artifacts=originals,
+                class_names=data.class_names or None,
+            )
+            report.save(folder)
+        report = Report.load(folder)
+    report = Report(report.data | _story(report.data, teacher, student, data, recipe, augment, history, stages)
+                    | {"title": title or f"{teacher.name}, compressed", "command": command})  # fmt: skip
+    save_model(student, stages.workdir / "student.keras")
+    report.save(stages.workdir)
+    return Compressed(student, tuple(artifacts), report)
+
+
+def _check(teacher: keras.Model, data: Data, recipe: Recipe) -> None:
+    """All that can be refused before hours are spent."""
+    check_fit(teacher, data)
+    criteria.get(recipe.criterion)
+    for target in recipe.targets:
+        targets.get(target)
+    plan = _first_plan(teacher, recipe)
+    if recipe.pattern != "dense":
+        _sparse(remove_filters(teacher, plan), recipe, steps=1)
+
+
+def _first_plan(teacher: keras.Model, recipe: Recipe) -> RemovalPlan:
+    return _plan(teacher, dataclasses.replace(recipe, rounds=1))
+
+
+def _plan(model: keras.Model, recipe: Recipe) -> RemovalPlan:
+    def part(ratio: float) -> float:
+        return 1 - (1 - ratio) ** (1 / recipe.rounds)
+
+    return plan_removal(
+        model,
+        criterion=recipe.criterion,
+        ratio=part(recipe.ratio),
+        ratios={name: part(ratio) for name, ratio in recipe.ratios.items()},
+        round_to=recipe.round_to,
+        min_channels=recipe.min_channels,
+        exclude=recipe.exclude,
+        unknown=recipe.unknown,
+    )
+
+
+def _removal_round(
+    stages: Stages, student: keras.Model, teacher: keras.Model, lessons: TeacherCache, data: Data, recipe: Recipe,
+    number: int, history: list[dict[str, Any]],
+) -> keras.Model:  # fmt: skip
+    settings = {k: v for k, v in recipe.to_dict().items() if k in _REMOVAL_SETTINGS}
+    with stages.stage(f"remove_{number}", round=number, **settings) as (folder, done):
+        if not done:
+            plan = _plan(student, recipe)
+            smaller = remove_filters(student, plan)
+            recalibrate_batchnorm(smaller, data.train)
+            write_file(folder / "plan.json", plan.to_json())
+            save_model(smaller, folder / "student.keras")
+        student = load_model(folder / "student.keras")
+    epochs = recipe.epochs * number // recipe.rounds - recipe.epochs * (number - 1) // recipe.rounds
+    with stages.stage(f"distill_{number}", epochs=epochs, **_training_settings(recipe)) as (folder, done):
+        return _learn(student, teacher, lessons, data, recipe, epochs, folder, done, history, lambda s: s)
+
+
+_REMOVAL_SETTINGS = ("criterion", "ratio", "ratios", "rounds", "round_to", "min_channels", "exclude", "unknown")
+
+
+def _sparse_training(
+    stages: Stages, student: keras.Model, teacher: keras.Model, lessons: TeacherCache, data: Data, recipe: Recipe,
+    history: list[dict[str, Any]],
+) -> keras.Model:  # fmt: skip
+    settings = {k: v for k, v in recipe.to_dict().items() if k in ("pattern", "sparsity", "schedule", "sparse_exclude")}
+    epochs = recipe.sparse_epochs
+    with stages.stage("sparsify", epochs=epochs, **settings, **_training_settings(recipe)) as (folder, done):
+        sparse = _sparse(student, recipe, steps=max(1, epochs * lessons.steps(recipe.batch_size)))
+        return _learn(sparse, teacher, lessons, data, recipe, epochs, folder, done, history,
+                      lambda s: strip(s, finish=epochs == 0))  # fmt: skip
+
+
+def _sparse(student: keras.Model, recipe: Recipe, *, steps: int) -> keras.Model:
+    """The student under the recipe's pattern; a gradual schedule is through after half of the steps."""
+    gradual = recipe.schedule not in ("constant", "one_shot", "sr_ste")
+    return sparsify(
+        student,
+        recipe.pattern,
+        sparsity=recipe.sparsity if recipe.pattern == "magnitude" else None,
+        schedule=recipe.schedule,
+        end_step=max(1, steps // 2) if gradual else None,
+        exclude=recipe.sparse_exclude,
+    )
+
+
+def _training_settings(recipe: Recipe) -> dict[str, Any]:
+    names = ("alpha", "temperature", "batch_size", "learning_rate", "seed")
+    return {name: getattr(recipe, name) for name in names}
+
+
+def _learn(
+    student: keras.Model, teacher: keras.Model, lessons: TeacherCache, data: Data, recipe: Recipe, epochs: int,
+    folder: Path, done: bool, history: list[dict[str, Any]], finish: Callable[[keras.Model], keras.Model],
+) -> keras.Model:  # fmt: skip
+    """Trains the student with the teacher, once; returns the finished plain model as it was saved."""
+    if not done:
+        keras.utils.set_random_seed(recipe.seed)
+        curves: dict[str, list[float]] = {}
+        if epochs:
+            curves = fit(
+                Distiller(
+                    student,
+                    teacher=teacher,
+                    losses=[LogitsDistillation(temperature=recipe.temperature)],
+                    alpha=recipe.alpha,
+                ),
+                lambda start: lessons.epochs(seed=recipe.seed, start=start, batch_size=recipe.batch_size),
+                steps=lessons.steps(recipe.batch_size),
+                epochs=epochs,
+                val=data.val,
+                loss=classification_loss(student, data),
+                learning_rate=recipe.learning_rate,
+                seed=recipe.seed,
+                folder=folder,
+                label=folder.name,
+            )
+        save_model(finish(student), folder / "student.keras")
+        write_file(folder / "history.json", json.dumps(curves))
+    curves = json.loads((folder / "history.json").read_text())
+    history.append({"stage": folder.name, "epochs": list(range(1, epochs + 1)), **curves})
+    return load_model(folder / "student.keras")
+
+
+def _export(
+    model: keras.Model, names: tuple[str, ...], folder: Path, stem: str, data: Data, done: bool, recipe: Recipe,
+    metadata: dict[str, Any] | None = None,
+) -> list[Artifact]:  # fmt: skip
+    if done:
+        return [open_artifact(file_of(name, folder, stem=stem)) for name in names]
+    return export_all(
+        model, names, folder=folder, stem=stem, calibration=data.train, samples=recipe.calibration, metadata=metadata
+    )
+
+
+def _story(
+    measured: dict[str, Any], teacher: keras.Model, student: keras.Model, data: Data, recipe: Recipe, augment: Augment,
+    history: list[dict[str, Any]], stages: Stages,
+) -> dict[str, Any]:  # fmt: skip
+    """The sections of the report that tell how the figures came about."""
+    before = {row.name: row for row in profile(teacher).layers}
+    sparse = {row.layer: row for row in sparsity_table(student).rows}
+    layers = []
+    for after in profile(student).layers:
+        was, zeros = before[after.name], sparse.get(after.name)
+        if after.macs:
+            layers.append({
+                "name": after.name, "type": after.type, "width_before": was.width, "width_after": after.width,
+                "params_before": was.params, "params_after": after.params, "nonzero_after": after.nonzero_params,
+                "density": zeros.density if zeros else after.nonzero_params / after.params,
+                "pattern": zeros.pattern if zeros else "", "macs_before": was.macs, "macs_after": after.macs,
+            })  # fmt: skip
+    return {
+        "teacher": {"name": teacher.name, **measured["teacher"]},
+        "layers": layers,
+        "history": history,
+        "stages": stages.seconds,
+        "recipe": {**recipe.to_dict(), "augment": augment.to_dict()},
+        "preprocess": _preprocess(data),
+        "data": {**dict(data.counts), **measured["data"], "fingerprint": data.fingerprint},
+        "seed": recipe.seed,
+        "notes": _notes(measured, recipe),
+    }
+
+
+def _notes(measured: dict[str, Any], recipe: Recipe) -> list[str]:
+    notes = []
+    if recipe.pattern != "dense":
+        notes.append(
+            f"The {recipe.pattern} zeros make no CPU faster and no file smaller by themselves: they pay off after gzip "
+            "and on hardware that skips them, such as an Ethos-U85."
+        )
+    slower = [a for a in measured["artifacts"] if a.get("latency") and a["latency"]["ratio"] < 0.5 * (
+        measured["ratios"].get("macs") or 0)]  # fmt: skip
+    if slower:
+        notes.append("The speed-up is well below the ratio of MACs: small layers do not fill the CPU's vector units.")
+    return notes
+
+
+def _preprocess(data: Data) -> dict[str, Any] | None:
+    return data.preprocess.to_dict() if data.preprocess else None
+
+
+def _data_key(data: Data) -> str:
+    """What the stages start from; data of the caller's own are known by their first batches."""
+    if data.fingerprint:
+        return data.fingerprint
+    import hashlib
+
+    h = hashlib.sha256()
+    for part in (data.train, data.val, data.test):
+        for batch in part.take(4):
+            for values in batch:
+                h.update(np.ascontiguousarray(values).tobytes())
+    return h.hexdigest()

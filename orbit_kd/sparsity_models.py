@@ -1,0 +1,118 @@
+"""Copies of models, layer by layer through nested models, and the names of their layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import tf_keras as keras
+
+from orbit_kd.errors import InputError
+
+
+def rebuild(
+    model: keras.Model, convert: Callable[[keras.layers.Layer], keras.layers.Layer]
+) -> tuple[keras.Model, list[tuple[keras.layers.Layer, keras.layers.Layer]]]:
+    """A new model of the same graph, through nested models, with `convert(layer)` in place of each layer.
+
+    A layer used several times, in whatever nested models, is converted once. Weights are not copied.
+
+    Returns:
+        The new model, and the pairs (layer, converted layer).
+    """
+    done: dict[int, tuple[keras.layers.Layer, keras.layers.Layer]] = {}
+
+    def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
+        if id(layer) not in done:
+            done[id(layer)] = layer, clone_graph(layer) if is_graph(layer) else convert(layer)
+        return done[id(layer)][1]
+
+    def clone_graph(graph: keras.Model) -> keras.Model:
+        new = keras.models.clone_model(graph, clone_function=clone)
+        if not new.built:
+            # A Sequential without an InputLayer.
+            new.build(graph.input_shape)
+        if not graph.trainable:
+            new.trainable = False
+        return new
+
+    new_model = clone(model)
+    return new_model, [pair for pair in done.values() if not is_graph(pair[0])]
+
+
+def copy_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
+    """An unbuilt layer of the same class and configuration.
+
+    Raises:
+        InputError: the layer's configuration does not give it back.
+    """
+    try:
+        return type(layer).from_config(layer.get_config())
+    except Exception as error:
+        raise InputError(
+            f"The layer {layer.name!r} ({type(layer).__name__}) cannot be copied: {error}",
+            expected="a layer whose get_config and from_config give it back",
+            fix="write its get_config, or register its custom functions with keras.utils.register_keras_serializable",
+        ) from error
+
+
+def is_graph(layer: keras.layers.Layer) -> bool:
+    """Whether a layer is a Functional or Sequential model, whose layers can be reached."""
+    return isinstance(layer, keras.Sequential) or (isinstance(layer, keras.Model) and layer._is_graph_network)
+
+
+def named_layers(model: keras.Model) -> Iterator[tuple[str, keras.layers.Layer]]:
+    """(path, layer) of every layer that is not itself a graph of layers, each layer once."""
+    seen: set[int] = set()
+
+    def walk(parent: keras.Model, prefix: str) -> Iterator[tuple[str, keras.layers.Layer]]:
+        for layer in parent.layers:
+            if id(layer) in seen:
+                continue
+            seen.add(id(layer))
+            if is_graph(layer):
+                yield from walk(layer, f"{prefix}{layer.name}/")
+            else:
+                yield f"{prefix}{layer.name}", layer
+
+    return walk(model, "")
+
+
+def resolve(names: Iterable[str], layers: Mapping[str, keras.layers.Layer], option: str) -> set[str]:
+    """Paths of the layers meant by names: a full path, or a plain name in whatever nested model."""
+    names = [names] if isinstance(names, str) else list(names)
+    found: set[str] = set()
+    for name in names:
+        hits = {path for path in layers if path == name or path.rsplit("/", 1)[-1] == name}
+        if not hits:
+            raise InputError(
+                f"{option}= names the layer {name!r}, which the model does not have.",
+                expected=f"one of: {', '.join(n for n, layer in layers.items() if has_matrix(layer))}",
+                fix="correct the name",
+            )
+        found |= hits
+    return found
+
+
+def check_model(model: keras.Model) -> None:
+    """Raises InputError where `model` is not a built Functional or Sequential tf_keras model."""
+    if not isinstance(model, keras.Model):
+        raise InputError(
+            f"A {type(model).__module__.split('.')[0]} {type(model).__name__} is no tf_keras model.",
+            expected="a tf_keras Functional or Sequential model",
+            fix="load it with okd.load_model, which converts Keras 3 models",
+        )
+    if not is_graph(model):
+        raise InputError(
+            f"{type(model).__name__} is a subclassed model, whose layers cannot be copied one by one.",
+            expected="a Functional or Sequential model",
+            fix="build it with the functional API, or call sparsify on its functional part",
+        )
+    if not model.built:
+        raise InputError(
+            "The model is not built.", expected="a model with weights", fix="call model.build(input_shape)"
+        )
+
+
+def has_matrix(layer: keras.layers.Layer) -> bool:
+    """Whether a layer has weights that could be a kernel: of two axes or more."""
+    return any(w.shape.rank >= 2 for w in layer.weights)

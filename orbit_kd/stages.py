@@ -1,0 +1,79 @@
+"""Stages of a long job that leave their results in a folder, so that the same command goes on where it was killed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from orbit_kd.model_io import writable_folder
+from orbit_kd.progress import duration
+from orbit_kd.recipe import digest
+
+log = logging.getLogger("orbit_kd")
+
+
+class Stages:
+    """Runs named stages in order; a stage is not run again while its settings and those of all before it are the same.
+
+    Args:
+        workdir: where each stage gets a folder.
+        key: digest of all that the stages start from.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+
+    def __init__(self, workdir: str | os.PathLike[str], key: str) -> None:
+        self.workdir = writable_folder(workdir)
+        self.key = key
+        self.seconds: list[dict[str, Any]] = []
+
+    @contextlib.contextmanager
+    def stage(self, name: str, **settings: Any) -> Iterator[tuple[Path, bool]]:
+        """One stage: yields its folder, and whether its work is done already.
+
+        The folder of a stage with other settings is emptied first; that of a killed run is kept, for the work in it to
+        go on. Seconds add up over the runs of a stage that was killed.
+        """
+        self.key = digest(self.key, name, settings)
+        folder, marker = self.workdir / name, self.workdir / name / "stage.json"
+        state = _read(marker)
+        if state.get("key") != self.key:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            state = {"key": self.key, "done": False, "seconds": 0.0}
+            _write(marker, state)
+        if not state["done"]:
+            log.info("%s ...", name)
+        start = time.monotonic()
+        try:
+            yield folder, state["done"]
+        finally:
+            if not state["done"]:
+                state["seconds"] += time.monotonic() - start
+                _write(marker, state)
+        if not state["done"]:
+            _write(marker, {**state, "done": True})
+            log.info("%s: %s", name, duration(state["seconds"]))
+        self.seconds.append({"name": name, "seconds": round(state["seconds"], 1)})
+
+
+def _read(marker: Path) -> dict[str, Any]:
+    try:
+        return json.loads(marker.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _write(marker: Path, state: dict[str, Any]) -> None:
+    temporary = marker.with_name(f".{uuid.uuid4().hex}")
+    temporary.write_text(json.dumps(state))
+    os.replace(temporary, marker)

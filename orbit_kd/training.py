@@ -1,0 +1,198 @@
+"""Training of teachers and students as the pipeline does it: Adam, a cosine, progress, resumable."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+import tf_keras as keras
+
+from orbit_kd.datasets import Data
+from orbit_kd.distillation import Resume, StopOnNonFinite
+from orbit_kd.errors import InputError
+from orbit_kd.exporters.artifact import write_file
+from orbit_kd.model_io import save_model
+from orbit_kd.progress import duration
+
+log = logging.getLogger("orbit_kd")
+
+
+def classification_loss(model: keras.Model, data: Data) -> keras.losses.Loss:
+    """Cross-entropy that fits the model's output (logits or softmax) and the labels (integers or one-hot)."""
+    config = model.layers[-1].get_config()
+    logits = config.get("activation") != "softmax" and type(model.layers[-1]).__name__ != "Softmax"
+    one_hot = data.val.element_spec[1].shape.rank == 2 and data.val.element_spec[1].shape[-1] != 1
+    kind = keras.losses.CategoricalCrossentropy if one_hot else keras.losses.SparseCategoricalCrossentropy
+    return kind(from_logits=logits)
+
+
+class Progress(keras.callbacks.Callback):
+    """Logs a line at most every few seconds: epoch, loss, validation accuracy, time left."""
+
+    def __init__(self, label: str, *, every: float = 10.0) -> None:
+        super().__init__()
+        self.label, self.every = label, every
+        self._supports_tf_logs = True
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self._start = self._shown = time.monotonic()
+        self._first: int | None = None
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._first = epoch if self._first is None else self._first
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        now, total = time.monotonic(), self.params["epochs"]
+        if now - self._shown < self.every and epoch + 1 < total:
+            return
+        self._shown = now
+        done = epoch + 1 - (self._first or 0)
+        left = (now - self._start) / done * (total - epoch - 1)
+        said = {k: float(v) for k, v in (logs or {}).items() if k in ("loss", "val_accuracy")}
+        log.info(
+            "%s: epoch %d/%d, %s, %s left",
+            self.label,
+            epoch + 1,
+            total,
+            ", ".join(f"{k} {v:.4f}" for k, v in said.items()),
+            duration(left),
+        )
+
+
+def fit(
+    model: keras.Model,
+    batches: Callable[[int], tf.data.Dataset],
+    *,
+    steps: int,
+    epochs: int,
+    val: tf.data.Dataset,
+    loss: keras.losses.Loss,
+    learning_rate: float,
+    seed: int,
+    folder: Path,
+    label: str,
+) -> dict[str, list[float]]:
+    """Trains a model (or a Distiller) with Adam and a cosine rate; goes on where a killed run in `folder` stopped.
+
+    Args:
+        model: compiled here.
+        batches: first epoch -> endless batches from that epoch on.
+        steps: steps an epoch.
+        epochs: in all.
+        val: validation batches.
+        loss: of the task.
+        learning_rate: at the start; 0 at the end.
+        seed: of dropout.
+        folder: for the state of the training.
+        label: what is trained, for the progress lines.
+
+    Returns:
+        One list of values a metric, one value an epoch.
+
+    Raises:
+        InputError: a loss that is not finite.
+    """
+    schedule = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * steps)
+    model.compile(optimizer=keras.optimizers.Adam(schedule), loss=loss, metrics=["accuracy"])
+    resume = Resume(folder / "training", seed=seed)
+    history = model.fit(
+        batches(resume.initial_epoch()),
+        steps_per_epoch=steps,
+        epochs=epochs,
+        validation_data=val,
+        callbacks=[StopOnNonFinite(), Progress(label), resume],
+        verbose=0,
+    )
+    return {key: [float(v) for v in values] for key, values in history.history.items()}
+
+
+def train(
+    model: keras.Model,
+    data: Data,
+    *,
+    epochs: int,
+    learning_rate: float = 2e-3,
+    batch_size: int = 64,
+    augment: Any = None,
+    seed: int = 0,
+    path: str | os.PathLike[str],
+) -> keras.Model:
+    """Trains a teacher on labels and saves it; a killed run goes on, a finished one is not run again.
+
+    Args:
+        model: a new network.
+        data: from `datasets.load`.
+        epochs: passes over the training split.
+        learning_rate: of Adam at the start; it falls to zero on a cosine.
+        batch_size: images a step.
+        augment: an `Augment`, or None.
+        seed: of order, augmentation and dropout.
+        path: .keras file to write; the state of the training lies beside it while it runs, the history after it.
+
+    Returns:
+        The trained model.
+
+    Raises:
+        InputError: data that do not fit the model, a loss that is not finite, an unwritable path.
+    """
+    path = Path(path)
+    check_fit(model, data)
+    history = fit(
+        model,
+        lambda start: data.epochs(seed=seed, augment=augment, start=start, batch_size=batch_size),
+        steps=data.steps(batch_size),
+        epochs=epochs,
+        val=data.val,
+        loss=classification_loss(model, data),
+        learning_rate=learning_rate,
+        seed=seed,
+        folder=path.with_suffix(".state"),
+        label=f"training {model.name}",
+    )
+    save_model(model, path)
+    write_file(path.with_suffix(".history.json"), json.dumps(history))
+    return model
+
+
+def check_fit(model: keras.Model, data: Data) -> None:
+    """Refuses data that do not fit a classifier: image size, channels, number of classes.
+
+    Raises:
+        InputError: with the flag that resolves it.
+    """
+    from orbit_kd import preprocessing
+    from orbit_kd.recipe import Preprocess
+
+    if len(model.inputs) != 1 or len(model.outputs) != 1 or len(model.output_shape) != 2:
+        raise InputError(
+            f"Model {model.name!r} has {len(model.inputs)} inputs and outputs of shape {model.output_shape}.",
+            expected="one image in, one vector of class scores out",
+            fix="compress another kind of network with the functions that `compress` is made of (see README)",
+        )
+    shape = data.shape
+    if None not in shape:
+        preprocessing.check(Preprocess(), [int(n) for n in shape if n], model.input_shape[1:])
+    classes = model.output_shape[-1]
+    labels = [
+        int(tf.reduce_max(y)) if y.shape.rank == 1 else y.shape[-1] - 1 for part in (data.train, data.val) for y in
+        [batch[1] for batch in part.take(10_000)]
+    ] if not data.class_names else [len(data.class_names) - 1]  # fmt: skip
+    found = max(labels, default=-1) + 1
+    if found > classes or (data.class_names and found != classes):
+        raise InputError(
+            f"The data has {found} classes and model {model.name!r} has {classes} outputs.",
+            expected="one output a class",
+            fix="use the data set the model was trained on, or train a teacher for this one (tools/train.py)",
+        )
+    if math.prod(model.output_shape[1:]) < 2:
+        raise InputError(
+            f"Model {model.name!r} has one output.", expected="one output a class, two or more",
+            fix="give the model two outputs",
+        )  # fmt: skip

@@ -1,0 +1,86 @@
+"""Registry, errors, recipe, stages, progress, and the lazily loaded public surface."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import orbit_kd
+from orbit_kd.errors import InputError
+from orbit_kd.progress import duration, track
+from orbit_kd.recipe import Preprocess, Recipe
+from orbit_kd.registry import Registry
+from orbit_kd.stages import Stages
+
+
+def test_every_public_name_resolves_and_is_what_type_checkers_see():
+    import ast
+
+    tree = ast.parse(Path(orbit_kd.__file__).read_text())
+    seen = {a.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for a in node.names} - {"annotations"}
+    assert set(orbit_kd.__all__) == seen - {"TYPE_CHECKING", "Any"}
+    assert all(getattr(orbit_kd, name) is not None for name in orbit_kd.__all__)
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = orbit_kd.no_such_name
+
+
+def test_importing_the_package_does_not_load_tensorflow():
+    code = "import orbit_kd, orbit_kd.recipe, orbit_kd.preprocessing, sys; sys.exit('tensorflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_unknown_name_lists_all_options():
+    registry: Registry[int] = Registry("colour")
+    registry.register("red")(1)
+    registry.register("blue")(2)
+    assert registry.get("red") == 1 and list(registry) == ["blue", "red"] and "red" in registry
+    with pytest.raises(InputError, match=r"Unknown colour 'green'.\n.*one of: blue, red"):
+        registry.get("green")
+
+
+def test_a_recipe_goes_to_plain_values_and_back():
+    recipe = Recipe(ratios={"a": 0.5}, exclude=("b",))
+    assert Recipe(**recipe.to_dict()) == recipe
+    preprocess = Preprocess(crop=64, mean=(1.0,), channels=1)
+    assert preprocess.crop == (64, 64) and Preprocess(**preprocess.to_dict()) == preprocess
+
+
+@pytest.mark.parametrize("bad", [{"crop": 0}, {"resize": (1, 2, 3)}, {"channels": 2}])
+def test_a_bad_preprocess_is_refused(bad):
+    with pytest.raises(InputError, match="Preprocess"):
+        Preprocess(**bad)
+
+
+def test_stages_run_once_and_again_from_the_first_change(tmp_path):
+    def go(first: int, second: int) -> list[str]:
+        ran, stages = [], Stages(tmp_path, "start")
+        for name, value in (("one", first), ("two", second)):
+            with stages.stage(name, value=value) as (folder, done):
+                if not done:
+                    ran.append(name)
+                    (folder / "out").write_text(str(value))
+        assert [s["name"] for s in stages.seconds] == ["one", "two"]
+        return ran
+
+    assert [go(1, 1), go(1, 1), go(1, 2), go(2, 2)] == [["one", "two"], [], ["two"], ["one", "two"]]
+    assert (tmp_path / "one/out").read_text() == "2"
+
+
+def test_a_killed_stage_keeps_its_folder_and_its_seconds(tmp_path):
+    stages = Stages(tmp_path, "start")
+    with pytest.raises(KeyboardInterrupt), stages.stage("one") as (folder, _):
+        (folder / "half").write_text("so far")
+        raise KeyboardInterrupt
+    with Stages(tmp_path, "start").stage("one") as (folder, done):
+        assert not done and (folder / "half").read_text() == "so far"
+
+
+def test_progress_tells_the_time_left(caplog):
+    with caplog.at_level(logging.INFO, "orbit_kd"):
+        assert list(track([1, 2, 3], "work", every=0.0)) == [1, 2, 3]
+    assert "work 1/3" in caplog.text and "left" in caplog.text
+    assert [duration(s) for s in (5, 185, 4000)] == ["5s", "3m05s", "1h06m"]

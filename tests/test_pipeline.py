@@ -1,0 +1,201 @@
+"""The whole job on a tiny network: it composes, measures truly, resumes, and refuses bad input."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import tf_keras as keras
+
+from orbit_kd import networks, pipeline
+from orbit_kd.datasets import Data
+from orbit_kd.errors import InputError
+from orbit_kd.model_io import fingerprint
+from orbit_kd.pipeline import compress
+from orbit_kd.recipe import Recipe
+
+RECIPE = Recipe(ratio=0.5, rounds=2, epochs=16, pattern="2:4", sparse_epochs=6, views=2, batch_size=16, calibration=32)
+
+
+def stripes(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Three kinds of stripes, 16x16 grey, with noise: (n, 16, 16, 1) float32 0..255 and int labels."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(3, size=n)
+    ramp = np.arange(16)
+    patterns = [np.tile(ramp % 4 < 2, (16, 1)), np.tile(ramp % 4 < 2, (16, 1)).T, (ramp[:, None] + ramp) % 4 < 2]
+    x = np.stack([patterns[k] for k in labels]) * 120 + rng.normal(64, 40, (n, 16, 16))
+    return np.clip(x, 0, 255).astype("float32")[..., None], labels.astype("int32")
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    return Data(stripes(160, 0), stripes(48, 1), stripes(64, 2), class_names=("rows", "columns", "diagonals"))
+
+
+def make_teacher(last: str = "linear") -> keras.Model:
+    keras.utils.set_random_seed(1)
+    body = networks.build("resnet20", (16, 16, 1), classes=3, width=0.5)
+    return (
+        keras.Model(body.input, keras.layers.Activation(last, name="scores")(body.output)) if last != "linear" else body
+    )
+
+
+@pytest.fixture(scope="module")
+def teacher(data) -> keras.Model:
+    model = make_teacher()
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(data.train, epochs=12, verbose=0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def done(teacher, data, tmp_path_factory):
+    before = fingerprint(teacher)
+    result = compress(teacher, data, recipe=RECIPE, workdir=tmp_path_factory.mktemp("run"))
+    assert fingerprint(teacher) == before, "the teacher changed"
+    return result
+
+
+def test_all_files_are_written_and_run(done):
+    folder = done.artifacts[0].path.parent.parent
+    assert {"student.keras", "report.json", "report.html"} <= {p.name for p in folder.iterdir()}
+    assert [a.target for a in done.artifacts] == ["tflite_float32", "tflite_int8", "c_array"]
+    assert all(p.stat().st_size > 0 for a in done.artifacts for p in a.files)
+    report = json.loads((folder / "report.json").read_text())
+    assert {
+        "teacher",
+        "student",
+        "artifacts",
+        "layers",
+        "history",
+        "stages",
+        "ratios",
+        "recipe",
+        "versions",
+        "seed",
+    } <= set(report)
+    assert [h["stage"] for h in report["history"]] == ["distill_1", "distill_2", "sparsify"]
+    assert [len(h["val_accuracy"]) for h in report["history"]] == [8, 8, 6]
+
+
+def test_the_student_is_smaller_and_no_worse_than_chance(done, teacher):
+    assert done.student.count_params() < 0.35 * teacher.count_params()
+    assert done.report.artifacts[1]["accuracy"] > 0.5
+
+
+def test_report_figures_equal_a_recount_from_the_int8_file(done, data):
+    from ai_edge_litert.interpreter import Interpreter
+
+    row = done.report.artifacts[1]
+    interpreter = Interpreter(model_path=str(row["path"]))
+    interpreter.allocate_tensors()
+    (entry,), (exit_,) = interpreter.get_input_details(), interpreter.get_output_details()
+    right = total = 0
+    for x, y in data.test:
+        for image, label in zip(x.numpy(), y.numpy(), strict=True):
+            scale, zero = entry["quantization"]
+            q = np.clip(np.round(image / scale) + zero, -128, 127).astype(np.int8)
+            interpreter.set_tensor(entry["index"], q[None])
+            interpreter.invoke()
+            right += int(interpreter.get_tensor(exit_["index"])[0].argmax() == label)
+            total += 1
+    assert row["accuracy"] == pytest.approx(right / total)
+    assert row["bytes"] == done.artifacts[1].path.stat().st_size
+    assert done.report.ratios["bytes"] == pytest.approx(done.report.teacher["tflite_bytes"] / row["bytes"])
+
+
+def test_masks_survive_to_the_files(done):
+    for layer in done.student.layers:
+        if isinstance(layer, keras.layers.Conv2D) and layer.kernel.shape[2] >= 4 and layer.kernel.shape[2] % 4 == 0:
+            groups = np.moveaxis(layer.kernel.numpy(), 2, -1).reshape(-1, 4)
+            assert (np.count_nonzero(groups, axis=1) <= 2).all(), layer.name
+    from orbit_kd.tflite_reader import read
+
+    for artifact in done.artifacts[:2]:
+        shapes = [
+            (op, op.weight_shape) for op in read(artifact.path).ops if op.weight_shape and op.weight_shape[-1] % 4 == 0
+        ]
+        assert shapes
+    assert done.report.student["nonzero_params"] < 0.7 * done.report.student["params"]
+
+
+def test_the_same_call_again_trains_nothing(done, teacher, data, monkeypatch):
+    def fail(*args, **kwargs):
+        raise AssertionError("trained or evaluated again")
+
+    monkeypatch.setattr(pipeline, "fit", fail)
+    monkeypatch.setattr(pipeline, "evaluate", fail)
+    again = compress(teacher, data, recipe=RECIPE, workdir=done.artifacts[0].path.parent.parent)
+    assert again.report.artifacts == done.report.artifacts
+    assert fingerprint(again.student) == fingerprint(done.student)
+
+
+def test_a_killed_run_goes_on_and_a_changed_recipe_starts_where_it_differs(teacher, data, tmp_path, monkeypatch):
+    recipe = Recipe(ratio=0.5, epochs=2, views=1, batch_size=32, calibration=16, targets=("tflite_int8",))
+    trained = []
+    real_fit, real_export = pipeline.fit, pipeline.export_all
+    monkeypatch.setattr(pipeline, "fit", lambda *a, **k: trained.append(k["label"]) or real_fit(*a, **k))
+
+    def killed(model, names, **kwargs):
+        if kwargs["stem"] == "student":
+            raise KeyboardInterrupt
+        return real_export(model, names, **kwargs)
+
+    monkeypatch.setattr(pipeline, "export_all", killed)
+    with pytest.raises(KeyboardInterrupt):
+        compress(teacher, data, recipe=recipe, workdir=tmp_path)
+    monkeypatch.setattr(pipeline, "export_all", real_export)
+    compress(teacher, data, recipe=recipe, workdir=tmp_path)
+    assert trained == ["distill_1"]
+    lessons = {p: p.stat().st_mtime_ns for p in (tmp_path / "lessons").rglob("*.npy")}
+    import dataclasses
+
+    compress(teacher, data, recipe=dataclasses.replace(recipe, ratio=0.25), workdir=tmp_path)
+    assert trained == ["distill_1", "distill_1"]
+    assert lessons == {p: p.stat().st_mtime_ns for p in (tmp_path / "lessons").rglob("*.npy")}
+
+
+def test_a_softmax_teacher_and_one_hot_labels(tmp_path):
+    def one_hot(n, seed):
+        x, y = stripes(n, seed)
+        return x, np.eye(3, dtype="float32")[y]
+
+    data = Data(one_hot(48, 0), one_hot(24, 1), one_hot(24, 2))
+    recipe = Recipe(ratio=0.5, epochs=1, views=1, batch_size=16, calibration=16, targets=("tflite_int8",))
+    result = compress(make_teacher("softmax"), data, recipe=recipe, workdir=tmp_path)
+    np.testing.assert_allclose(result.student.predict(one_hot(4, 3)[0], verbose=0).sum(-1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ({"criterion": "magic"}, "Unknown criterion"),
+        ({"pattern": "9:4"}, "pattern"),
+        ({"targets": ("paper",)}, "Unknown export target"),
+        ({"ratio": 1.0}, "ratio=1.0"),
+        ({"alpha": 2.0}, "alpha=2.0"),
+    ],
+)
+def test_a_bad_recipe_is_refused_before_anything_is_written(recipe, message, data, tmp_path):
+    with pytest.raises(InputError, match=message):
+        compress(make_teacher(), data, recipe=Recipe(**recipe), workdir=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_data_that_do_not_fit_the_teacher_are_refused(data, tmp_path):
+    other = networks.build("resnet20", (32, 32, 1), classes=3, width=0.25)
+    with pytest.raises(InputError, match="16x16"):
+        compress(other, data, workdir=tmp_path / "new")
+    other = networks.build("resnet20", (16, 16, 1), classes=7, width=0.25)
+    with pytest.raises(InputError, match="3 classes"):
+        compress(other, data, workdir=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_nan_in_training_stops_with_its_place(teacher, data, tmp_path):
+    x, y = stripes(32, 0)
+    x[5] = np.nan
+    bad = Data((x, y), data.val, data.test)
+    with pytest.raises(InputError, match=r"(?i)nan|finite"):
+        compress(teacher, bad, recipe=Recipe(epochs=1, views=1), workdir=tmp_path)

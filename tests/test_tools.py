@@ -1,0 +1,151 @@
+"""The command-line tools: help at once, one clear message for bad input, exit code 1, nothing half-written."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tf_keras as keras
+from absl.flags import FLAGS
+from PIL import Image
+
+from orbit_kd import networks
+
+ROOT = Path(__file__).parent.parent
+
+
+def process(name: str, *flags: str) -> subprocess.CompletedProcess:
+    """Runs a tool as a user does."""
+    command = [sys.executable, ROOT / "tools" / f"{name}.py", *flags]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture
+def tool(monkeypatch, capsys):
+    """Runs a tool in this process, which has loaded TensorFlow already."""
+
+    def run(name: str, *flags: str) -> subprocess.CompletedProcess:
+        before = set(FLAGS)
+        monkeypatch.setattr(sys, "argv", [f"tools/{name}.py", *flags])
+        code, said = 0, ""
+        try:
+            runpy.run_path(str(ROOT / "tools" / f"{name}.py"), run_name="__main__")
+        except SystemExit as stop:
+            code, said = (1, stop.code) if isinstance(stop.code, str) else (stop.code or 0, "")
+        finally:
+            for flag in set(FLAGS) - before:
+                delattr(FLAGS, flag)
+            FLAGS.unparse_flags()
+        out = capsys.readouterr()
+        return subprocess.CompletedProcess(flags, code, out.out, out.err + said)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with images/, a teacher for them, and broken things beside."""
+    folder = tmp_path_factory.mktemp("tools")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("test", 4)):
+        for label, kind in enumerate(("left", "right")):
+            (folder / "images" / split / kind).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 60, (16, 16), dtype=np.uint8)
+                pixels[:, 8 * label : 8 * label + 8] += 150
+                Image.fromarray(pixels).save(folder / "images" / split / kind / f"{i}.png")
+    networks.build("resnet20", (16, 16, 1), classes=2, width=0.25).save(folder / "teacher.keras")
+    networks.build("resnet20", (16, 16, 1), classes=5, width=0.25).save(folder / "five.keras")
+    networks.build("resnet20", (16, 16, 3), classes=2, width=0.25).save(folder / "colour.keras")
+    image = keras.Input((16, 16, 1))
+    x = keras.layers.Dense(2)(keras.layers.Flatten()(keras.layers.Lambda(lambda t: t / 255)(image)))
+    keras.Model(image, x).save(folder / "lambda.keras")
+    (folder / "text.keras").write_text("no model")
+    (folder / "empty").mkdir()
+    broken = folder / "broken" / "train"
+    for kind in ("left", "right"):
+        (broken / kind).mkdir(parents=True)
+        for i in range(4):
+            (broken / kind / f"{i}.png").write_bytes((folder / "images/train" / kind / f"{i}.png").read_bytes())
+    (broken / "left" / "9.png").write_bytes(b"\x89PNG no image")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["train", "compress", "evaluate", "export", "inspect_model"])
+def test_help_answers_at_once_and_explains_each_flag(name):
+    start = time.monotonic()
+    result = process(name, "--help")
+    assert time.monotonic() - start < 5  # about 0.1 s on a quiet machine; loading TensorFlow alone takes 3 to 10
+    assert name in result.stdout and "--" in result.stdout and "python tools/" in result.stdout
+    assert "tensorflow" not in result.stderr.lower()
+
+
+BAD = {
+    "no data folder": (["--data_dir={p}/nowhere"], "nowhere"),
+    "empty data folder": (["--data_dir={p}/empty"], "empty"),
+    "corrupt image": (["--data_dir={p}/broken"], "9.png"),
+    "class count": (["--teacher={p}/five.keras"], "5 outputs"),
+    "channels": (["--teacher={p}/colour.keras"], "--channels"),
+    "image size": (["--crop=12"], "12x12"),
+    "no model": (["--teacher={p}/text.keras"], "no Keras model file"),
+    "code in the model": (["--teacher={p}/lambda.keras"], "--trust_model_code"),
+    "unwritable workdir": (["--workdir=/proc/nowhere"], "/proc/nowhere"),
+    "ratio": (["--ratio=1"], "ratio=1.0"),
+    "criterion": (["--criterion=magic"], "Unknown criterion 'magic'"),
+    "pattern": (["--pattern=magic"], "magic"),
+    "target": (["--targets=magic"], "Unknown export target 'magic'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_message_and_leaves_nothing(case, place, tmp_path, tool):
+    flags, said = BAD[case]
+    flags = [
+        f"--teacher={place}/teacher.keras",
+        f"--data_dir={place}/images",
+        f"--workdir={tmp_path}/run",
+        "--epochs=1",
+        *[f.format(p=place) for f in flags],
+    ]
+    result = (process if case == "class count" else tool)("compress", *flags)
+    assert result.returncode == 1, result.stderr
+    assert "Traceback" not in result.stderr and said in result.stderr
+    assert "expected:" in result.stderr and "to do:" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_compress_from_the_command_line_and_the_installed_script(place, tmp_path, tool):
+    flags = [f"--teacher={place}/teacher.keras", f"--data_dir={place}/images", f"--workdir={tmp_path}/run", "--views=1",
+             "--epochs=1", "--batch_size=8", "--calibration=8", "--shift=2", "--validation=0.25"]  # fmt: skip
+    result = tool("compress", *flags)
+    assert result.returncode == 0, result.stderr
+    assert "fewer bytes" in result.stdout and (tmp_path / "run/report.html").is_file()
+    script = Path(sys.executable).with_name("orbit-kd")
+    again = subprocess.run([script, "compress", *flags], capture_output=True, text=True, timeout=300, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "distill" not in again.stderr  # all stages were done
+
+
+def test_train_inspect_export_evaluate(place, tmp_path, tool):
+    flags = [f"--data_dir={place}/images", "--validation=0.25"]
+    teacher = tmp_path / "t.keras"
+    result = tool("train", *flags, "--network=resnet20", "--width=0.25", "--epochs=1", f"--output={teacher}")
+    assert result.returncode == 0 and "test accuracy" in result.stdout, result.stderr
+    result = tool("inspect_model", f"--model={teacher}")
+    assert result.returncode == 0 and "coupled groups" in result.stdout and "stem_conv" in result.stdout, result.stderr
+    result = tool("export", *flags, f"--model={teacher}", f"--output={tmp_path}/out", "--calibration=8")
+    assert result.returncode == 0 and "t_tflite_int8.tflite" in result.stdout, result.stderr
+    result = tool("evaluate", *flags, f"--models={tmp_path}/out/t_tflite_int8.tflite", f"--teacher={teacher}")
+    assert result.returncode == 0 and "Accuracy" in result.stdout, result.stderr
+
+
+def test_a_missing_flag_says_which(tool):
+    result = tool("train", "--data=sar_sim")
+    assert result.returncode == 1 and "--output is missing" in result.stderr and "Traceback" not in result.stderr
+    assert os.sep not in result.stdout

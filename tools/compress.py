@@ -1,0 +1,45 @@
+"""Compresses a trained Keras CNN: filter removal, sparsity, distillation, int8, report.
+
+  python tools/compress.py --teacher=model.keras --data=images/ --ratio=0.7 --workdir=out/run
+  python tools/compress.py --flagfile=models/vgg16_mstar/recipe.flags --teacher=... --data_dir=... --workdir=...
+
+The same command goes on where a killed run stopped.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+
+from absl import flags
+
+from orbit_kd.preprocessing import Augment
+from orbit_kd.recipe import Recipe
+from orbit_kd_tools.common import FLAGS, collect, define, define_data, load_data, load_teacher, required, run
+
+flags.DEFINE_string("workdir", None, "Folder for all results.")
+flags.DEFINE_string("title", "", "Title of the report.")
+define_data()
+define(Recipe, skip=("seed",))
+define(Augment)
+
+
+def main() -> None:
+    required("teacher", "workdir")
+    recipe, augment = collect(Recipe), collect(Augment)
+    data = load_data()
+    teacher = load_teacher()
+
+    from orbit_kd.pipeline import compress
+
+    command = shlex.join(["python", *sys.argv])
+    result = compress(
+        teacher, data, recipe=recipe, augment=augment, workdir=FLAGS.workdir, title=FLAGS.title, command=command
+    )
+    print(f"\n{result.report}\n\nreport: {FLAGS.workdir}/report.html")
+    for artifact in result.artifacts:
+        print(f"{artifact.target}: {artifact.path} ({artifact.bytes:,} bytes)")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,33 @@
+"""Prints what a model file costs, layer by layer, and which channels must be removed together.
+
+python tools/inspect_model.py --model=model.keras
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from orbit_kd_tools.common import FLAGS, required, run
+
+flags.DEFINE_string("model", None, "A .keras or .h5 file, a SavedModel folder, or a .tflite file.")
+flags.DEFINE_boolean("trust_model_code", False, "Load a model file that could run its author's code.")
+
+
+def main() -> None:
+    required("model")
+    if FLAGS.model.endswith(".tflite"):
+        from orbit_kd.tflite_reader import read
+
+        print(read(FLAGS.model))
+        return
+
+    from orbit_kd.model_io import load_model
+    from orbit_kd.planning import plan_removal
+    from orbit_kd.profiling import profile
+
+    model = load_model(FLAGS.model, trust_code=FLAGS.trust_model_code)
+    print(profile(model), "\n\ncoupled groups", plan_removal(model, unknown="keep"), sep="\n")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,53 @@
+"""Trains a reference network on a data set, for use as a teacher.
+
+  python tools/train.py --network=vgg16 --width=0.25 --data=sar_sim --epochs=15 --output=out/teacher.keras
+
+The same command goes on where a killed run stopped; a finished one is not run again.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from orbit_kd.preprocessing import Augment
+from orbit_kd_tools.common import FLAGS, collect, define, define_data, load_data, required, run
+
+flags.DEFINE_string(
+    "network", "vgg16", "Reference network: vgg16, a_convnet, resnet18, resnet20, resnet56 or mobilenet_v1."
+)
+flags.DEFINE_float("width", 1.0, "Multiplier on all channel counts of the network.")
+flags.DEFINE_integer("epochs", 30, "Passes over the training images.", lower_bound=1)
+flags.DEFINE_float("learning_rate", 2e-3, "Of Adam at the start; it falls to zero on a cosine.", lower_bound=0.0)
+flags.DEFINE_integer("batch_size", 64, "Images a step.", lower_bound=1)
+flags.DEFINE_string("output", None, "The .keras file to write.")
+define_data(teacher=False)
+define(Augment)
+
+
+def main() -> None:
+    required("output")
+    augment, data = collect(Augment), load_data()
+
+    import tf_keras as keras
+
+    from orbit_kd import networks, training
+    from orbit_kd.evaluation import accuracy
+
+    keras.utils.set_random_seed(FLAGS.seed)
+    model = networks.build(FLAGS.network, data.shape, classes=len(data.class_names), width=FLAGS.width)
+    training.train(
+        model,
+        data,
+        epochs=FLAGS.epochs,
+        learning_rate=FLAGS.learning_rate,
+        batch_size=FLAGS.batch_size,
+        augment=augment,
+        seed=FLAGS.seed,
+        path=FLAGS.output,
+    )
+    labels = [int(label) for _, y in data.test for label in y]
+    print(f"{FLAGS.output}: test accuracy {accuracy(labels, model.predict(data.test, verbose=0)):.4f}")
+
+
+if __name__ == "__main__":
+    run(main)
