@@ -264,7 +264,7 @@ def merged(call: Call) -> Channels:
     """Elementwise over all inputs: channels at the same index live or die together, broadcast ones stay."""
     shape = call.output_shapes[0]
     rank = len(shape)
-    named = [(x.axis + rank - len(x.shape), x) for x in call.inputs]
+    named = [(x.axis + rank - len(x.shape), x) for x in call.inputs if len(x.ids)]
     axis = max(
         (a for a, x in named if len(x.ids) > 1 or shape[a] == 1),
         default=rank - 1,

@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 from tf_keras.src.engine.node import Node
+from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
 
 from orbit_kd.errors import InputError
 from orbit_kd.graph import require_graph, walk
@@ -159,8 +160,8 @@ class Call:
         """Constructor arguments that follow the channels: ids stand for "how many stay"; or a function of `Kept`."""
         self.record.config.update(values)
 
-    def argument(self, index: int | str, value: Callable[[Kept], Any]) -> None:
-        """A constant argument of this call (position or name) that follows the channels."""
+    def argument(self, index: int | str, value: Callable[[Kept, Any], Any]) -> None:
+        """An argument of this call (position or name) that follows the channels: `value(kept, old)` is the new one."""
         self.graph.arguments.setdefault(id(self.node), {})[index] = value
 
     def output(self, ids: Ids, axis: int = -1, index: int = 0) -> Channels:
@@ -192,14 +193,17 @@ class Call:
         return outputs
 
 
+_NONE = np.empty(0, np.int64)
 _ACTIVATIONS_OVER_CHANNELS = {"softmax", "log_softmax"}
 
 Rule = Callable[[Call], "Channels | Sequence[Channels]"]
-_RULES: dict[type, Rule] = {}
+_RULES: dict[type | str, Rule] = {}
 
 
-def channel_rule(*classes: type) -> Callable[[Rule], Rule]:
+def channel_rule(*kinds: type | str) -> Callable[[Rule], Rule]:
     """Decorator: how channel ids flow through a layer type. Subclasses that keep its `call` use the rule too.
+
+    A TensorFlow operation in a graph is named by its symbol without "tf.", such as "math.add".
 
     Example:
         >>> @channel_rule(MyScale)                   # y = x * self.gamma, one gamma a channel
@@ -209,7 +213,7 @@ def channel_rule(*classes: type) -> Callable[[Rule], Rule]:
     """
 
     def file(rule: Rule) -> Rule:
-        _RULES.update(dict.fromkeys(classes, rule))
+        _RULES.update(dict.fromkeys(kinds, rule))
         return rule
 
     return file
@@ -217,6 +221,8 @@ def channel_rule(*classes: type) -> Callable[[Rule], Rule]:
 
 def rule_for(layer: keras.layers.Layer) -> Rule | None:
     """The rule of the layer's class, or of a parent class whose `call` it has kept; None where there is none."""
+    if isinstance(layer, TFOpLambda):
+        return _RULES.get(_symbol(layer))
     for cls in type(layer).__mro__:
         if cls in _RULES:
             return _RULES[cls]
@@ -225,9 +231,13 @@ def rule_for(layer: keras.layers.Layer) -> Rule | None:
     return None
 
 
+def _symbol(layer: TFOpLambda) -> str:
+    return str(layer.symbol).removeprefix("compat.v1.")
+
+
 def supported_layers() -> list[str]:
-    """Class names of all layers with a rule, sorted."""
-    return sorted({cls.__name__ for cls in _RULES})
+    """Class names of all layers, and symbols of all TensorFlow operations, with a rule; sorted."""
+    return sorted({f"tf.{kind}" if isinstance(kind, str) else kind.__name__ for kind in _RULES})
 
 
 class ChannelGraph:
@@ -249,7 +259,7 @@ class ChannelGraph:
         require_graph(model)
         self.model, self.unknown = model, unknown
         self.layers: dict[int, Layer] = {}
-        self.arguments: dict[int, dict[int | str, Callable[[Kept], Any]]] = {}
+        self.arguments: dict[int, dict[int | str, Callable[[Kept, Any], Any]]] = {}
         self.pairs: list[tuple[Ids, Ids]] = []
         self.kept: list[tuple[Ids, str]] = []
         self.entries: dict[int, list[Channels]] = {}  # id of a (nested) model -> the channels of its inputs
@@ -288,8 +298,11 @@ class ChannelGraph:
                 outputs = self._trace(layer, given, path + "/")
             else:
                 call = Call(self, record, node, given)
-                result = self._rule(layer, path)(call)
-                outputs = [result] if isinstance(result, Channels) else list(result)
+                if given and not any(len(x.ids) for x in given):
+                    outputs = [Channels(_NONE, 0, ()) for _ in call.output_shapes]  # computed from shapes alone
+                else:
+                    result = self._rule(layer, path)(call)
+                    outputs = [result] if isinstance(result, Channels) else list(result)
                 if getattr(getattr(layer, "activation", None), "__name__", "") in _ACTIVATIONS_OVER_CHANNELS:
                     call.keep(outputs[0].ids, "its activation mixes channels")
                 self.steps.append((given, outputs, path))
@@ -299,11 +312,12 @@ class ChannelGraph:
     def _rule(self, layer: keras.layers.Layer, path: str) -> Rule:
         rule = rule_for(layer)
         if rule is None and self.unknown == "error":
+            kind = repr(_symbol(layer)) if isinstance(layer, TFOpLambda) else type(layer).__name__
             raise InputError(
-                f"No channel rule for layer {path!r} of class {type(layer).__name__}.",
+                f"No channel rule for layer {path!r} of class {kind}.",
                 expected="a layer of: " + ", ".join(supported_layers()),
-                fix=f"register a rule with @okd.channel_rule({type(layer).__name__}), or keep its channels with "
-                'unknown="keep" (tools: --unknown=keep)',
+                fix=f'register a rule with @okd.channel_rule({kind}), or keep its channels with unknown="keep" '
+                "(tools: --unknown=keep)",
             )
         return rule or (lambda call: call.keep_all(f"no channel rule for {type(layer).__name__}"))
 

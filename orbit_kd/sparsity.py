@@ -62,8 +62,8 @@ def sparsify(
         model: a built Functional or Sequential tf_keras model.
         pattern: "2:4" or any "N:M" (at most N non-zeros in a group of M), "uhp" (half of each group), "magnitude", or a
             pattern object.
-        sparsity: for "magnitude": the fraction of zeros (default 0.5), or one for each layer by name, such as a
-            sensitivity scan gives; layers without one stay dense.
+        sparsity: for "magnitude": the fraction of zeros (default 0.5), or one for each layer by name or shell
+            pattern, such as a sensitivity scan gives; layers without one stay dense.
         scope: for "magnitude": "layer" prunes each layer to `sparsity`; "global" prunes the network to it by one
             threshold over the weights as they are now, and the layers keep the sparsities that follow from it.
         group_size: for "uhp": M, default 8.
@@ -72,7 +72,7 @@ def sparsify(
             "sr_ste" (mask from dense weights at every step), or a schedule object.
         begin_step: optimizer step where pruning begins.
         end_step: optimizer step from which on the full pattern holds.
-        exclude: layers that stay dense; a layer in a nested model may be given as "outer/inner".
+        exclude: layers that stay dense, by name or shell pattern ("conv1_*"); "outer/inner" within a nested model.
 
     Returns:
         The sparse copy: a `keras.Model` of the same class.

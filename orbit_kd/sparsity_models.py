@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
 
 import tf_keras as keras
 
@@ -78,11 +79,11 @@ def named_layers(model: keras.Model) -> Iterator[tuple[str, keras.layers.Layer]]
 
 
 def resolve(names: Iterable[str], layers: Mapping[str, keras.layers.Layer], option: str) -> set[str]:
-    """Paths of the layers meant by names: a full path, or a plain name in whatever nested model."""
+    """Paths of the layers meant by names or shell patterns: of a full path, or of a name in whatever nested model."""
     names = [names] if isinstance(names, str) else list(names)
     found: set[str] = set()
     for name in names:
-        hits = {path for path in layers if path == name or path.rsplit("/", 1)[-1] == name}
+        hits = {path for path in layers if fnmatchcase(path, name) or fnmatchcase(path.rsplit("/", 1)[-1], name)}
         if not hits:
             raise InputError(
                 f"{option}= names the layer {name!r}, which the model does not have.",

@@ -79,10 +79,8 @@ class _Rebuild:
         args, kwargs = tf.nest.map_structure(lambda t: tensors.get(id(t), t), (node.call_args, node.call_kwargs))
         args, kwargs = list(args), dict(kwargs)
         for where, value in self.graph.arguments.get(id(node), {}).items():
-            if isinstance(where, int):
-                args[where] = value(self.kept)
-            else:
-                kwargs[where] = value(self.kept)
+            holder: Any = args if isinstance(where, int) else kwargs
+            holder[where] = value(self.kept, holder[where])
         return args, kwargs
 
     def layer(self, layer: keras.layers.Layer) -> keras.layers.Layer:

@@ -27,7 +27,7 @@ def randomize(model: keras.Model, seed: int = 0) -> keras.Model:
             inputs = np.prod(shape[:-2]) if "depthwise" in variable.name else np.prod(shape[:-1])
             value = rng.normal(0, 1.4 / max(inputs, 1) ** 0.5, shape)
         else:
-            value = rng.normal(0.5 if "gamma" in variable.name else 0.0, 0.5, shape)
+            value = rng.normal(1.0 if "gamma" in variable.name else 0.0, 0.3, shape)
         values.append(value)
     model.set_weights(values)
     return model

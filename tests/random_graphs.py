@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 import tf_keras as keras
 from tf_keras import layers
 
@@ -196,3 +197,38 @@ def shared(x, rng):
 @block
 def softmax_gate(x, rng):
     return layers.Multiply()([x, layers.Softmax()(layers.Conv2D(x.shape[-1], 1)(x))])
+
+
+@block
+def tf_arithmetic(x, rng):
+    y = layers.Conv2D(x.shape[-1], 1)(x)
+    y = tf.nn.relu(x + y) * 2.0 - 0.1 * tf.sigmoid(y)
+    return tf.maximum(y, 0.01) / (tf.abs(y) + 1.0) - np.linspace(0, 1, x.shape[-1], dtype="float32")
+
+
+@block
+def tf_shapes(x, rng):
+    h, w, c = x.shape[1:]
+    y = tf.reshape(x, (tf.shape(x)[0], h * w, c))
+    y = tf.transpose(tf.transpose(y, [0, 2, 1]), [0, 2, 1])
+    y = tf.squeeze(tf.expand_dims(tf.reshape(y, [-1, h, w, c]), 1), axis=1)
+    return tf.pad(y, [[0, 0], [1, 0], [0, 1], [0, 0]])[:, 1:, :-1]
+
+
+@block
+def tf_gate(x, rng):
+    pooled = tf.reduce_mean(x, axis=[1, 2], keepdims=True)
+    return x * tf.sigmoid(pooled) + tf.reduce_max(x, [1, 2])[:, None, None]
+
+
+@block
+def tf_concat(x, rng):
+    top, bottom = tf.split(x, 2, axis=1) if x.shape[1] % 2 == 0 else (x, x)
+    y = tf.concat([top, bottom], -1)
+    return tf.concat([y, tf.nn.silu(y)], axis=1)
+
+
+@block
+def tf_channel_slice(x, rng):
+    y = layers.Conv2D(8, 3, padding="same")(x)
+    return y[..., :4] + y[..., 4:]

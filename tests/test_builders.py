@@ -187,7 +187,9 @@ def release(root: Path) -> Path:
             phoenix(
                 root / folder / "ZSU_23_4" / f"HB{i}.026",
                 chip(10 + i, 140, 140),
-                TargetType="zsu23-4_gun", TargetSerNum="d08", DesiredDepression=f"{depression}.000",
+                TargetType="zsu23-4_gun",
+                TargetSerNum="d08",
+                DesiredDepression=f"{depression}.000",
             )
         phoenix(root / folder / "T72/SN_812/HB9.016", chip(20), TargetSerNum="812", DesiredDepression=depression)
     phoenix(root / "30_DEG/HB1.015", chip(21), DesiredDepression=30)

@@ -358,6 +358,12 @@ def test_global_scope_keeps_the_largest_weights_of_the_network():
     assert np.count_nonzero(sparse.get_layer("logits").masked_kernel()) == 1  # never an empty layer
 
 
+def test_layers_are_excluded_by_shell_patterns():
+    assert list(sparse_layers(sparsify(small(), "2:4", exclude=["conv*"]))) == ["logits"]
+    names = list(sparse_layers(sparsify(everything(), "2:4", exclude=["block/deep/*", "logits"])))
+    assert names == ["block/scaled", "separable", "up", "ragged", "one_d"]
+
+
 def test_frozen_layers_stay_dense():
     model = small()
     model.get_layer("conv").trainable = False

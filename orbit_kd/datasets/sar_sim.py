@@ -1,4 +1,4 @@
-"""`sar_sim`: simulated radar chips of ten vehicles. Made offline in seconds, the same on every machine."""
+"""`sar_sim`: simulated radar chips of ten vehicles, made offline in seconds from fixed seeds."""
 
 from __future__ import annotations
 
@@ -54,9 +54,20 @@ SCATTERERS = 36
 
 
 class SarSim(tfds.core.GeneratorBasedBuilder):
-    """Simulated SAR chips of ten vehicle classes, 64x64x1 uint8 magnitude.
+    """Simulated X-band SAR chips of ten vehicle classes, 64x64x1 uint8 magnitude: 2,400 train, 1,000 test.
 
-    TODO
+    A vehicle is a fixed set of point scatterers on the edges of a hull and of the box on it. Each scatterer reflects
+    into a lobe about the direction it faces, and answers with a sinc; their echoes add up with their phases, and by
+    their height they lie over towards the radar. Every chip has a random azimuth (0 to 360 degrees), depression (14 to
+    18 degrees), place and brightness, and lacks some of the scatterers. Hull and box cast a shadow into K-like clutter;
+    gamma speckle of two looks multiplies it all. Rows run away from the radar, columns along the flight.
+
+    Test accuracy, as `python benchmarks/sar_sim_difficulty.py` prints it:
+
+    * multinomial logistic regression on the pixels: 35.4%
+    * VGG-16 of a quarter of its width, 15 epochs: 95.7%
+
+    Good for trying things out; it says nothing about real radar images.
     """
 
     VERSION = tfds.core.Version("1.0.0")
