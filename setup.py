@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 EXTRAS = {
     "mcu": ["tflite-micro>=0.dev20261023182759"],  # only dev releases exist; naming one admits them without --pre
 }
-DEV = ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "ruff>=0.15", "mypy>=1.15"]
+DEV = ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "ruff>=0.15", "mypy>=1.15", "dill>=0.3"]
 
 setup(
     name="orbit-kd",
@@ -28,6 +28,7 @@ setup(
         "tf_keras>=2.19",
         "tensorflow-model-optimization>=0.8",
         "tensorflow-datasets>=4.9.8",
+        "importlib_resources>=6",  # tensorflow-datasets needs it and does not say so
         "numpy>=1.26",
         "absl-py>=1.4",
         "ai-edge-litert>=2.0",

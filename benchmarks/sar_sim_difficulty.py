@@ -2,8 +2,8 @@
 
     python benchmarks/sar_sim_difficulty.py
 
-The linear model is tuned: standardized pixels, and the weight decay that does best on validation. The VGG is the
-kind of teacher `make demo` trains: VGG-16 at a quarter of its width, 15 epochs, crops moved by up to 4 pixels.
+The linear model is tuned: standardized pixels, and the weight decay that does best on validation. The VGG
+is VGG-16 at a quarter of its width with the average pooling head, 15 epochs, crops moved by up to 4 pixels.
 """
 
 from __future__ import annotations

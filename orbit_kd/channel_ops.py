@@ -170,4 +170,3 @@ def split(call: Call) -> list[Channels]:
 def shape_of(call: Call) -> Channels:
     """A shape carries no channels; it follows the tensor by itself."""
     return Channels(call.x.ids[:0], 0, ())
-

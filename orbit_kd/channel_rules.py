@@ -30,16 +30,16 @@ def convolution(call: Call) -> Channels:
     """New ids; with groups, channels at the same place in each group live or die together."""
     layer, axis, x = call.layer, call.channel_axis, call.ids()
     out, spatial = call.new_ids(layer.filters), (None,) * layer.rank
-    uses = positions(call.output_shapes[0], axis)
+    read: Ids | None = x
     if 1 < layer.groups == len(x):  # depthwise in all but name: a filter goes with its one input channel
         call.couple(out.reshape(len(x), -1), x[:, None])
         call.config(groups=x)
-        x = None
+        read = None
     elif layer.groups > 1:
         for ids in (x, out):
             call.couple(ids.reshape(layer.groups, -1), ids.reshape(layer.groups, -1)[:1])
-        x = x.reshape(layer.groups, -1)[0]
-    call.weight("kernel", *spatial, x, out, uses=uses)
+        read = x.reshape(layer.groups, -1)[0]
+    call.weight("kernel", *spatial, read, out, uses=positions(call.output_shapes[0], axis))
     call.weight("bias", out)
     call.config(filters=out)
     return call.output(out, axis)

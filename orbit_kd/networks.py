@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import tf_keras as keras
 from tf_keras import layers
@@ -15,7 +16,7 @@ networks: Registry[Callable[..., keras.Model]] = Registry("network")
 
 
 def build(name: str, input_shape: Shape, *, classes: int, width: float = 1.0) -> keras.Model:
-    """The network called `name` (vgg16, a_convnet, resnet18, resnet20, resnet56, mobilenet_v1).
+    """The network called `name` (vgg16, vgg16_average, a_convnet, resnet18, resnet20, resnet56, mobilenet_v1).
 
     Args:
         name: a registered network.
@@ -32,7 +33,7 @@ def build(name: str, input_shape: Shape, *, classes: int, width: float = 1.0) ->
     return networks.get(name)(input_shape, classes=classes, width=width)
 
 
-def _input(shape: Shape) -> tuple[keras.KerasTensor, keras.KerasTensor]:
+def _input(shape: Shape) -> tuple[Any, Any]:
     image = keras.Input(shape)
     return image, layers.Rescaling(1 / 255, name="rescaling")(image)
 
@@ -41,7 +42,7 @@ def _width(channels: int, width: float) -> int:
     return max(1, round(channels * width))
 
 
-def _conv(x: keras.KerasTensor, filters: int, name: str, *, size: int = 3, stride: int = 1) -> keras.KerasTensor:
+def _conv(x: Any, filters: int, name: str, *, size: int = 3, stride: int = 1) -> Any:
     """Convolution without bias, then BatchNormalization."""
     x = layers.Conv2D(
         filters, size, stride, padding="same", use_bias=False, kernel_initializer="he_normal", name=f"{name}_conv"
@@ -110,6 +111,12 @@ def vgg16(
     return keras.Model(image, layers.Dense(classes, name="logits")(x), name="vgg16")
 
 
+@networks.register("vgg16_average")
+def vgg16_average(input_shape: Shape, *, classes: int, width: float = 1.0) -> keras.Model:
+    """VGG-16 with global average pooling in place of the dense layer: learns from fewer images."""
+    return vgg16(input_shape, classes=classes, width=width, head="average")
+
+
 @networks.register("a_convnet")
 def a_convnet(input_shape: Shape, *, classes: int, width: float = 1.0, dropout: float = 0.5) -> keras.Model:
     """A-ConvNet, the all-convolutional SAR standard (Chen et al., IEEE TGRS 2016).
@@ -132,7 +139,7 @@ def a_convnet(input_shape: Shape, *, classes: int, width: float = 1.0, dropout: 
     return keras.Model(image, layers.Flatten(name="flatten")(x), name="a_convnet")
 
 
-def _basic_block(x: keras.KerasTensor, filters: int, stride: int, name: str) -> keras.KerasTensor:
+def _basic_block(x: Any, filters: int, stride: int, name: str) -> Any:
     y = layers.ReLU(name=f"{name}_relu1")(_conv(x, filters, f"{name}_1", stride=stride))
     y = _conv(y, filters, f"{name}_2")
     if stride > 1 or x.shape[-1] != filters:

@@ -76,7 +76,8 @@ def compress(
     with stages.stage("lessons", views=recipe.views, augment=augment.to_dict(), seed=recipe.seed) as (folder, _):
         views = [data.views(k, seed=recipe.seed, augment=augment) for k in range(recipe.views)]
         lessons = cache_teacher(teacher, views, path=folder, seed=recipe.seed, data_key=stages.key)
-    student, history = teacher, []
+    student = teacher
+    history: list[dict[str, Any]] = []
     for number in range(1, recipe.rounds + 1):
         student = _removal_round(stages, student, teacher, lessons, data, recipe, number, history)
     if recipe.pattern != "dense":

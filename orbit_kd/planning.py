@@ -100,8 +100,8 @@ class RemovalPlan:
         """
         try:
             d = json.loads(text)
-            groups = tuple(PlannedGroup(**{**g, "keep": tuple(g["keep"])}) for g in d.pop("groups"))
-            return cls(groups=groups, **{k: tuple(v) if isinstance(v, list) else v for k, v in d.items()})
+            groups = tuple(PlannedGroup(**{**g, "keep": tuple(g["keep"])}) for g in d["groups"])
+            return cls(groups, tuple(d["params"]), tuple(d["macs"]), d["unknown"])
         except (ValueError, TypeError, KeyError) as e:
             raise InputError(
                 f"This is no removal plan: {e}.", expected="JSON from plan.to_json()", fix="make the plan again"

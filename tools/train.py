@@ -13,7 +13,9 @@ from orbit_kd.preprocessing import Augment
 from orbit_kd_tools.common import FLAGS, collect, define, define_data, load_data, required, run
 
 flags.DEFINE_string(
-    "network", "vgg16", "Reference network: vgg16, a_convnet, resnet18, resnet20, resnet56 or mobilenet_v1."
+    "network",
+    "vgg16",
+    "Reference network: vgg16, vgg16_average, a_convnet, resnet18, resnet20, resnet56 or mobilenet_v1.",
 )
 flags.DEFINE_float("width", 1.0, "Multiplier on all channel counts of the network.")
 flags.DEFINE_integer("epochs", 30, "Passes over the training images.", lower_bound=1)

@@ -65,7 +65,10 @@ class SarSim(tfds.core.GeneratorBasedBuilder):
     Test accuracy, as `python benchmarks/sar_sim_difficulty.py` prints it:
 
     * multinomial logistic regression on the pixels: 35.4%
-    * VGG-16 of a quarter of its width, 15 epochs: 95.7%
+    * VGG-16 of a quarter of its width, average pooling head, 15 epochs: 95.7% (seeds 1 and 2: 97.0%, 96.5%)
+
+    The settings above were tuned until this seed-0 teacher fell between 92% and 98%. With the flatten head and dropout
+    0.5 the same network and schedule reached 86.0% (one seed).
 
     Good for trying things out; it says nothing about real radar images.
     """
