@@ -14,7 +14,21 @@ __version__ = "0.1.0"
 _WHERE = {
     "channels": ["channel_rule"],
     "datasets": ["Data", "load"],
-    "distillation": ["Distiller", "LogitsDistillation", "Resume", "StopOnNonFinite", "cache_teacher"],
+    "distillation": [
+        "AttentionTransfer",
+        "DecoupledDistillation",
+        "DistillationLoss",
+        "Distiller",
+        "FeatureHints",
+        "LogitsDistillation",
+        "Piecewise",
+        "RelationalDistillation",
+        "Resume",
+        "SimilarityPreserving",
+        "StopOnNonFinite",
+        "TeacherCache",
+        "cache_teacher",
+    ],
     "errors": ["InputError"],
     "evaluation": ["evaluate"],
     "exporters": ["Artifact", "export"],
@@ -29,6 +43,8 @@ _WHERE = {
     "sparsity_report": ["sparsity_table"],
     "surgery": ["recalibrate_batchnorm", "remove_filters"],
 }
+# Modules with a registry, for extensions: `@okd.importance.criterion("mine")`.
+_MODULES = ("datasets", "distillation", "exporters", "importance", "networks", "sparsity_patterns")
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
 __all__ = sorted(_MODULE_OF)
@@ -36,7 +52,21 @@ __all__ = sorted(_MODULE_OF)
 if TYPE_CHECKING:  # the same names, for editors and type checkers
     from orbit_kd.channels import channel_rule
     from orbit_kd.datasets import Data, load
-    from orbit_kd.distillation import Distiller, LogitsDistillation, Resume, StopOnNonFinite, cache_teacher
+    from orbit_kd.distillation import (
+        AttentionTransfer,
+        DecoupledDistillation,
+        DistillationLoss,
+        Distiller,
+        FeatureHints,
+        LogitsDistillation,
+        Piecewise,
+        RelationalDistillation,
+        Resume,
+        SimilarityPreserving,
+        StopOnNonFinite,
+        TeacherCache,
+        cache_teacher,
+    )
     from orbit_kd.errors import InputError
     from orbit_kd.evaluation import evaluate
     from orbit_kd.exporters import Artifact, export
@@ -53,6 +83,8 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"orbit_kd.{name}")
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'orbit_kd' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"orbit_kd.{_MODULE_OF[name]}"), name)
@@ -61,4 +93,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_MODULE_OF])
+    return sorted([*globals(), *_MODULES, *_MODULE_OF])

@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 import numpy as np
 from tf_keras import layers
+from tf_keras.src.applications.convnext import LayerScale, StochasticDepth
+from tf_keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 from tf_keras.src.layers.convolutional.base_depthwise_conv import DepthwiseConv
 
 from orbit_kd.channels import Call, Channels, Ids, Kept, channel_rule
@@ -148,11 +150,19 @@ def normalization(call: Call) -> list[Channels]:
 @channel_rule(layers.Rescaling, layers.Resizing, layers.CenterCrop, layers.Masking, layers.ActivityRegularization)
 @channel_rule(layers.RandomFlip, layers.RandomTranslation, layers.RandomRotation, layers.RandomZoom)
 @channel_rule(layers.RandomCrop, layers.RandomHeight, layers.RandomWidth, layers.RandomBrightness)
-@channel_rule(layers.RandomContrast)
+@channel_rule(layers.RandomContrast, StochasticDepth)
 def passes(call: Call) -> list[Channels]:
     """One channel in, the same channel out."""
     if np.ndim(getattr(call.layer, "scale", 0.0)) or np.ndim(getattr(call.layer, "offset", 0.0)):
         return call.keep_all("one constant a channel")
+    return call.same()
+
+
+@channel_rule(LayerScale)
+def layer_scale(call: Call) -> list[Channels]:
+    """ConvNeXt: one factor a channel."""
+    call.weight("gamma", call.ids(-1))
+    call.config(projection_dim=call.ids(-1))
     return call.same()
 
 
@@ -283,6 +293,7 @@ def merged(call: Call) -> Channels:
     return call.output(out, axis)
 
 
+@channel_rule(CustomScaleLayer)  # of InceptionResNetV2: a scaled residual sum
 @channel_rule(layers.Add, layers.Subtract, layers.Multiply, layers.Average, layers.Maximum, layers.Minimum)
 def merge(call: Call) -> Channels:
     """Residual sums and squeeze-and-excite gates."""

@@ -28,13 +28,20 @@ def require_graph(model: keras.Model, path: str = "") -> None:
         )
 
 
-def replay(model: keras.Model, inputs: Any, *, training: Callable[[keras.layers.Layer], bool]) -> list[Any]:
+def replay(
+    model: keras.Model,
+    inputs: Any,
+    *,
+    training: Callable[[keras.layers.Layer], bool] = lambda layer: False,
+    seen: Callable[[keras.layers.Layer, list[Any]], None] = lambda layer, outputs: None,
+) -> list[Any]:
     """Runs a graph model layer by layer, each in the mode that `training(layer)` says.
 
     Args:
         model: a graph model.
         inputs: a tensor or a list of tensors, in the order of `model.inputs`.
         training: whether a layer runs as in training.
+        seen: is given each layer and its outputs, in the order of `walk`, those inside nested models too.
 
     Returns:
         The outputs, in the order of `model.outputs`.
@@ -46,10 +53,11 @@ def replay(model: keras.Model, inputs: Any, *, training: Callable[[keras.layers.
             continue
         args, kwargs = tf.nest.map_structure(lambda t: tensors.get(id(t), t), (node.call_args, node.call_kwargs))
         if isinstance(layer, keras.Model):
-            outputs = replay(layer, list(args), training=training)
+            outputs = replay(layer, list(args), training=training, seen=seen)
         else:
             if layer._expects_training_arg:
                 kwargs = {**kwargs, "training": training(layer)}
             outputs = layer(*args, **kwargs)
+            seen(layer, tf.nest.flatten(outputs))
         tensors.update(zip(map(id, tf.nest.flatten(node.outputs)), tf.nest.flatten(outputs), strict=True))
     return [tensors[id(t)] for t in model.outputs]

@@ -1,6 +1,7 @@
 """Criteria: how much each channel of a coupled group matters, one score a channel.
 
-A criterion is a function from the weights of one group to one score a unit; it is filed under its name:
+A criterion is a function from the weights of one group to one score a unit, filed under its name. Those that learn
+from data say so with `needs`: "gradients" fills `Member.gradients`, "activations" adds members with that attribute.
 
     @okd.importance.criterion("mean_abs")
     def mean_abs(members):
@@ -10,57 +11,49 @@ A criterion is a function from the weights of one group to one score a unit; it 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
+import tensorflow as tf
+import tf_keras as keras
 
 from orbit_kd.channels import ChannelGraph, Group
+from orbit_kd.errors import InputError
+from orbit_kd.graph import replay
 from orbit_kd.registry import Registry
 
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """One weight of a group, seen from its channels.
+    """One weight of a group (or one activation that carries it), seen from its channels.
 
     Attributes:
         layer: path of the layer.
-        attribute: name of the variable, such as "kernel" or "gamma".
+        attribute: name of the variable, such as "kernel" or "gamma"; "activation" for an output.
         makes: the channels lie on the output axis of a multiplying weight (a filter), else they are read or scaled.
-        values: (units, elements) float, all elements of this weight that belong to each unit.
+        values: (units, elements) float, all elements of this weight that belong to each unit; of an activation, the
+            share of elements that are not zero.
+        gradients: the loss's gradient by each of `values`, for criteria that need it.
     """
 
     layer: str
     attribute: str
     makes: bool
     values: np.ndarray
+    gradients: np.ndarray | None = None
 
 
-Criterion = Callable[[list[Member]], np.ndarray]
+Criterion = Callable[..., np.ndarray]
 criteria: Registry[Criterion] = Registry("criterion")
-criterion = criteria.register
+_NEEDS: dict[str, str] = {}
 
 
-def members_of(graph: ChannelGraph, group: Group) -> list[Member]:
-    """Every weight axis that carries channels of the group, as `Member`s."""
-    place = np.full(len(graph.all_stay()), -1)
-    place[group.units] = np.arange(group.width)
-    found = []
-    for record in graph.layers.values():
-        for name, weight in record.weights.items():
-            for axis, ids in enumerate(weight.axes):
-                if ids is None:
-                    continue
-                unit = place[graph.unit_of[ids]]
-                if (unit < 0).all():
-                    continue
-                values = np.moveaxis(getattr(record.layer, name).numpy(), axis, 0)[unit >= 0]
-                order = np.argsort(unit[unit >= 0], kind="stable")
-                counts = np.bincount(unit[unit >= 0], minlength=group.width)
-                if counts.min() != counts.max():
-                    continue  # a layer that reads only some channels of each unit compares nothing
-                values = values[order].reshape(group.width, -1)
-                found.append(Member(record.path, name, axis == weight.out_axis and weight.uses > 0, values))
-    return found
+def criterion(name: str, *, needs: str = "") -> Callable[[Criterion], Criterion]:
+    """Decorator that files a criterion; `needs` is "", "gradients" or "activations"."""
+    _NEEDS[name] = needs
+    return criteria.register(name)
 
 
 def combine(scores: Iterable[np.ndarray]) -> np.ndarray:
@@ -91,11 +84,146 @@ def bn_scale(members: list[Member]) -> np.ndarray:
     return combine(gammas) if gammas else l1_norm(members)
 
 
-def scores(graph: ChannelGraph, group: Group, *, name: str) -> np.ndarray:
-    """The criterion called `name` for one group: (width,) float, larger is more important.
+@criterion("geometric_median")
+def geometric_median(members: list[Member]) -> np.ndarray:
+    """Distance to all other filters: those near the geometric median are replaceable (He et al., FPGM, CVPR 2019)."""
+
+    def distances(v: np.ndarray) -> np.ndarray:
+        squares = (v * v).sum(1)
+        return np.sqrt(np.maximum(squares[:, None] + squares - 2 * v @ v.T, 0)).sum(1)
+
+    return combine(distances(m.values) for m in members if m.makes)
+
+
+@criterion("taylor", needs="gradients")
+def taylor(members: list[Member]) -> np.ndarray:
+    """(Sum of weight x gradient)^2, the loss's first-order change without the filter (Molchanov et al., CVPR 2019)."""
+    return combine((m.values * m.gradients).sum(1) ** 2 for m in members if m.makes and m.gradients is not None)
+
+
+@criterion("apoz", needs="activations")
+def apoz(members: list[Member]) -> np.ndarray:
+    """Share of activations that are not zero (Hu et al., Network Trimming, 2016); the l1_norm where none ever is."""
+    shares = [m.values[:, 0] for m in members if m.attribute == "activation" and m.values.min() < 1]
+    return combine(shares) if shares else l1_norm(members)
+
+
+@criterion("random")
+def random(members: list[Member], *, seed: int) -> np.ndarray:
+    """Uniform random scores: the baseline every criterion has to beat."""
+    size = len(members[0].values) if members else 0
+    name = [ord(c) for m in members[:1] for c in m.layer]
+    return np.random.default_rng([seed, *name]).random(size)
+
+
+class Scorer:
+    """Scores groups by one criterion; what it learns from data, it learns once.
+
+    Args:
+        graph: the traced network.
+        name: of the criterion.
+        data: batches (x, y) for criteria that need them.
+        loss: of the network's output, for gradients; sparse categorical cross-entropy that fits the output if None.
+        batches: how many batches to use.
+        seed: for criteria that draw.
 
     Raises:
-        InputError: no criterion of that name.
+        InputError: an unknown criterion, or one that needs data without any.
     """
-    found = criteria.get(name)(members_of(graph, group))
-    return found if len(found) == group.width else np.ones(group.width)
+
+    def __init__(
+        self, graph: ChannelGraph, *, name: str, data: Any = None, loss: Any = None, batches: int = 8, seed: int = 0
+    ) -> None:
+        self._graph, self._criterion, self._seed = graph, criteria.get(name), seed
+        self._gradients: dict[int, np.ndarray] = {}
+        self._shares: list[tuple[Any, str, np.ndarray]] = []
+        needs = _NEEDS.get(name, "")
+        if needs and data is None:
+            raise InputError(
+                f"The criterion {name!r} needs data.",
+                expected="a few batches of training data",
+                fix="give data=..., or use a criterion on the weights, such as l1_norm",
+            )
+        if needs == "gradients":
+            self._gradients = _gradients(graph.model, data.take(batches), loss)
+        elif needs == "activations":
+            self._shares = _shares(graph, data.take(batches))
+
+    def __call__(self, group: Group) -> np.ndarray:
+        """(width,) float, larger is more important."""
+        draws = {"seed": self._seed} if "seed" in inspect.signature(self._criterion).parameters else {}
+        found = self._criterion(self._members(group), **draws)
+        return found if len(found) == group.width else np.ones(group.width)
+
+    def _members(self, group: Group) -> list[Member]:
+        place = np.full(len(self._graph.all_stay()), -1)
+        place[group.units] = np.arange(group.width)
+
+        def rows(array: np.ndarray, ids: np.ndarray, axis: int) -> np.ndarray | None:
+            """(units, elements) of what lies on the ids; None where the units do not all have as much of it."""
+            unit = place[self._graph.unit_of[ids]]
+            mine = np.flatnonzero(unit >= 0)
+            counts = np.bincount(unit[mine], minlength=group.width)
+            if not len(mine) or counts.min() != counts.max():
+                return None
+            order = mine[np.argsort(unit[mine], kind="stable")]
+            return np.moveaxis(array, axis, 0)[order].reshape(group.width, -1)
+
+        found = []
+        for record in self._graph.layers.values():
+            for name, weight in record.weights.items():
+                for axis, ids in enumerate(weight.axes):
+                    if ids is None:
+                        continue
+                    variable = getattr(record.layer, name)
+                    values = rows(variable.numpy(), ids, axis)
+                    if values is None:
+                        continue
+                    gradient = self._gradients.get(id(variable))
+                    slope = None if gradient is None else rows(gradient, ids, axis)
+                    makes = axis == weight.out_axis and weight.uses > 0
+                    found.append(Member(record.path, name, makes, values, slope))
+        for channels, path, share in self._shares:
+            values = rows(share, channels.ids, 0)
+            if values is not None:
+                found.append(Member(path, "activation", False, values.mean(1, keepdims=True)))
+        return found
+
+
+def _gradients(model: keras.Model, data: Any, loss: Any) -> dict[int, np.ndarray]:
+    """Gradients of the mean loss, in inference mode, summed over the batches; by id of the variable."""
+    softmax = model.layers[-1].get_config().get("activation") == "softmax"
+    loss = loss or keras.losses.SparseCategoricalCrossentropy(from_logits=not softmax)
+    variables = model.trainable_variables
+
+    @tf.function
+    def step(x: tf.Tensor, y: tf.Tensor) -> list[tf.Tensor]:
+        with tf.GradientTape() as tape:
+            value = loss(y, model(x, training=False))
+        return tape.gradient(value, variables, unconnected_gradients="zero")
+
+    totals = [np.zeros(v.shape, np.float32) for v in variables]
+    for batch in data:
+        for total, gradient in zip(totals, step(*batch[:2]), strict=True):
+            total += gradient.numpy()
+    return {id(v): total for v, total in zip(variables, totals, strict=True)}
+
+
+def _shares(graph: ChannelGraph, data: Any) -> list[tuple[Any, str, np.ndarray]]:
+    """For each traced tensor, the share of elements of each channel that are not zero."""
+    named = [(x, path) for _, outputs, path in graph.steps for x in outputs]
+
+    @tf.function
+    def step(x: tf.Tensor) -> list[tf.Tensor]:
+        outputs: list[tf.Tensor] = []
+        replay(graph.model, x, seen=lambda layer, made: outputs.extend(made))
+        shares = []
+        for (channels, _), tensor in zip(named, outputs, strict=True):
+            others = [a for a in range(tensor.shape.rank) if a != channels.axis + 1] if len(channels.ids) else None
+            shares.append(tf.reduce_mean(tf.cast(tensor != 0, tf.float32), others))
+        return shares
+
+    totals = [
+        np.mean(values, 0) for values in zip(*([s.numpy() for s in step(batch[0])] for batch in data), strict=True)
+    ]
+    return [(x, path, total) for (x, path), total in zip(named, totals, strict=True) if len(x.ids)]

@@ -269,7 +269,7 @@ def _notes(measured: dict[str, Any], recipe: Recipe) -> list[str]:
     slower = [a for a in measured["artifacts"] if a.get("latency") and a["latency"]["ratio"] < 0.5 * (
         measured["ratios"].get("macs") or 0)]  # fmt: skip
     if slower:
-        notes.append("The speed-up is well below the ratio of MACs: small layers do not fill the CPU's vector units.")
+        notes.append("Fewer MACs are not as much less time: the speed-up is less than half of the ratio of MACs.")
     return notes
 
 

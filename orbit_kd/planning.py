@@ -6,13 +6,14 @@ import dataclasses
 import fnmatch
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tf_keras as keras
 
-from orbit_kd import importance
+from orbit_kd import budgets, importance
 from orbit_kd.channels import ChannelGraph, Group
 from orbit_kd.errors import InputError
 
@@ -127,62 +128,127 @@ def plan_removal(
     criterion: str = "l1_norm",
     ratio: float | None = None,
     ratios: Mapping[str, float] | None = None,
+    scope: str = "local",
+    data: Any = None,
+    loss: Any = None,
+    seed: int = 0,
     round_to: int = 1,
     min_channels: int = 1,
+    max_ratio: float = 1.0,
     exclude: Sequence[str] = (),
     unknown: str = "error",
+    **budget: float | None,
 ) -> RemovalPlan:
-    """Decides which channels go: the least important ones of each coupled group.
+    """Decides which channels go: the least important ones of each coupled group, or of all groups together.
+
+    Say how much with `ratio` and `ratios`, or with one or more budgets: the plan then removes as little as it can to
+    meet all of them. What is left is never above a budget, and below it by at most one step (one channel of a group,
+    or `round_to` of them).
 
     Args:
         model: a Functional or Sequential model.
         criterion: name of a criterion (see `orbit_kd.importance`).
-        ratio: part of the channels that goes, in [0, 1), for every group that `ratios` does not name.
+        ratio: part of the channels that goes, in [0, 1), of every group that `ratios` does not name.
         ratios: group, or any layer that makes its channels (shell patterns allowed) -> part that goes.
+        scope: "local" shrinks all groups by the same part; "global" ranks the channels of all groups together by score.
+        data: batches (x, y), for criteria that learn from data.
+        loss: of the network's output, for the criterion "taylor".
+        seed: for criteria that draw.
         round_to: widths after the removal are multiples of this (or the group stays whole).
         min_channels: no group shrinks below this many channels.
+        max_ratio: no group loses more than this part.
         exclude: layers (shell patterns) whose channels all stay.
         unknown: "error" refuses layers without a channel rule; "keep" keeps the channels that touch them.
+        **budget: `keep_params`, `keep_macs`: part that stays, in (0, 1]; `max_params`, `max_macs`: absolute;
+            `max_activation_bytes`: the most that tensors alive at one time take as int8, for one image.
 
     Returns:
         The plan; nothing has happened yet.
 
     Raises:
-        InputError: a ratio outside [0, 1), an unknown criterion or layer name, or a model without a layer graph.
+        InputError: a ratio outside [0, 1), an unknown criterion, layer or budget, a budget that cannot be met (with the
+            smallest value that can), or a model without a layer graph.
     """
+    if scope not in ("local", "global"):
+        raise InputError(f"scope={scope!r}.", expected='"local" or "global"', fix="choose one of the two")
     importance.criteria.get(criterion)
-    graph = ChannelGraph(model, unknown=unknown)
     for name, value in {"ratio": ratio or 0.0, **(ratios or {})}.items():
         _check_ratio(name, value)
+    graph = ChannelGraph(model, unknown=unknown)
     _check_names(graph, [*(ratios or {}), *exclude])
-    stays, planned = graph.all_stay(), []
-    for group in graph.groups:
-        reason = group.reason or ("excluded" if _named(group, exclude) else "")
-        part = next((v for k, v in (ratios or {}).items() if _named(group, [k])), ratio or 0.0)
-        keep = np.arange(group.width)
-        if not reason and part > 0:
-            width = target_width(group, part, round_to, min_channels)
-            order = np.argsort(-importance.scores(graph, group, name=criterion), kind="stable")
-            keep = np.sort(order[:width])
-        stays[group.units] = False
-        stays[group.units[keep]] = True
-        planned.append(_planned(group, keep, reason))
+    limits = budgets.limits(graph, budget)
+    scorer = importance.Scorer(graph, name=criterion, data=data, loss=loss, seed=seed)
+    choice = _Choice(graph, scorer, round_to=round_to, min_channels=min_channels, max_ratio=max_ratio, exclude=exclude)
+    fixed = {
+        group.name: part
+        for group in graph.groups
+        for k, part in reversed(list((ratios or {}).items()))
+        if _named(group, [k])
+    }
+    order = choice.order([g for g in graph.groups if g.name not in fixed], scope)
+    start = {name: round(choice.width(name) * part) for name, part in fixed.items()}
+    if limits:
+        gone = budgets.fewest(len(order), lambda n: choice.stays(start, order[:n]), limits)
+    elif scope == "global":
+        gone = round(len(order) * (ratio or 0.0))
+    else:
+        start |= {g.name: round(g.width * (ratio or 0.0)) for g in graph.groups if g.name not in fixed}
+        gone = 0
+    stays = choice.stays(start, order[:gone])
     before = graph.all_stay()
     return RemovalPlan(
-        groups=tuple(planned),
+        groups=tuple(_planned(g, np.flatnonzero(stays[g.units]), choice.reason(g)) for g in graph.groups),
         params=(graph.parameters(before), graph.parameters(stays)),
         macs=(graph.macs(before), graph.macs(stays)),
         unknown=unknown,
     )
 
 
-def target_width(group: Group, ratio: float, round_to: int, min_channels: int) -> int:
-    """Units that stay when `ratio` of them goes: at least `min_channels` channels, in multiples of `round_to`."""
-    each = next(iter(group.members.values()))
-    step = round_to // math.gcd(round_to, each)
-    width = max(round(group.width * (1 - ratio)), math.ceil(min_channels / each), 1)
-    width = math.ceil(width / step) * step
-    return min(width, group.width)
+class _Choice:
+    """Which units of each group go, least important first, within what each group may lose."""
+
+    def __init__(
+        self, graph: ChannelGraph, scorer: importance.Scorer, *, round_to: int, min_channels: int, max_ratio: float,
+        exclude: Sequence[str],
+    ) -> None:  # fmt: skip
+        self.graph, self.exclude = graph, exclude
+        self.groups = {g.name: g for g in graph.groups}
+        self.step: dict[str, int] = {}
+        self.floor: dict[str, int] = {}
+        self.scores: dict[str, np.ndarray] = {}
+        for g in graph.groups:
+            each = next(iter(g.members.values()))
+            self.step[g.name] = round_to // math.gcd(round_to, each)
+            least = max(1, math.ceil(min_channels / each), math.ceil(round(g.width * (1 - max_ratio), 6)))
+            self.floor[g.name] = g.width if self.reason(g) else min(least, g.width)
+            self.scores[g.name] = np.zeros(g.width) if self.reason(g) else scorer(g)
+
+    def reason(self, group: Group) -> str:
+        """Why a group stays whole; empty when it may shrink."""
+        return group.reason or ("excluded" if _named(group, self.exclude) else "")
+
+    def width(self, name: str) -> int:
+        return self.groups[name].width
+
+    def order(self, groups: Sequence[Group], scope: str) -> list[str]:
+        """The name of a group for each unit that may go, in the order in which they go."""
+        keys: list[tuple[float, str]] = []
+        for g in groups:
+            ranked = np.sort(self.scores[g.name])
+            for i in range(g.width - self.floor[g.name]):
+                keys.append((float(ranked[i]) if scope == "global" else (i + 1) / g.width, g.name))
+        return [name for _, name in sorted(keys, key=lambda k: k[0])]
+
+    def stays(self, removed: Mapping[str, int], order: Sequence[str]) -> np.ndarray:
+        """bool per unit, after so many units of each group have gone; widths rounded up to their steps."""
+        counts = Counter(order)
+        stays = self.graph.all_stay()
+        for name, group in self.groups.items():
+            width = max(group.width - removed.get(name, 0) - counts[name], self.floor[name])
+            width = min(math.ceil(width / self.step[name]) * self.step[name], group.width)
+            gone = np.argsort(self.scores[name], kind="stable")[: group.width - width]
+            stays[group.units[gone]] = False
+        return stays
 
 
 def _planned(group: Group, keep: np.ndarray, reason: str) -> PlannedGroup:

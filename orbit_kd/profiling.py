@@ -98,24 +98,26 @@ def profile(model: keras.Model) -> Profile:
 def activation_bytes(graph: ChannelGraph, stays: np.ndarray) -> float:
     """The most that tensors alive at one time take, in int8 bytes for one image; NaN for an unknown image size.
 
-    A tensor lives from the call that makes it to the last call that reads it; calls run in graph order. Layers that a
-    converter folds away (activations, BatchNormalization) share their input's memory, so a call's input that dies
-    there and has the output's size is counted once.
+    A tensor lives from the call that makes it to the last call that reads it; calls run in graph order. Elementwise
+    layers (which a converter mostly folds away) write over an input that dies with them.
     """
 
     def size(x: Channels) -> float:
         others = [n for i, n in enumerate(x.shape) if i != x.axis]
         return math.nan if None in others else math.prod(n or 0 for n in others) * stays[graph.unit_of[x.ids]].sum()
 
+    multiplies = {la.path for la in graph.layers.values() if any(w.uses for w in la.weights.values())}
     last = {id(x): i for i, (inputs, _, _) in enumerate(graph.steps) for x in inputs}
     alive: dict[int, float] = {id(x): size(x) for inputs, _, _ in graph.steps[:1] for x in inputs}
     peak = sum(alive.values())
-    for i, (inputs, outputs, _) in enumerate(graph.steps):
+    for i, (inputs, outputs, path) in enumerate(graph.steps):
         made = {id(x): size(x) for x in outputs}
-        dying = {id(x): alive.get(id(x), 0.0) for x in inputs if last[id(x)] == i}
-        in_place = len(made) == 1 and list(dying.values()) == list(made.values())
+        dying = [x for x in inputs if last[id(x)] == i and id(x) in alive]
+        # an elementwise layer may write over an input that nobody reads any more
+        over = [x for x in dying if path not in multiplies and x.shape == outputs[0].shape
+                and np.array_equal(x.ids, outputs[0].ids)]  # fmt: skip
         alive.update(made)
-        peak = max(peak, sum(alive.values()) - (sum(dying.values()) if in_place else 0.0))
+        peak = max(peak, sum(alive.values()) - sum(alive[id(x)] for x in over[:1]))
         for key in [k for k in alive if last.get(k, -1) <= i and k not in made]:
             del alive[key]
     return peak

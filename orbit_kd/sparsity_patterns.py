@@ -8,6 +8,7 @@ A pattern is a value. It maps the magnitudes of a kernel and a *progress* in [0,
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -225,9 +226,8 @@ def get_pattern(pattern: str | Pattern, *, sparsity: float | None = None, group_
         InputError: an unknown name, or an option that the pattern does not have.
     """
     options = {k: v for k, v in (("sparsity", sparsity), ("group_size", group_size)) if v is not None}
-    takes = (
-        {"magnitude": {"sparsity"}, "uhp": {"group_size"}}.get(pattern, set()) if isinstance(pattern, str) else set()
-    )
+    filed = isinstance(pattern, str) and pattern in patterns and pattern != "N:M"
+    takes = set(inspect.signature(patterns.get(str(pattern))).parameters) if filed else set()
     if extra := sorted(set(options) - takes):
         raise InputError(
             f"The pattern {pattern!r} has no option {extra[0]!r}.",

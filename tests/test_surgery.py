@@ -182,3 +182,133 @@ def test_recalibration_gives_the_statistics_of_the_data_and_nothing_else_moves()
     np.testing.assert_allclose(norm.moving_mean, x.mean(0), rtol=1e-5)
     np.testing.assert_allclose(norm.moving_variance, x.var(0), rtol=0.02)
     assert norm.momentum == 0.99 and np.array_equal(dense[0], model.layers[-1].get_weights()[0])
+
+
+# ---------------------------------------------------------------- how much, and by which criterion
+
+
+@pytest.fixture(scope="module")
+def network() -> keras.Model:
+    keras.utils.set_random_seed(3)
+    return randomize(networks.build("resnet20", (16, 16, 3), classes=5))
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+@pytest.mark.parametrize(
+    "budget", [{"keep_params": 0.3}, {"keep_macs": 0.42}, {"max_params": 50_000}, {"max_macs": 3e6}]
+)
+def test_a_budget_is_met_and_not_missed_by_more_than_a_step(network, budget, scope):
+    plan = plan_removal(network, scope=scope, **budget)
+    ((name, value),) = budget.items()
+    before, after = plan.params if name.endswith("params") else plan.macs
+    most = value * before if name.startswith("keep") else value
+    assert 0.98 * most <= after <= most
+    student = remove_filters(network, plan)
+    assert student.count_params() == plan.params[1]
+
+
+def test_activation_bytes_are_a_budget_too(network):
+    from orbit_kd.profiling import profile
+
+    whole = profile(network).activation_bytes
+    plan = plan_removal(network, max_activation_bytes=whole // 2)
+    assert 0.9 * (whole // 2) <= profile(remove_filters(network, plan)).activation_bytes <= whole // 2
+
+
+def test_several_budgets_are_all_met(network):
+    plan = plan_removal(network, keep_params=0.5, keep_macs=0.2)
+    assert plan.params[1] <= 0.5 * plan.params[0] and plan.macs[1] <= 0.2 * plan.macs[0]
+
+
+def test_a_budget_out_of_reach_tells_the_smallest_in_reach(network):
+    with pytest.raises(InputError, match=r"keep_params=0\.001 cannot be reached") as caught:
+        plan_removal(network, keep_params=0.001)
+    least = float(str(caught.value).split("at least ")[1].split(",")[0])
+    assert plan_removal(network, keep_params=least * 1.001).params[1] <= least * 1.001 * network.count_params()
+
+
+@pytest.mark.parametrize("bad", [{"max_bananas": 3}, {"keep_params": 1.5}, {"max_macs": 0}])
+def test_a_budget_that_makes_no_sense_is_refused(network, bad):
+    with pytest.raises(InputError, match=next(iter(bad))):
+        plan_removal(network, **bad)
+
+
+def test_macs_need_a_known_image_size():
+    image = keras.Input((None, None, 3))
+    model = keras.Model(image, layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(image)))
+    with pytest.raises(InputError, match="image size"):
+        plan_removal(model, keep_macs=0.5)
+
+
+def test_no_group_loses_more_than_max_ratio_under_global_ranking(network):
+    plan = plan_removal(network, scope="global", keep_params=0.4, max_ratio=0.6, round_to=2)
+    assert all(g.after >= 0.4 * g.before - 1e-9 and (g.after % 2 == 0 or g.after == g.before) for g in plan.groups)
+    assert len({g.after / g.before for g in plan.groups if not g.reason}) > 3  # not uniform
+
+
+def batches():
+    import tensorflow as tf
+
+    rng = np.random.default_rng(0)
+    x = rng.uniform(0, 255, (32, 16, 16, 3)).astype("float32")
+    return tf.data.Dataset.from_tensor_slices((x, rng.integers(5, size=32))).batch(8)
+
+
+@pytest.mark.parametrize(
+    "criterion", ["l1_norm", "l2_norm", "bn_scale", "geometric_median", "taylor", "apoz", "random"]
+)
+def test_every_criterion_ranks_every_group(network, criterion):
+    from orbit_kd.channels import ChannelGraph
+    from orbit_kd.importance import Scorer
+
+    graph = ChannelGraph(network)
+    scorer = Scorer(graph, name=criterion, data=batches())
+    for group in graph.groups:
+        if not group.reason:
+            scores = scorer(group)
+            assert scores.shape == (group.width,) and np.isfinite(scores).all() and np.ptp(scores) > 0
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "apoz"])
+def test_a_criterion_that_needs_data_says_so(network, criterion):
+    with pytest.raises(InputError, match="needs data"):
+        plan_removal(network, criterion=criterion, ratio=0.5)
+
+
+def two_filters(kernel: list, gamma: list | None = None) -> keras.Model:
+    """A 1x1 convolution from one channel to filters of these weights, normalized, averaged, to two logits."""
+    model = keras.Sequential(
+        [
+            keras.Input((4, 4, 2)),
+            layers.Conv2D(len(kernel), 1, use_bias=False, name="c"),
+            layers.BatchNormalization(name="n"),
+            layers.ReLU(),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(2, name="o"),
+        ]
+    )
+    model.get_layer("c").kernel.assign(np.array(kernel, "float32").T.reshape(1, 1, 2, -1))
+    model.get_layer("n").gamma.assign(gamma or [1.0] * len(kernel))
+    return model
+
+
+def test_criteria_find_the_filter_that_they_are_made_to_find():
+    def left(model, **how):
+        return plan_removal(model, ratios={"c": 1 / 3}, **how).groups[0].keep
+
+    norms = two_filters([[3, 0], [2, 2], [1, 1]])
+    assert left(norms, criterion="l1_norm") == (0, 1) and left(norms, criterion="l2_norm") == (0, 1)
+    assert left(two_filters([[1, 0], [9, 9], [1, 1]], [1, 0.1, 1]), criterion="bn_scale") == (0, 2)
+    alike = two_filters([[5, 5], [-5, 5], [0.2, 3.4]])  # the last lies between the others
+    assert left(alike, criterion="geometric_median") == (0, 1)
+
+    import tensorflow as tf
+
+    x = np.abs(np.random.default_rng(0).normal(size=(16, 4, 4, 2))).astype("float32")
+    data = tf.data.Dataset.from_tensor_slices((x, np.arange(16) % 2)).batch(8)
+    assert left(two_filters([[1, 1], [-1, -1], [2, 2]]), criterion="apoz", data=data) == (0, 2)  # one is never positive
+    model = two_filters([[1, 1], [1, 1], [2, 2]])
+    model.get_layer("o").kernel.assign([[1, -1], [0, 0], [1, -1]])  # nobody reads the second
+    assert left(model, criterion="taylor", data=data) == (0, 2)
+    drawn = {plan_removal(norms, criterion="random", ratios={"c": 1 / 3}, seed=s).groups[0].keep for s in range(12)}
+    assert len(drawn) == 3

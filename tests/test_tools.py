@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import runpy
 import subprocess
@@ -77,7 +78,7 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["train", "compress", "evaluate", "export", "inspect_model"])
+@pytest.mark.parametrize("name", ["train", "prune", "compress", "evaluate", "export", "inspect_model"])
 def test_help_answers_at_once_and_explains_each_flag(name):
     start = time.monotonic()
     result = process(name, "--help")
@@ -149,3 +150,19 @@ def test_a_missing_flag_says_which(tool):
     result = tool("train", "--data=sar_sim")
     assert result.returncode == 1 and "--output is missing" in result.stderr and "Traceback" not in result.stderr
     assert os.sep not in result.stdout
+
+
+def test_prune_makes_a_plan_that_can_be_edited_and_applied(place, tmp_path, tool):
+    flags = [f"--model={place}/teacher.keras", f"--plan={tmp_path}/plan.json"]
+    result = tool("prune", *flags)
+    assert result.returncode == 1 and "how much" in result.stderr
+    result = tool("prune", *flags, "--keep_params=0.5")
+    assert result.returncode == 0 and "params:" in result.stdout, result.stderr
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    group = next(g for g in plan["groups"] if g["name"] == "stage3_block1_1_conv")
+    group["keep"] = group["keep"][:1]
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    result = tool("prune", *flags, f"--output={tmp_path}/small.keras")
+    assert result.returncode == 0, result.stderr
+    small = keras.models.load_model(tmp_path / "small.keras", compile=False)
+    assert small.get_layer("stage3_block1_1_conv").filters == 1

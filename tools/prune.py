@@ -1,0 +1,67 @@
+"""Removes filters from a model: makes, prints, saves and applies a plan, without any training.
+
+python tools/prune.py --model=model.keras --keep_macs=0.4 --plan=out/plan.json   # to look at or edit
+python tools/prune.py --model=model.keras --plan=out/plan.json --output=out/small.keras  # applies it
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from absl import flags
+
+from orbit_kd.errors import InputError
+from orbit_kd.recipe import Recipe
+from orbit_kd_tools.common import FLAGS, collect, define, required, run
+
+HOW = ("criterion", "ratio", "ratios", "round_to", "min_channels", "exclude", "unknown")
+
+flags.DEFINE_string("model", None, "A .keras or .h5 file or a SavedModel folder.")
+flags.DEFINE_string("plan", "", "JSON file of the plan: read where it exists, else written.")
+flags.DEFINE_string("output", "", "The .keras file to write; empty for the plan alone.")
+flags.DEFINE_string("scope", "local", "Shrink all groups alike (local) or rank all channels together (global).")
+flags.DEFINE_float("max_ratio", 1.0, "No group loses more than this part of its channels.")
+flags.DEFINE_boolean("trust_model_code", False, "Load a model file that could run its author's code.")
+for name, text in {
+    "keep_params": "Part of the parameters that stays, in place of a ratio.",
+    "keep_macs": "Part of the multiply-accumulates that stays.",
+    "max_params": "Parameters that stay at most.",
+    "max_macs": "Multiply-accumulates of one image at most.",
+    "max_activation_bytes": "Bytes of int8 activations alive at one time at most.",
+}.items():
+    flags.DEFINE_float(name, None, text)
+define(Recipe, skip=tuple(set(Recipe.__dataclass_fields__) - set(HOW)))
+
+
+def main() -> None:
+    required("model")
+    recipe = collect(Recipe)
+
+    from orbit_kd.exporters.artifact import write_file
+    from orbit_kd.model_io import load_model, save_model
+    from orbit_kd.planning import RemovalPlan, plan_removal
+    from orbit_kd.surgery import remove_filters
+
+    model = load_model(FLAGS.model, trust_code=FLAGS.trust_model_code)
+    budget = {n: FLAGS[n].value for n in ("keep_params", "keep_macs", "max_params", "max_macs", "max_activation_bytes")}
+    file = Path(FLAGS.plan) if FLAGS.plan else None
+    if file and file.is_file():
+        plan = RemovalPlan.from_json(file.read_text())
+    elif any(v is not None for v in budget.values()) or FLAGS["ratio"].present or recipe.ratios:
+        how = {name: getattr(recipe, name) for name in HOW}
+        plan = plan_removal(model, scope=FLAGS.scope, max_ratio=FLAGS.max_ratio, **how, **budget)
+        if file:
+            write_file(file, plan.to_json())
+    else:
+        raise InputError(
+            "Nothing says how much to remove.",
+            expected="--ratio, --ratios, a budget such as --keep_macs, or an existing --plan",
+            fix="give one of them",
+        )
+    print(plan)
+    if FLAGS.output:
+        print(f"written: {save_model(remove_filters(model, plan), FLAGS.output)}")
+
+
+if __name__ == "__main__":
+    run(main)
