@@ -11,7 +11,7 @@ demo: $(READY)
 	$(PY) tools/compress.py --flagfile=models/demo/recipe.flags --teacher=out/demo/teacher.keras --workdir=out/demo
 
 test: lint
-	$(PY) -m pytest -m "not slow"
+	$(PY) -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(READY)
 	$(PY) -m pytest -m slow

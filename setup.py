@@ -37,7 +37,6 @@ setup(
     ],
     extras_require={**EXTRAS, "all": [p for extra in EXTRAS.values() for p in extra], "dev": DEV},
     classifiers=[
-        "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],

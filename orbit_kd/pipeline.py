@@ -246,8 +246,10 @@ def _story(
                 "density": zeros.density if zeros else after.nonzero_params / after.params,
                 "pattern": zeros.pattern if zeros else "", "macs_before": was.macs, "macs_after": after.macs,
             })  # fmt: skip
+    artifacts = [{**row, "path": os.path.relpath(row["path"], stages.workdir)} for row in measured["artifacts"]]
     return {
         "teacher": {"name": teacher.name, **measured["teacher"]},
+        "artifacts": artifacts,
         "layers": layers,
         "history": history,
         "stages": stages.seconds,

@@ -5,6 +5,8 @@ python tools/evaluate.py --models=a.tflite,b.tflite --teacher=model.keras --data
 
 from __future__ import annotations
 
+import tempfile
+
 from absl import flags
 
 from orbit_kd_tools.common import FLAGS, define_data, load_data, load_teacher, required, run
@@ -19,9 +21,21 @@ def main() -> None:
     data = load_data()
 
     from orbit_kd.evaluation import evaluate
+    from orbit_kd.exporters import export_all, open_artifact
 
-    teacher = load_teacher() if FLAGS.teacher else None
-    report = evaluate(FLAGS.models, data.test, teacher=teacher, class_names=data.class_names)
+    artifacts = [open_artifact(path) for path in FLAGS.models]
+    with tempfile.TemporaryDirectory() as folder:
+        originals = []
+        if FLAGS.teacher:  # in the types of the models, so that like is timed against like
+            kinds = ["tflite_float32", *sorted({a.target for a in artifacts} - {"tflite_float32", "c_array"})]
+            originals = export_all(load_teacher(), kinds, folder=folder, stem="teacher", calibration=data.train)
+        report = evaluate(
+            artifacts,
+            data.test,
+            teacher=next(iter(originals), None),
+            teacher_artifacts=originals,
+            class_names=data.class_names,
+        )
     print(report)
     if FLAGS.output:
         print(f"report: {report.save(FLAGS.output)}")

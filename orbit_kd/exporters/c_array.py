@@ -69,9 +69,8 @@ def export_c_array(
     name = f"model_{name}" if name[:1].isdigit() or not name.strip("_") else name
     header, source = stem.with_name(f"{stem.name}.h"), stem.with_name(f"{stem.name}.cc")
     title = f"{stem.name}: {len(data):,} bytes, written by orbit_kd. Do not edit."
-    rows = "\n".join(
-        "    " + " ".join(f"0x{byte:02x}," for byte in data[start : start + 16]) for start in range(0, len(data), 16)
-    )
+    # decimal and without blanks: a little over half the text of "0x1f, "
+    rows = "\n".join("".join(f"{byte}," for byte in data[i : i + 32]) for i in range(0, len(data), 32))
     guard = f"ORBIT_KD_{name.upper()}_H_"
     write_file(header, _HEADER.format(title=title, guard=guard, name=name, length=len(data)))
     write_file(source, _SOURCE.format(title=title, header=header.name, name=name, rows=rows))
@@ -90,7 +89,7 @@ def read_c_array(path: str | os.PathLike[str]) -> bytes:
         raise InputError(
             f"{path} holds no model array.", expected="a .cc file of the target c_array", fix="export it again"
         )
-    return bytes(int(byte, 16) for byte in re.findall(r"0x[0-9a-f]{2}", body[1]))
+    return bytes(map(int, re.findall(r"\d+", body[1])))
 
 
 def _flatbuffer(model: Any, stem: Path, calibration: Any, options: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
