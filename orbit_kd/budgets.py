@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from orbit_kd.channels import ChannelGraph
+from orbit_kd.channel_graph import ChannelGraph
 from orbit_kd.errors import InputError
 from orbit_kd.profiling import activation_bytes
 from orbit_kd.registry import Registry

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from orbit_kd import runtimes
+from orbit_kd import runtimes, timing
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import Artifact, export, open_artifact
 from orbit_kd.exporters.c_array import read_c_array
@@ -355,7 +355,7 @@ def _latency(
     """The student's file timed against the teacher's file of the same target."""
     if artifact.target not in against:
         return {"latency": None, "latency_why": f"no {artifact.target} file of the teacher to compare with"}
-    teacher, student = runtimes.latency([model_bytes(against[artifact.target]), model], runs=runs, threads=threads)
+    teacher, student = timing.latency([model_bytes(against[artifact.target]), model], runs=runs, threads=threads)
     return {
         "latency": dataclasses.asdict(student)
         | {"against": f"teacher {artifact.target}", "against_milliseconds": teacher.milliseconds},

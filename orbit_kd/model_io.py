@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import tf_keras as keras
 
 from orbit_kd.errors import InputError
+from orbit_kd.files import replace_file
 from orbit_kd.model_safety import code_in, read_config
 
 
@@ -82,47 +81,15 @@ def load_model(
 
 
 def save_model(model: keras.Model, path: str | os.PathLike[str]) -> Path:
-    """Writes a .keras file under a temporary name, then renames it; returns the path.
+    """Writes a .keras file, whole or not at all; returns its path.
 
     Raises:
-        InputError: the folder cannot be written.
+        InputError: the folder cannot be written, or the name ends otherwise.
     """
     path = Path(path)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.keras")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        model.save(temporary, save_format="keras")
-        os.replace(temporary, path)
-    except OSError as e:
-        raise unwritable(path, e) from e
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
-
-
-def unwritable(path: str | os.PathLike[str], error: OSError) -> InputError:
-    """The error for a path that cannot be written."""
-    return InputError(
-        f"{path} cannot be written: {error.strerror or error}.", expected="a folder you may write to, with space left",
-        fix="choose another --workdir or path",
-    )  # fmt: skip
-
-
-def writable_folder(path: str | os.PathLike[str]) -> Path:
-    """Makes the folder, and proves that a file can be written there.
-
-    Raises:
-        InputError: it cannot.
-    """
-    folder = Path(path)
-    probe = folder / f".{uuid.uuid4().hex}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.mkdir()
-        shutil.rmtree(probe)
-    except OSError as e:
-        raise unwritable(folder, e) from e
-    return folder
+    if path.suffix != ".keras":
+        raise InputError(f"{path} does not end in .keras.", expected="a .keras file", fix=f"write {path.stem}.keras")
+    return replace_file(path, lambda file: model.save(file, save_format="keras"))
 
 
 def fingerprint(model: keras.Model) -> str:

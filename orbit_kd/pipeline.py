@@ -16,7 +16,7 @@ from orbit_kd.datasets import Data
 from orbit_kd.distillation import Distiller, LogitsDistillation, TeacherCache, cache_teacher
 from orbit_kd.evaluation import evaluate
 from orbit_kd.exporters import Artifact, export_all, file_of, open_artifact, targets
-from orbit_kd.exporters.artifact import write_file
+from orbit_kd.files import write_file
 from orbit_kd.importance import criteria
 from orbit_kd.model_io import fingerprint, load_model, save_model
 from orbit_kd.planning import RemovalPlan, plan_removal

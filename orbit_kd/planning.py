@@ -14,7 +14,7 @@ import numpy as np
 import tf_keras as keras
 
 from orbit_kd import budgets, importance
-from orbit_kd.channels import ChannelGraph, Group
+from orbit_kd.channel_graph import ChannelGraph, Group
 from orbit_kd.errors import InputError
 
 

@@ -8,7 +8,8 @@ import math
 import numpy as np
 import tf_keras as keras
 
-from orbit_kd.channels import ChannelGraph, Channels
+from orbit_kd.channel_graph import ChannelGraph
+from orbit_kd.channels import Channels
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,12 +8,11 @@ import logging
 import os
 import shutil
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from orbit_kd.model_io import writable_folder
+from orbit_kd.files import writable_folder, write_file
 from orbit_kd.progress import duration
 from orbit_kd.recipe import digest
 
@@ -50,7 +49,7 @@ class Stages:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             state = {"key": self.key, "done": False, "seconds": 0.0}
-            _write(marker, state)
+            write_file(marker, json.dumps(state))
         if not state["done"]:
             log.info("%s ...", name)
         start = time.monotonic()
@@ -59,9 +58,9 @@ class Stages:
         finally:
             if not state["done"]:
                 state["seconds"] += time.monotonic() - start
-                _write(marker, state)
+                write_file(marker, json.dumps(state))
         if not state["done"]:
-            _write(marker, {**state, "done": True})
+            write_file(marker, json.dumps({**state, "done": True}))
             log.info("%s: %s", name, duration(state["seconds"]))
         self.seconds.append({"name": name, "seconds": round(state["seconds"], 1)})
 
@@ -71,9 +70,3 @@ def _read(marker: Path) -> dict[str, Any]:
         return json.loads(marker.read_text())
     except (OSError, ValueError):
         return {}
-
-
-def _write(marker: Path, state: dict[str, Any]) -> None:
-    temporary = marker.with_name(f".{uuid.uuid4().hex}")
-    temporary.write_text(json.dumps(state))
-    os.replace(temporary, marker)

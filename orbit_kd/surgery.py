@@ -8,7 +8,8 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from orbit_kd.channels import ChannelGraph, Channels, Ids, Kept, Layer
+from orbit_kd.channel_graph import ChannelGraph
+from orbit_kd.channels import Channels, Ids, Kept, Layer
 from orbit_kd.graph import replay, walk
 from orbit_kd.planning import RemovalPlan
 

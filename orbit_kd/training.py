@@ -17,7 +17,7 @@ import tf_keras as keras
 from orbit_kd.datasets import Data
 from orbit_kd.distillation import Resume, StopOnNonFinite
 from orbit_kd.errors import InputError
-from orbit_kd.exporters.artifact import write_file
+from orbit_kd.files import write_file
 from orbit_kd.model_io import save_model
 from orbit_kd.progress import duration
 

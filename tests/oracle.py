@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from orbit_kd.channels import ChannelGraph
+from orbit_kd.channel_graph import ChannelGraph
 from orbit_kd.graph import replay
 from orbit_kd.planning import RemovalPlan
 

@@ -11,7 +11,8 @@ import tf_keras as keras
 from tf_keras import layers
 
 from orbit_kd.errors import InputError
-from orbit_kd.model_io import fingerprint, load_model, save_model, writable_folder
+from orbit_kd.files import writable_folder
+from orbit_kd.model_io import fingerprint, load_model, save_model
 from orbit_kd.model_safety import code_in
 
 

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from orbit_kd import runtimes
+from orbit_kd import runtimes, timing
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import export
 from orbit_kd.native_log import native_stderr
@@ -161,7 +161,7 @@ def test_latency_compares_to_the_first_file(tmp_path, images):
     x = layers.Conv2D(64, 3)(image)
     large = keras.Model(image, layers.Conv2D(8, 3)(layers.Conv2D(64, 3)(x)))
     paths = [export(m, "tflite_float32", path=tmp_path / f"{i}.tflite").path for i, m in enumerate((large, small))]
-    first, second = runtimes.latency(paths, runs=7)
+    first, second = timing.latency(paths, runs=7)
     assert (first.ratio, first.low, first.high, first.runs, first.threads) == (1, 1, 1, 7, 1)
     assert second.low <= second.ratio <= second.high
     assert second.ratio > 3  # about 60 times fewer multiplications
@@ -193,9 +193,9 @@ def test_bad_arguments_are_refused(files, images):
     with pytest.raises(InputError, match="threads=0"):
         runtimes.predict(file, images, threads=0)
     with pytest.raises(InputError, match="runs=0"):
-        runtimes.latency([file], runs=0)
+        timing.latency([file], runs=0)
     with pytest.raises(InputError, match="0 files"):
-        runtimes.latency([])
+        timing.latency([])
     with pytest.raises(InputError, match="No images"):
         runtimes.tflm_parity(file, images[:0])
 

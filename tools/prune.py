@@ -37,7 +37,7 @@ def main() -> None:
     required("model")
     recipe = collect(Recipe)
 
-    from orbit_kd.exporters.artifact import write_file
+    from orbit_kd.files import write_file
     from orbit_kd.model_io import load_model, save_model
     from orbit_kd.planning import RemovalPlan, plan_removal
     from orbit_kd.surgery import remove_filters

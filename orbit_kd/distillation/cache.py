@@ -18,6 +18,7 @@ import tf_keras as keras
 from orbit_kd.distillation import chunks
 from orbit_kd.distillation.teachers import Teachers
 from orbit_kd.errors import InputError
+from orbit_kd.files import write_file
 from orbit_kd.progress import track
 
 _VERSION = "1"
@@ -297,7 +298,7 @@ class _Filler:
             names.append(chunks.digest(flat, salt=repr((_VERSION, self._layers))))
             found.append(self._chunk(names[-1], sample[0], flat))
         if index is not None:
-            chunks.save(index, json.dumps({"names": names, "labels": labels.hexdigest()}))
+            write_file(index, json.dumps({"names": names, "labels": labels.hexdigest()}))
         return _View(found, names, labels.hexdigest(), structure)
 
     def _chunk(self, name: str, x: Any, flat: Sequence[np.ndarray]) -> np.ndarray:

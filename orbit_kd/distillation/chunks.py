@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from orbit_kd.errors import InputError
+from orbit_kd.files import replace_file
 
 
 def pack(exact: Sequence[np.ndarray], rounded: Sequence[np.ndarray]) -> np.ndarray:
@@ -28,27 +28,13 @@ def pack(exact: Sequence[np.ndarray], rounded: Sequence[np.ndarray]) -> np.ndarr
     return records
 
 
-def save(path: Path, content: np.ndarray | str) -> None:
-    """Writes a chunk as .npy, or text; a killed write leaves nothing under the name.
+def save(path: Path, records: np.ndarray) -> None:
+    """Writes a chunk as .npy; a killed write leaves nothing under the name.
 
     Raises:
         InputError: the folder cannot be written.
     """
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with scratch.open("wb") as file:
-            if isinstance(content, str):
-                file.write(content.encode())
-            else:
-                np.save(file, content, allow_pickle=False)
-        os.replace(scratch, path)
-    except OSError as error:
-        raise InputError(
-            f"The teacher cache cannot be written to {str(path.parent)!r}: {error.strerror}.",
-            expected="a folder that can be written, with room for the data set",
-            fix="give another path, or path=None to keep the cache in memory",
-        ) from error
+    replace_file(path, lambda file: np.save(file, records, allow_pickle=False))
 
 
 def load(path: Path) -> np.ndarray | None:

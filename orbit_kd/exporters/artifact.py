@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from orbit_kd.errors import InputError
 from orbit_kd.registry import Registry
 
 Buffer = bytes  # the type, where a field `bytes` hides it
@@ -46,25 +44,3 @@ class Artifact:
 def gzip_size(data: bytes) -> int:
     """Bytes after gzip at level 9; the same on every day, as the header holds no time."""
     return len(gzip.compress(data, 9, mtime=0))
-
-
-def write_file(path: str | os.PathLike[str], data: bytes | str) -> Path:
-    """Writes under a temporary name beside `path` and renames: a killed run leaves the old file or the new one.
-
-    Raises:
-        InputError: the folder cannot be made or written.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
-        raise InputError(
-            f"Cannot write {path}: {error.strerror or error}.",
-            expected="a path in a folder that can be written",
-            fix="choose another path, or mend the folder's permissions or free space",
-        ) from error
-    return path

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from orbit_kd.errors import InputError
-from orbit_kd.exporters.artifact import Artifact, targets, write_file
+from orbit_kd.exporters.artifact import Artifact, targets
 from orbit_kd.exporters.metadata import add_metadata
+from orbit_kd.files import write_file
 from orbit_kd.tflite_reader import parse, read_bytes
 
 _HEADER = """\

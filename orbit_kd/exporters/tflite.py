@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from orbit_kd.errors import InputError
-from orbit_kd.exporters.artifact import Artifact, targets, write_file
+from orbit_kd.exporters.artifact import Artifact, targets
 from orbit_kd.exporters.metadata import add_metadata
+from orbit_kd.files import write_file
 from orbit_kd.native_log import native_stderr
 
 _SCAN_LIMIT = 20_000

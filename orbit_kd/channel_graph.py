@@ -1,0 +1,195 @@
+"""The traced network: coupled groups, and every weight axis, tensor and constructor argument as channel ids."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
+
+from orbit_kd.channels import Call, Channels, Ids, Kept, Layer, Rule, Weight, rule_for, supported_layers, symbol_of
+from orbit_kd.errors import InputError
+from orbit_kd.graph import require_graph, walk
+
+_NONE = np.empty(0, np.int64)
+_ACTIVATIONS_OVER_CHANNELS = {"softmax", "log_softmax"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Channels that are scored together: units made by the same layers, each unit a set of ids that live or die as one.
+
+    Attributes:
+        name: the first layer that makes the channels.
+        members: path of each layer that makes channels of this group -> its channels in one unit.
+        units: (n,) int64, the labels of the units, in channel order.
+        reason: why the group is kept whole; empty when it may shrink.
+    """
+
+    name: str
+    members: dict[str, int]
+    units: np.ndarray
+    reason: str = ""
+
+    @property
+    def width(self) -> int:
+        """Number of units: the channels of the first member, divided by its channels in one unit."""
+        return len(self.units)
+
+
+class ChannelGraph:
+    """The traced network: `groups`, and every weight axis, tensor and constructor argument as ids.
+
+    Args:
+        model: a Functional or Sequential tf_keras model, nested to any depth.
+        unknown: "error" refuses a layer without a rule; "keep" keeps every channel that touches one.
+
+    Raises:
+        InputError: no layer graph, or a layer without a rule under "error".
+    """
+
+    def __init__(self, model: keras.Model, *, unknown: str = "error") -> None:
+        import orbit_kd.channel_ops  # noqa: F401  (files the rules, of layers and of TensorFlow operations)
+
+        if unknown not in ("error", "keep"):
+            raise InputError(f"unknown={unknown!r}.", expected='"error" or "keep"', fix="choose one of the two")
+        require_graph(model)
+        self.model, self.unknown = model, unknown
+        self.layers: dict[int, Layer] = {}
+        self.arguments: dict[int, dict[int | str, Callable[[Kept, Any], Any]]] = {}
+        self.pairs: list[tuple[Ids, Ids]] = []
+        self.kept: list[tuple[Ids, str]] = []
+        self.entries: dict[int, list[Channels]] = {}  # id of a (nested) model -> the channels of its inputs
+        self.steps: list[tuple[list[Channels], list[Channels], str]] = []
+        self._blocks: list[tuple[str, int]] = []
+        self._count = 0
+        inputs = [self._input(t, i) for i, t in enumerate(model.inputs)]
+        outputs = self._trace(model, inputs, "")
+        for i, x in enumerate(outputs):
+            self.kept.append((x.ids, f"model output {i}" if len(outputs) > 1 else "model output"))
+        self._finish()
+
+    def new_ids(self, n: int, path: str) -> Ids:
+        """n fresh ids made by the layer at `path` ("" for the model's inputs)."""
+        self._blocks.append((path, n))
+        self._count += n
+        return np.arange(self._count - n, self._count, dtype=np.int64)
+
+    def _input(self, tensor: Any, index: int) -> Channels:
+        shape = tuple(tensor.shape[1:])
+        ids = self.new_ids((shape[-1] or 1) if shape else 0, "")
+        self.kept.append((ids, f"model input {index}"))
+        return Channels(ids, max(len(shape) - 1, 0), shape)
+
+    def _trace(self, model: keras.Model, inputs: list[Channels], prefix: str) -> list[Channels]:
+        self.entries.setdefault(id(model), inputs)
+        tensors: dict[int, Channels] = {id(t): c for t, c in zip(model.inputs, inputs, strict=True)}
+        for node in walk(model):
+            if isinstance(node.layer, keras.layers.InputLayer):
+                continue
+            layer, path = node.layer, prefix + node.layer.name
+            record = self.layers.setdefault(id(layer), Layer(layer, path))
+            given = [tensors[id(t)] for t in node.keras_inputs]
+            if isinstance(layer, keras.Model):
+                require_graph(layer, path)
+                outputs = self._trace(layer, given, path + "/")
+            else:
+                call = Call(self, record, node, given)
+                if given and not any(len(x.ids) for x in given):
+                    outputs = [Channels(_NONE, 0, ()) for _ in call.output_shapes]  # computed from shapes alone
+                else:
+                    result = self._rule(layer, path)(call)
+                    outputs = [result] if isinstance(result, Channels) else list(result)
+                if getattr(getattr(layer, "activation", None), "__name__", "") in _ACTIVATIONS_OVER_CHANNELS:
+                    call.keep(outputs[0].ids, "its activation mixes channels")
+                self.steps.append((given, outputs, path))
+            tensors.update({id(t): c for t, c in zip(tf.nest.flatten(node.outputs), outputs, strict=True)})
+        return [tensors[id(t)] for t in model.outputs]
+
+    def _rule(self, layer: keras.layers.Layer, path: str) -> Rule:
+        rule = rule_for(layer)
+        if rule is None and self.unknown == "error":
+            kind = repr(symbol_of(layer)) if isinstance(layer, TFOpLambda) else type(layer).__name__
+            raise InputError(
+                f"No channel rule for layer {path!r} of class {kind}.",
+                expected="a layer of: " + ", ".join(supported_layers()),
+                fix=f'register a rule with @okd.channel_rule({kind}), or keep its channels with unknown="keep" '
+                "(tools: --unknown=keep)",
+            )
+        return rule or (lambda call: call.keep_all(f"no channel rule for {type(layer).__name__}"))
+
+    def _finish(self) -> None:
+        """From couplings to units (connected components), and from units to groups."""
+        self.unit_of = _components(self._count, self.pairs)
+        reasons: dict[int, str] = {}
+        for ids, reason in self.kept:
+            for unit in self.unit_of[ids]:
+                reasons.setdefault(int(unit), reason)
+        block_of = np.repeat(np.arange(len(self._blocks)), [n for _, n in self._blocks])
+        signature: dict[int, dict[int, int]] = {}
+        for block, unit in zip(block_of.tolist(), self.unit_of.tolist(), strict=True):
+            blocks = signature.setdefault(unit, {})
+            blocks[block] = blocks.get(block, 0) + 1
+        alike: dict[tuple[Any, ...], list[int]] = {}
+        for unit, blocks in signature.items():
+            alike.setdefault((*blocks.items(), reasons.get(unit, "")), []).append(unit)
+        self.groups: list[Group] = []
+        names: dict[str, int] = {}
+        for (*blocks_of_unit, reason), units in alike.items():
+            members = {self._blocks[block][0]: n for block, n in blocks_of_unit if self._blocks[block][0]}
+            if not members:
+                continue  # the channels of a model input are nobody's to remove
+            name = next(iter(members))
+            names[name] = names.get(name, 0) + 1
+            name = name if names[name] == 1 else f"{name}#{names[name]}"
+            self.groups.append(Group(name, members, np.array(units), reason))
+
+    def parameters(self, stays: np.ndarray) -> int:
+        """Elements of all variables after a removal; `stays`: bool per unit."""
+        return sum(self._size(w, stays) for layer in self.layers.values() for w in layer.weights.values()) + sum(
+            self._unnamed(layer) for layer in self.layers.values()
+        )
+
+    def macs(self, stays: np.ndarray) -> float:
+        """Multiply-accumulates of one image after a removal; NaN where an image size is not known."""
+        return sum(w.uses * self._size(w, stays) for la in self.layers.values() for w in la.weights.values() if w.uses)
+
+    def all_stay(self) -> np.ndarray:
+        """bool per unit, all True: the network as it is."""
+        return np.ones(int(self.unit_of.max(initial=-1)) + 1, bool)
+
+    def _size(self, weight: Weight, stays: np.ndarray) -> int:
+        sizes = (
+            n if ids is None else int(stays[self.unit_of[ids]].sum())
+            for n, ids in zip(weight.shape, weight.axes, strict=True)
+        )
+        return math.prod(sizes)
+
+    def _unnamed(self, record: Layer) -> int:
+        if isinstance(record.layer, keras.Model):
+            return 0
+        named = {id(getattr(record.layer, name)) for name in record.weights}
+        return sum(math.prod(v.shape) for v in record.layer.weights if id(v) not in named)
+
+
+def _components(n: int, pairs: Iterable[tuple[Ids, Ids]]) -> np.ndarray:
+    """Union-find over ids 0..n-1: (n,) labels 0..k-1, numbered by the smallest id of each set."""
+    parent = list(range(n))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    for a, b in pairs:
+        for i, j in zip(a.tolist(), b.tolist(), strict=True):
+            i, j = root(i), root(j)
+            parent[max(i, j)] = min(i, j)
+    roots = np.fromiter((root(i) for i in range(n)), np.int64, n)
+    return np.unique(roots, return_inverse=True)[1]
