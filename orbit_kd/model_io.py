@@ -12,6 +12,7 @@ import tf_keras as keras
 
 from orbit_kd.errors import InputError
 from orbit_kd.files import replace_file
+from orbit_kd.keras3 import from_keras3, is_keras3, load_keras3
 from orbit_kd.model_safety import code_in, read_config
 
 
@@ -24,7 +25,8 @@ def load_model(
     """Reads a trained model, not compiled.
 
     Args:
-        model: a .keras or .h5 file, a SavedModel folder with Keras metadata, or a tf_keras model (returned as it is).
+        model: a .keras or .h5 file of tf_keras or Keras 3, a SavedModel folder with Keras metadata, a tf_keras model
+            (returned as it is), or a Keras 3 model (its tf_keras twin is returned).
         trust_code: load files that could run code of their author: Lambda layers, classes from other modules, a
             SavedModel without Keras metadata.
         custom_objects: classes of your own layers, by name.
@@ -34,10 +36,12 @@ def load_model(
     """
     if isinstance(model, keras.Model):
         return model
+    if is_keras3(model):
+        return from_keras3(model)
     if not isinstance(model, (str, os.PathLike)):
         raise InputError(
             f"load_model got a {type(model).__module__}.{type(model).__name__}.",
-            expected="a path, or a tf_keras model",
+            expected="a path, or a model of tf_keras or Keras 3",
             fix="save the model with model.save('model.keras') and give the path",
         )
     path = Path(model)
@@ -59,15 +63,15 @@ def load_model(
             expected="a model of plain Keras layers",
             fix="if you trust its author: load_model(..., trust_code=True) (tools: --trust_model_code)",
         )
-    if version.startswith("3"):
-        raise InputError(
-            f"{path} was written by Keras {version}.",
-            expected="a file of tf_keras (Keras 2)",
-            fix="save it from tf_keras; reading Keras 3 files is not built yet",
-        )
+    custom = dict(custom_objects or {})
     try:
-        loaded = keras.models.load_model(path, custom_objects=dict(custom_objects or {}), compile=False,
-                                         **({"safe_mode": False} if trust_code else {}))  # fmt: skip
+        if version.startswith("3"):
+            loaded = load_keras3(str(path), trust_code=trust_code, custom_objects=custom)
+        else:
+            safety = {"safe_mode": False} if trust_code else {}
+            loaded = keras.models.load_model(path, custom_objects=custom, compile=False, **safety)
+    except InputError:
+        raise
     except Exception as e:  # the loaders raise nearly anything on a bad file
         raise InputError(
             f"{path} could not be loaded: {type(e).__name__}: {str(e).strip().splitlines()[0] if str(e) else ''}",

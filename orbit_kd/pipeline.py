@@ -69,10 +69,10 @@ def compress(
     """
     recipe, augment = recipe or Recipe(), augment or Augment()
     _check(teacher, data, recipe)
+    log.info("%s\n", _first_plan(teacher, recipe))
     stages = Stages(workdir, digest(fingerprint(teacher), _data_key(data)))
     with stages.stage("teacher") as (folder, done):
         originals = _export(teacher, ("tflite_float32", "tflite_int8"), folder, "teacher", data, done, recipe)
-    log.info("\n%s\n", _first_plan(teacher, recipe))
     with stages.stage("lessons", views=recipe.views, augment=augment.to_dict(), seed=recipe.seed) as (folder, _):
         views = [data.views(k, seed=recipe.seed, augment=augment) for k in range(recipe.views)]
         lessons = cache_teacher(teacher, views, path=folder, seed=recipe.seed, data_key=stages.key)
