@@ -63,19 +63,22 @@ def test_layers_operations_and_shared_nested_models():
     assert student.count_params() < 0.6 * twin.count_params()
 
 
-@pytest.mark.parametrize("name", ["m.keras", "m.h5"])
-def test_files_of_keras_3_load(name, tmp_path):
-    model = small()
+def plain() -> keras.Model:
+    conv = layers.Conv2D(4, 3, activation="relu")
+    return randomize(keras.Sequential([keras.Input((8, 8, 3)), conv, layers.Flatten(), layers.Dense(2)]))
+
+
+# Keras 3 itself cannot load operations such as ops.relu from HDF5
+@pytest.mark.parametrize(("name", "build"), [("m.keras", small), ("m.keras", plain), ("m.h5", plain)])
+def test_files_of_keras_3_load(name, build, tmp_path):
+    model = build()
     model.save(tmp_path / name)
     x = np.random.default_rng(1).uniform(0, 255, (3, 8, 8, 3)).astype("float32")
     np.testing.assert_allclose(load_model(tmp_path / name)(x, training=False), model(x, training=False), rtol=1e-4)
 
 
 def test_a_sequential_model():
-    model = keras.Sequential(
-        [keras.Input((8, 8, 3)), layers.Conv2D(4, 3, activation="relu"), layers.Flatten(), layers.Dense(2)]
-    )
-    check(randomize(model), (8, 8, 3))
+    check(plain(), (8, 8, 3))
 
 
 def test_a_lambda_in_a_keras_3_file_is_refused(tmp_path):
