@@ -26,11 +26,11 @@ def batchless(axis: int, rank: int) -> int:
 
 
 @channel_rule(
-    "nn.relu", "nn.relu6", "nn.silu", "nn.gelu", "nn.elu", "nn.selu", "nn.leaky_relu", "nn.softplus", "nn.softsign",
+    "nn.relu", "nn.relu6", "nn.silu", "nn.gelu", "nn.elu", "nn.selu", "nn.leaky_relu", "nn.softsign",
     "math.sigmoid", "math.tanh", "math.softplus", "math.exp", "math.log", "math.sqrt", "math.rsqrt", "math.square",
     "math.abs", "math.negative", "math.sign", "math.erf", "math.reciprocal", "math.round", "math.floor", "math.ceil",
-    "nn.sigmoid", "nn.tanh", "cast", "identity", "stop_gradient", "clip_by_value", "nn.dropout", "image.resize",
-    "nn.max_pool2d", "nn.avg_pool2d", "nn.max_pool", "nn.avg_pool", "__operators__.neg", "__operators__.abs",
+    "cast", "identity", "stop_gradient", "clip_by_value", "nn.dropout", "image.resize",
+    "nn.max_pool2d", "nn.avg_pool2d", "nn.avg_pool",
 )  # fmt: skip
 def elementwise(call: Call) -> list[Channels]:
     """One channel in, the same channel out."""
@@ -38,10 +38,8 @@ def elementwise(call: Call) -> list[Channels]:
 
 
 @channel_rule(
-    "__operators__.add", "__operators__.sub", "__operators__.mul", "__operators__.truediv", "__operators__.pow",
-    "__operators__.radd", "__operators__.rsub", "__operators__.rmul", "__operators__.rtruediv",
-    "math.add", "math.subtract", "math.multiply", "math.truediv", "math.divide", "math.divide_no_nan", "math.pow",
-    "math.maximum", "math.minimum", "math.squared_difference", "math.add_n", "add", "nn.bias_add",
+    "__operators__.add", "math.add", "math.subtract", "math.multiply", "math.truediv", "math.divide_no_nan",
+    "math.pow", "math.maximum", "math.minimum", "math.squared_difference", "math.add_n", "nn.bias_add",
 )  # fmt: skip
 def arithmetic(call: Call) -> Channels | list[Channels]:
     """Two tensors are merged; a constant of one value a channel is sliced with the channels."""

@@ -29,13 +29,27 @@ def check(model: keras.Model, **how) -> keras.Model:
     return student
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(
-    st.lists(st.sampled_from(sorted(BLOCKS)), min_size=1, max_size=4), st.integers(0, 99), st.sampled_from([0.3, 0.6])
+GRAPHS = given(
+    st.lists(st.sampled_from(sorted(BLOCKS)), min_size=1, max_size=3), st.integers(0, 99), st.sampled_from([0.3, 0.6])
 )
-def test_random_graphs_match_the_oracle(names, seed, ratio):
+
+
+def random_graph_matches(names, seed, ratio):
     keras.backend.clear_session()
     check(random_model(names, seed), ratio=ratio, criterion="l2_norm")
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@GRAPHS
+def test_random_graphs_match_the_oracle(names, seed, ratio):
+    random_graph_matches(names, seed, ratio)
+
+
+@pytest.mark.slow
+@settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
+@GRAPHS
+def test_many_random_graphs_match_the_oracle(names, seed, ratio):
+    random_graph_matches(names, seed, ratio)
 
 
 @pytest.mark.parametrize("name", sorted(BLOCKS))
@@ -312,3 +326,57 @@ def test_criteria_find_the_filter_that_they_are_made_to_find():
     assert left(model, criterion="taylor", data=data) == (0, 2)
     drawn = {plan_removal(norms, criterion="random", ratios={"c": 1 / 3}, seed=s).groups[0].keep for s in range(12)}
     assert len(drawn) == 3
+
+
+# ---------------------------------------------------------------- shapes of graphs
+
+
+def test_several_inputs_and_outputs_and_a_siamese_branch():
+    left, right = keras.Input((8, 8, 3), name="left"), keras.Input((8, 8, 3), name="right")
+    inside = keras.Input((8, 8, 3))
+    branch = keras.Model(inside, layers.Conv2D(8, 3, name="twin")(layers.Conv2D(8, 3, activation="softsign")(inside)))
+    a, b = branch(left), branch(right)
+    both = layers.Conv2D(8, 1, name="joined")(layers.Concatenate()([a, b, layers.Subtract()([a, b])]))
+    outputs = [layers.Dense(3, name="o1")(layers.Flatten()(both)), layers.Conv2D(2, 1, name="o2")(a)]
+    model = keras.Model([left, right], outputs)
+    student = check(model, ratio=0.5)
+    assert student.get_layer(branch.name).get_layer("twin").filters == 4
+    assert [o.shape[-1] for o in student.outputs] == [3, 2]
+
+
+def test_dictionaries_of_inputs_and_outputs_keep_their_names():
+    image = keras.Input((8, 8, 3), name="image")
+    x = layers.Flatten()(layers.Conv2D(8, 3, activation="softsign")(image))
+    model = keras.Model({"image": image}, {"scores": layers.Dense(2)(x)})
+    student = remove_filters(model, plan_removal(model, ratio=0.5))
+    assert student({"image": np.ones((1, 8, 8, 3))})["scores"].shape == (1, 2)
+
+
+def test_channels_first_networks_are_traced_along_their_axis():
+    first = {"data_format": "channels_first"}
+    model = keras.Sequential(
+        [
+            keras.Input((3, 8, 8)),
+            layers.Conv2D(8, 3, name="c", **first),
+            layers.BatchNormalization(axis=1),
+            layers.MaxPooling2D(**first),
+            layers.Flatten(**first),
+            layers.Dense(2, name="o"),
+        ]
+    )
+    student = remove_filters(model, plan_removal(model, ratio=0.5))
+    assert student.get_layer("c").kernel.shape == (3, 3, 3, 4) and student.get_layer("o").kernel.shape == (4 * 9, 2)
+
+
+def test_attention_and_recurrent_layers_keep_their_channels_and_the_plan_says_so():
+    image = keras.Input((8, 8, 3))
+    x = layers.Conv2D(8, 3, name="free")(image)
+    x = layers.Reshape((36, 8))(layers.Conv2D(8, 1, name="bound")(x))
+    x = layers.MultiHeadAttention(2, 4, name="attention")(x, x)
+    x = layers.LSTM(4, name="memory")(x)
+    model = keras.Model(image, layers.Dense(2)(x))
+    plan = plan_removal(model, ratio=0.5)
+    width = {g.name: g.after for g in plan.groups}
+    assert (width["free"], width["bound"]) == (4, 8)
+    assert "attention" in next(g.reason for g in plan.groups if g.name == "bound")
+    assert difference(randomize(model), remove_filters(model, plan), plan) <= 1e-4
