@@ -4,11 +4,16 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 
-.PHONY: demo test lint test-fast test-slow install clean
+.PHONY: demo vgg16_mstar test lint test-fast test-slow install clean
 
 demo: $(READY)
 	$(PY) tools/train.py --flagfile=models/demo/train.flags --output=out/demo/teacher.keras
 	$(PY) tools/compress.py --flagfile=models/demo/recipe.flags --teacher=out/demo/teacher.keras --workdir=out/demo
+
+# repeats models/vgg16_mstar: make vgg16_mstar TEACHER=vgg16_mstar64.keras DATA=mstar10
+vgg16_mstar: $(READY)
+	$(PY) tools/compress.py --flagfile=models/vgg16_mstar/recipe.flags --teacher=$(TEACHER) --data_dir=$(DATA) \
+		--workdir=out/vgg16_mstar
 
 test: lint
 	$(PY) -m pytest -m "not slow" -n 2 --dist loadfile

@@ -137,6 +137,8 @@ class Scorer:
         self._graph, self._criterion, self._seed = graph, criteria.get(name), seed
         self._gradients: dict[int, np.ndarray] = {}
         self._shares: list[tuple[Any, str, np.ndarray]] = []
+        self._values: dict[int, np.ndarray] = {}
+        self._index()
         needs = _NEEDS.get(name, "")
         if needs and data is None:
             raise InputError(
@@ -156,38 +158,53 @@ class Scorer:
         return found if len(found) == group.width else np.ones(group.width)
 
     def _members(self, group: Group) -> list[Member]:
-        place = np.full(len(self._graph.all_stay()), -1)
-        place[group.units] = np.arange(group.width)
-
-        def rows(array: np.ndarray, ids: np.ndarray, axis: int) -> np.ndarray | None:
-            """(units, elements) of what lies on the ids; None where the units do not all have as much of it."""
-            unit = place[self._graph.unit_of[ids]]
-            mine = np.flatnonzero(unit >= 0)
-            counts = np.bincount(unit[mine], minlength=group.width)
-            if not len(mine) or counts.min() != counts.max():
-                return None
-            order = mine[np.argsort(unit[mine], kind="stable")]
-            return np.moveaxis(array, axis, 0)[order].reshape(group.width, -1)
-
         found = []
-        for record in self._graph.layers.values():
-            for name, weight in record.weights.items():
-                for axis, ids in enumerate(weight.axes):
-                    if ids is None:
-                        continue
-                    variable = getattr(record.layer, name)
-                    values = rows(variable.numpy(), ids, axis)
-                    if values is None:
-                        continue
-                    gradient = self._gradients.get(id(variable))
-                    slope = None if gradient is None else rows(gradient, ids, axis)
-                    makes = axis == weight.out_axis and weight.uses > 0
-                    found.append(Member(record.path, name, makes, values, slope))
+        for record, name, weight, axis in self._where.get(group.name, ()):
+            ids, variable = weight.axes[axis], getattr(record.layer, name)
+            values = self._rows(group, self._value(variable), ids, axis)
+            if values is not None:
+                gradient = self._gradients.get(id(variable))
+                slope = None if gradient is None else self._rows(group, gradient, ids, axis)
+                makes = axis == weight.out_axis and weight.uses > 0
+                found.append(Member(record.path, name, makes, values, slope))
         for channels, path, share in self._shares:
-            values = rows(share, channels.ids, 0)
+            values = self._rows(group, share, channels.ids, 0)
             if values is not None:
                 found.append(Member(path, "activation", False, values.mean(1, keepdims=True)))
         return found
+
+    def _value(self, variable: tf.Variable) -> np.ndarray:
+        if id(variable) not in self._values:
+            self._values[id(variable)] = variable.numpy()
+        return self._values[id(variable)]
+
+    def _rows(self, group: Group, array: np.ndarray, ids: np.ndarray, axis: int) -> np.ndarray | None:
+        """(units, elements) of what lies on the ids; None where the units do not all have as much of it."""
+        units = self._graph.unit_of[ids]
+        mine = np.flatnonzero(self._group_of[units] == self._number[group.name])
+        unit = self._place[units[mine]]
+        counts = np.bincount(unit, minlength=group.width)
+        if not len(mine) or counts.min() != counts.max():
+            return None
+        order = mine[np.argsort(unit, kind="stable")]
+        return np.moveaxis(array, axis, 0)[order].reshape(group.width, -1)
+
+    def _index(self) -> None:
+        """Which group each unit is in and at which place, and on which weight axes each group lies."""
+        graph = self._graph
+        self._group_of = np.full(len(graph.all_stay()), -1)
+        self._place = np.zeros_like(self._group_of)
+        self._number = {group.name: i for i, group in enumerate(graph.groups)}
+        for i, group in enumerate(graph.groups):
+            self._group_of[group.units] = i
+            self._place[group.units] = np.arange(group.width)
+        self._where: dict[str, list[tuple[Any, str, Any, int]]] = {}
+        for record in graph.layers.values():
+            for name, weight in record.weights.items():
+                for axis, ids in enumerate(weight.axes):
+                    for i in np.unique(self._group_of[graph.unit_of[ids]]) if ids is not None else ():
+                        if i >= 0:
+                            self._where.setdefault(graph.groups[i].name, []).append((record, name, weight, axis))
 
 
 def _gradients(model: keras.Model, data: Any, loss: Any) -> dict[int, np.ndarray]:

@@ -88,6 +88,8 @@ def difference(model: keras.Model, student: keras.Model, plan: RemovalPlan) -> f
     found = tf.nest.flatten(student(inputs if len(inputs) > 1 else inputs[0], training=False))
     worst = 0.0
     for a, b in zip(expected, found, strict=True):
+        if not (np.isfinite(a).all() and np.isfinite(b).all()):
+            raise AssertionError("the outputs are not finite")
         if a.shape[0] > 1 and np.ptp(a, axis=0).max() <= 1e-6 * np.abs(a).max():
             raise AssertionError("the outputs do not vary over the inputs")
         worst = max(worst, float(np.abs(a - b.numpy()).max() / np.abs(a).max()))
