@@ -180,11 +180,7 @@ def check_fit(model: keras.Model, data: Data) -> None:
     if None not in shape:
         preprocessing.check(Preprocess(), [int(n) for n in shape if n], model.input_shape[1:])
     classes = model.output_shape[-1]
-    labels = [
-        int(tf.reduce_max(y)) if y.shape.rank == 1 else y.shape[-1] - 1 for part in (data.train, data.val) for y in
-        [batch[1] for batch in part.take(10_000)]
-    ] if not data.class_names else [len(data.class_names) - 1]  # fmt: skip
-    found = max(labels, default=-1) + 1
+    found = len(data.class_names) or 1 + max(_largest_label(part) for part in (data.train, data.val))
     if found > classes or (data.class_names and found != classes):
         raise InputError(
             f"The data has {found} classes and model {model.name!r} has {classes} outputs.",
@@ -196,3 +192,9 @@ def check_fit(model: keras.Model, data: Data) -> None:
             f"Model {model.name!r} has one output.", expected="one output a class, two or more",
             fix="give the model two outputs",
         )  # fmt: skip
+
+
+def _largest_label(part: tf.data.Dataset) -> int:
+    """Of integer or one-hot labels; -1 for an empty data set."""
+    return max((y.shape[-1] - 1 if y.ndim > 1 and y.shape[-1] > 1 else int(y.max()) for _, y in
+                (batch[:2] for batch in part.as_numpy_iterator())), default=-1)  # fmt: skip
