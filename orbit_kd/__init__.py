@@ -32,6 +32,7 @@ _WHERE = {
     "errors": ["InputError"],
     "evaluation": ["evaluate"],
     "exporters": ["Artifact", "export"],
+    "iterative": ["remove_in_rounds"],
     "model_io": ["load_model", "save_model"],
     "pipeline": ["compress"],
     "planning": ["RemovalPlan", "plan_removal"],
@@ -44,7 +45,7 @@ _WHERE = {
     "surgery": ["recalibrate_batchnorm", "remove_filters"],
 }
 # Modules with a registry, for extensions: `@okd.importance.criterion("mine")`.
-_MODULES = ("datasets", "distillation", "exporters", "importance", "networks", "sparsity_patterns")
+_MODULES = ("budgets", "datasets", "distillation", "exporters", "importance", "networks", "sparsity_patterns")
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
 __all__ = sorted(_MODULE_OF)
@@ -70,6 +71,7 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from orbit_kd.errors import InputError
     from orbit_kd.evaluation import evaluate
     from orbit_kd.exporters import Artifact, export
+    from orbit_kd.iterative import remove_in_rounds
     from orbit_kd.model_io import load_model, save_model
     from orbit_kd.pipeline import compress
     from orbit_kd.planning import RemovalPlan, plan_removal

@@ -1,10 +1,19 @@
-"""Budgets of a removal plan: what a network may cost, and the fewest channels that must go for it."""
+"""Budgets of a removal plan: what a network may cost, and the fewest channels that must go for it.
+
+A budget is a function from the traced network and what stays of it to a cost that falls as channels go, filed under its
+name. One that takes seconds to measure also names a cheap one that follows it (`like`), which leads the search.
+
+    @okd.budgets.cost("max_flash", like="max_params")
+    def flash(graph, stays): ...
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -15,20 +24,76 @@ from orbit_kd.registry import Registry
 
 Cost = Callable[[ChannelGraph, np.ndarray], float]
 costs: Registry[Cost] = Registry("budget")
-costs.register("max_params")(lambda graph, stays: graph.parameters(stays))
-costs.register("max_macs")(lambda graph, stays: graph.macs(stays))
-costs.register("max_activation_bytes")(activation_bytes)
+_LIKE: dict[str, str] = {}
 _FRACTIONS = {"keep_params": "max_params", "keep_macs": "max_macs"}
+_NEAR = 0.98  # a measured cost this close under its limit ends the search
+
+
+def cost(name: str, *, like: str = "") -> Callable[[Cost], Cost]:
+    """Decorator that files a budget; `like` names a cheap one that rises and falls with it."""
+    if like:
+        _LIKE[name] = like
+    return costs.register(name)
+
+
+@cost("max_params")
+def params(graph: ChannelGraph, stays: np.ndarray) -> float:
+    """Elements of all variables."""
+    return graph.parameters(stays)
+
+
+@cost("max_macs")
+def macs(graph: ChannelGraph, stays: np.ndarray) -> float:
+    """Multiply-accumulates of one image; NaN where the image size is not known."""
+    return graph.macs(stays)
+
+
+costs.register("max_activation_bytes")(activation_bytes)
+
+
+@cost("max_bytes", like="max_params")
+def int8_bytes(graph: ChannelGraph, stays: np.ndarray) -> float:
+    """Bytes of the full-integer TFLite file, without metadata; NaN where the image size is not known.
+
+    The file is really written. Its size does not depend on what it is calibrated with, so that two seeded random images
+    do.
+    """
+    from orbit_kd.exporters import export
+    from orbit_kd.surgery import rebuild
+
+    model = rebuild(graph, stays)
+    shape = model.inputs[0].shape[1:]
+    if None in shape:
+        return math.nan
+    images = np.random.default_rng(0).uniform(size=(2, *shape)).astype(np.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        return export(model, "tflite_int8", path=Path(folder, "m.tflite"), calibration=images).bytes
 
 
 @dataclasses.dataclass(frozen=True)
 class Limit:
-    """A cost and what it may be at most; `scale` turns it into the caller's unit for messages."""
+    """A cost and what it may be at most.
+
+    Attributes:
+        name: as the caller gave it.
+        cost: what stays -> cost.
+        most: what it may be.
+        whole: what it is before anything is removed.
+        scale: turns a cost into the caller's unit, for messages.
+        guide: a cheap cost that follows this one, where this one takes long to measure.
+    """
 
     name: str
     cost: Callable[[np.ndarray], float]
     most: float
+    whole: float
     scale: float = 1.0
+    guide: Callable[[np.ndarray], float] | None = None
+
+
+def is_budget(name: str) -> bool:
+    """Whether a setting of this name is a budget."""
+    return name in _FRACTIONS or name in costs
 
 
 def limits(graph: ChannelGraph, given: Mapping[str, float | None]) -> list[Limit]:
@@ -54,21 +119,39 @@ def limits(graph: ChannelGraph, given: Mapping[str, float | None]) -> list[Limit
                 expected="a part in (0, 1]" if name in _FRACTIONS else "a number above 0",
                 fix=f"mend {name}",
             )
-        cost = costs.get(absolute)
-        whole = cost(graph, graph.all_stay())
-        if math.isnan(whole):
-            raise InputError(
-                f"{name} needs a known image size, and model {graph.model.name!r} leaves it open.",
-                expected="an input of fixed height and width",
-                fix="build the model with Input((height, width, channels)), or give keep_params",
-            )
-        scale = whole if name in _FRACTIONS else 1.0
-        found.append(Limit(name, lambda stays, cost=cost: cost(graph, stays), value * scale, scale))  # type: ignore[misc]
+        found.append(_limit(graph, name, costs.get(absolute), _LIKE.get(absolute, ""), value))
     return found
+
+
+def _limit(graph: ChannelGraph, name: str, cost: Cost, like: str, value: float) -> Limit:
+    whole = cost(graph, graph.all_stay())
+    if math.isnan(whole):
+        raise InputError(
+            f"{name} needs a known image size, and model {graph.model.name!r} leaves it open.",
+            expected="an input of fixed height and width",
+            fix="build the model with Input((height, width, channels)), or give keep_params",
+        )
+    scale = whole if name in _FRACTIONS else 1.0
+    guide = costs.get(like) if like else None
+    return Limit(
+        name,
+        lambda stays: cost(graph, stays),
+        most=value * scale,
+        whole=whole,
+        scale=scale,
+        guide=guide and (lambda stays: guide(graph, stays)),
+    )
+
+
+def goals(graph: ChannelGraph, given: Mapping[str, float | None]) -> dict[str, tuple[float, float]]:
+    """Absolute budget -> (what the network costs now, what it may cost), for the budgets that are given."""
+    return {_FRACTIONS.get(limit.name, limit.name): (limit.whole, limit.most) for limit in limits(graph, given)}
 
 
 def fewest(count: int, stays: Callable[[int], np.ndarray], limits: Sequence[Limit]) -> int:
     """The smallest n in 0..count for which the network `stays(n)` meets all limits; costs fall as n grows.
+
+    Limits with a guide are met by measuring a few n: never above, and at most 2% below or one step from above.
 
     Raises:
         InputError: even n = count does not; the message gives the smallest value that can be reached.
@@ -81,11 +164,39 @@ def fewest(count: int, stays: Callable[[int], np.ndarray], limits: Sequence[Limi
                 expected=f"at least {limit.cost(least) / limit.scale:g}, with the other settings as they are",
                 fix=f"raise {limit.name}, or lower min_channels, raise max_ratio, or exclude fewer layers",
             )
-    low, high = 0, count
+    cheap = [limit for limit in limits if limit.guide is None]
+    n = _first(0, count, lambda n: all(limit.cost(stays(n)) <= limit.most for limit in cheap))
+    for limit in limits:
+        if limit.guide is not None:
+            n = _measured(n, count, stays, limit)
+    return n
+
+
+def _first(low: int, high: int, meets: Callable[[int], bool]) -> int:
+    """The smallest n of low..high that meets; `high` does."""
     while low < high:
         middle = (low + high) // 2
-        if all(limit.cost(stays(middle)) <= limit.most for limit in limits):
+        if meets(middle):
             high = middle
         else:
             low = middle + 1
     return high
+
+
+def _measured(start: int, count: int, stays: Callable[[int], np.ndarray], limit: Limit) -> int:
+    """As `_first`, for a cost that is slow to measure: its guide, set right by each measurement, says where to look."""
+    guide = limit.guide or limit.cost
+    above, below = start - 1, count  # known to be too much, known to be enough
+    guess, off = start, 0.0
+    while below - above > 1:
+        guess = min(max(guess, above + 1), below - 1)
+        real = limit.cost(stays(guess))
+        if real <= limit.most:
+            below = guess
+            if real >= _NEAR * limit.most or guess == start:
+                break
+        else:
+            above = guess
+        off = real - guide(stays(guess))
+        guess = _first(above + 1, below, lambda n: guide(stays(n)) + off <= (1 + _NEAR) / 2 * limit.most)
+    return below

@@ -18,6 +18,7 @@ from orbit_kd.evaluation import evaluate
 from orbit_kd.exporters import Artifact, export_all, file_of, open_artifact, targets
 from orbit_kd.files import write_file
 from orbit_kd.importance import criteria
+from orbit_kd.iterative import ratio_of_round
 from orbit_kd.model_io import fingerprint, load_model, save_model
 from orbit_kd.planning import RemovalPlan, plan_removal
 from orbit_kd.preprocessing import Augment
@@ -119,14 +120,11 @@ def _first_plan(teacher: keras.Model, recipe: Recipe) -> RemovalPlan:
 
 
 def _plan(model: keras.Model, recipe: Recipe) -> RemovalPlan:
-    def part(ratio: float) -> float:
-        return 1 - (1 - ratio) ** (1 / recipe.rounds)
-
     return plan_removal(
         model,
         criterion=recipe.criterion,
-        ratio=part(recipe.ratio),
-        ratios={name: part(ratio) for name, ratio in recipe.ratios.items()},
+        ratio=ratio_of_round(recipe.ratio, recipe.rounds),
+        ratios={name: ratio_of_round(ratio, recipe.rounds) for name, ratio in recipe.ratios.items()},
         round_to=recipe.round_to,
         min_channels=recipe.min_channels,
         exclude=recipe.exclude,

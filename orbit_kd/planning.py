@@ -160,6 +160,7 @@ def plan_removal(
         exclude: layers (shell patterns) whose channels all stay.
         unknown: "error" refuses layers without a channel rule; "keep" keeps the channels that touch them.
         **budget: `keep_params`, `keep_macs`: part that stays, in (0, 1]; `max_params`, `max_macs`: absolute;
+            `max_bytes`: of the int8 TFLite file, which is really written to find out (seconds; at most 2% below);
             `max_activation_bytes`: the most that tensors alive at one time take as int8, for one image.
 
     Returns:

@@ -28,12 +28,16 @@ def remove_filters(model: keras.Model, plan: RemovalPlan) -> keras.Model:
         InputError: the plan was made for another network.
     """
     graph = ChannelGraph(model, unknown=plan.unknown)
-    stays = plan.stays(graph)
+    return rebuild(graph, plan.stays(graph))
+
+
+def rebuild(graph: ChannelGraph, stays: np.ndarray) -> keras.Model:
+    """The network of a traced graph with the units that stay; `stays`: bool per unit."""
 
     def kept(ids: Ids) -> np.ndarray:
         return np.flatnonzero(stays[graph.unit_of[ids]])
 
-    return _Rebuild(graph, kept).model(model)
+    return _Rebuild(graph, kept).model(graph.model)
 
 
 class _Rebuild:

@@ -22,13 +22,15 @@ flags.DEFINE_string("output", "", "The .keras file to write; empty for the plan 
 flags.DEFINE_string("scope", "local", "Shrink all groups alike (local) or rank all channels together (global).")
 flags.DEFINE_float("max_ratio", 1.0, "No group loses more than this part of its channels.")
 flags.DEFINE_boolean("trust_model_code", False, "Load a model file that could run its author's code.")
-for name, text in {
+BUDGETS = {
     "keep_params": "Part of the parameters that stays, in place of a ratio.",
     "keep_macs": "Part of the multiply-accumulates that stays.",
     "max_params": "Parameters that stay at most.",
     "max_macs": "Multiply-accumulates of one image at most.",
+    "max_bytes": "Bytes of the int8 TFLite file at most.",
     "max_activation_bytes": "Bytes of int8 activations alive at one time at most.",
-}.items():
+}
+for name, text in BUDGETS.items():
     flags.DEFINE_float(name, None, text)
 define(Recipe, skip=tuple(set(Recipe.__dataclass_fields__) - set(HOW)))
 
@@ -43,7 +45,7 @@ def main() -> None:
     from orbit_kd.surgery import remove_filters
 
     model = load_model(FLAGS.model, trust_code=FLAGS.trust_model_code)
-    budget = {n: FLAGS[n].value for n in ("keep_params", "keep_macs", "max_params", "max_macs", "max_activation_bytes")}
+    budget = {name: FLAGS[name].value for name in BUDGETS}
     file = Path(FLAGS.plan) if FLAGS.plan else None
     if file and file.is_file():
         plan = RemovalPlan.from_json(file.read_text())

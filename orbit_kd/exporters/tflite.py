@@ -16,6 +16,7 @@ from orbit_kd.exporters.artifact import Artifact, targets
 from orbit_kd.exporters.metadata import add_metadata
 from orbit_kd.files import write_file
 from orbit_kd.native_log import native_stderr
+from orbit_kd.tflite_reader import read
 
 _SCAN_LIMIT = 20_000
 
@@ -65,7 +66,8 @@ def export_int8(
         model: tf_keras model, one input (batch, ...) float32.
         path: the .tflite file to write.
         calibration: inputs as the network sees them, see `export`. A seeded random sample of it sets the activations'
-            ranges; at most the first 20,000 images are gone through.
+            ranges; at most the first 20,000 images are gone through. Not used, and not needed, for a model of
+            `quantize_aware`, which has trained its ranges.
         metadata: stored in the file (see `metadata.py`).
         input_shape: without the batch, for models that leave sizes open.
         samples: number of calibration images to use.
@@ -78,9 +80,11 @@ def export_int8(
     """
     import tensorflow as tf
 
-    images = calibration_sample(calibration, samples=samples, seed=seed)
     shape = _input_shape(model, input_shape)
-    if images.shape[1:] != shape:
+    # Trained with quantization, a model brings its ranges, and the converter would not look at calibration data.
+    trained = _is_quantization_aware(model)
+    images = None if trained else calibration_sample(calibration, samples=samples, seed=seed)
+    if images is not None and images.shape[1:] != shape:
         raise InputError(
             f"The calibration images have shape {images.shape[1:]}.",
             expected=f"{shape}, the model's input without the batch",
@@ -89,13 +93,41 @@ def export_int8(
 
     def settings(converter: Any) -> None:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.representative_dataset = lambda: ([image[None]] for image in images)
+        if images is not None:
+            converter.representative_dataset = lambda: ([image[None]] for image in images)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         if not float_io:
             converter.inference_input_type = converter.inference_output_type = tf.int8
 
     data = _convert(model, shape, settings)
-    return _save(data, "tflite_int8", path, metadata, {"calibration_images": len(images), "seed": seed})
+    if images is not None:
+        details = {"calibration_images": len(images), "seed": seed}
+    else:
+        _check_all_int8(data, model)
+        details = {"quantization_aware": True}
+    return _save(data, "tflite_int8", path, metadata, details)
+
+
+def _is_quantization_aware(model: Any) -> bool:
+    """Whether tfmot's quantization wrappers are in the model, or those of `quantize_aware`."""
+    wrapped = [m for m in getattr(model, "submodules", ()) if hasattr(m, "quantize_config")]
+    if untrained := [m.name for m in wrapped if not getattr(m, "ready", True)]:
+        raise InputError(
+            f"The activations of layer {untrained[0]!r} have no range yet.",
+            expected="a quantization-aware model that was trained for a step at least",
+            fix="fit it, or give quantize_aware(model, calibration=train)",
+        )
+    return bool(wrapped)
+
+
+def _check_all_int8(data: bytes, model: Any) -> None:
+    """Raises InputError where an operator still computes in float, for want of a range."""
+    if left := [op for op in read(data).ops if op.output_dtype.startswith("float")]:
+        raise InputError(
+            f"The int8 file of model {model.name!r} would compute {left[0].op} ({left[0].name[:80]!r}) in float.",
+            expected="layers that TFLite runs as one operator each, so that every tensor has a trained range",
+            fix="replace that layer, or quantize after training: export the plain model with calibration=train",
+        )
 
 
 def calibration_sample(calibration: Any, *, samples: int = 256, seed: int = 0) -> np.ndarray:

@@ -1,0 +1,122 @@
+"""What the accuracy tables share: runs kept one JSON line each, students taught alike, means with their spread.
+
+A run is known by its settings: a table goes on where it stopped, and every line says how it was made.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tf_keras as keras
+from absl import flags
+
+from orbit_kd.datasets import Data, load
+from orbit_kd.distillation import DistillationLoss, Distiller, LogitsDistillation, TeacherCache
+from orbit_kd.preprocessing import Augment
+from orbit_kd.recipe import Preprocess
+from orbit_kd.training import classification_loss, fit
+
+RESULTS = Path(__file__).parent / "results"
+DOCS = Path(__file__).parent.parent / "docs"
+PREPROCESS = {"mstar": Preprocess(crop=64), "aid15a": Preprocess(resize=64)}
+AUGMENT = {
+    "mstar": Augment(shift=8, flip="h", gain=0.2, speckle=40),
+    "aid15a": Augment(shift=4, flip="hv"),
+}
+
+flags.DEFINE_string("data_dir", None, "Folder with train/<class>/* and test/<class>/*.", required=True)
+flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of every row.")
+flags.DEFINE_float("minutes", 75.0, "No run starts later than this; the same command goes on another time.")
+flags.DEFINE_string("workdir", "out/benchmarks", "Folder for what the runs share and for the state of the running one.")
+
+
+class Runs:
+    """Finished runs in a JSON-lines file under results/; `once` runs what is not there."""
+
+    def __init__(self, name: str) -> None:
+        self.file = RESULTS / f"{name}.jsonl"
+        self.rows = [json.loads(line) for line in self.file.read_text().splitlines()] if self.file.is_file() else []
+        self._end = time.monotonic() + 60 * flags.FLAGS.minutes
+
+    def once(self, settings: dict[str, Any], run: Callable[[], dict[str, Any]]) -> None:
+        """Runs and files `settings`, unless that is done or the time is up."""
+        settings = json.loads(json.dumps(settings))
+        if self.find(**settings) or time.monotonic() > self._end:
+            return
+        keras.backend.clear_session()
+        keras.utils.set_random_seed(settings.get("seed", 0))
+        start = time.monotonic()
+        row = {**settings, **run(), "seconds": round(time.monotonic() - start, 1)}
+        self.rows.append(row)
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        print(json.dumps({k: v for k, v in row.items() if k != "curve"}), flush=True)
+
+    def find(self, **settings: Any) -> list[dict[str, Any]]:
+        """The rows with these settings."""
+        return [row for row in self.rows if all(row.get(k) == v for k, v in settings.items())]
+
+
+def data_of(name: str, *, validation: float = 0.2, **preprocess: Any) -> Data:
+    """The data in --data_dir: the same validation split for every seed."""
+    how = Preprocess(**{**PREPROCESS[name].to_dict(), **preprocess})
+    return load(flags.FLAGS.data_dir, preprocess=how, validation=validation, seed=0)
+
+
+def teach(
+    student: keras.Model,
+    teacher: keras.Model,
+    lessons: TeacherCache,
+    data: Data,
+    *,
+    epochs: int,
+    seed: int,
+    alpha: float = 0.8,
+    losses: Sequence[DistillationLoss] | None = None,
+    learning_rate: float = 2e-3,
+) -> list[float]:
+    """Trains a student as `compress` does; alpha = 0 learns from the labels alone. Returns the validation curve."""
+    folder = Path(flags.FLAGS.workdir, "state")
+    shutil.rmtree(folder, ignore_errors=True)
+    distiller = Distiller(
+        student, teacher=teacher, losses=list(losses or [LogitsDistillation(temperature=5.0)]), alpha=alpha
+    )
+    history = fit(
+        distiller,
+        lambda start: lessons.epochs(seed=seed, start=start),
+        steps=lessons.steps(),
+        epochs=epochs,
+        val=data.val,
+        loss=classification_loss(student, data),
+        learning_rate=learning_rate,
+        seed=seed,
+        folder=folder,
+        label="run",
+    )
+    return [round(v, 4) for v in history["val_accuracy"]]
+
+
+def accuracy(model: keras.Model, batches: Any) -> float:
+    """Share of right answers, in [0, 1]."""
+    right = [np.argmax(model(x, training=False), -1) == np.asarray(y) for x, y in batches]
+    return float(np.mean(np.concatenate(right)))
+
+
+def spread(values: Iterable[float], digits: int = 2) -> str:
+    """Mean and sample standard deviation of shares, in percent: "97.10 ± 0.21"; "-" without any."""
+    v = 100 * np.array(list(values))
+    if not len(v):
+        return "-"
+    return f"{v.mean():.{digits}f}" + (f" ± {v.std(ddof=1):.{digits}f}" if len(v) > 1 else " (one seed)")
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(c) for c in line) + " |" for line in lines)

@@ -1,0 +1,138 @@
+"""Which channels to remove, measured: criteria, ranking and rounds at equal MACs on MSTAR. Writes docs/removal_table.md.
+
+    python benchmarks/removal_table.py --data_dir=mstar10
+
+A quarter-width VGG-16 at 64x64 and ResNet-20 at 32x32 (the same crops, halved), each trained once, lose three quarters
+of their MACs and learn 12 epochs from the network they were made of, whatever the row. Validation (a fifth of the
+training images, the same for all) decides; the test split is read once for each finished run and decides nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tf_keras as keras
+from absl import app, flags
+from experiments import AUGMENT, DOCS, Runs, accuracy, data_of, markdown, spread, teach
+
+from orbit_kd.distillation import cache_teacher
+from orbit_kd.model_io import load_model
+from orbit_kd.networks import build
+from orbit_kd.planning import plan_removal
+from orbit_kd.surgery import recalibrate_batchnorm, remove_filters
+from orbit_kd.training import train
+
+FLAGS = flags.FLAGS
+flags.DEFINE_integer("epochs", 12, "Of fine-tuning, over all rounds.")
+flags.DEFINE_float("keep_macs", 0.25, "Part of the MACs that stays.")
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    "vgg16": {"width": 0.25, "resize": None, "epochs": 50},
+    "resnet20": {"width": 1.0, "resize": 32, "epochs": 50},
+}
+CRITERIA = ("l1_norm", "l2_norm", "bn_scale", "geometric_median", "taylor", "apoz", "random")
+ROWS = [(c, s, 1) for c in CRITERIA for s in ("local", "global")]
+ROWS += [(c, s, 4) for c in ("l1_norm", "taylor") for s in ("local", "global")]
+VIEWS = 4
+
+
+@functools.cache
+def setting(network: str) -> tuple[Any, keras.Model, Any]:
+    """Data, the trained network, and what it says about the training images."""
+    how = NETWORKS[network]
+    data = data_of("mstar", resize=how["resize"])
+    path = Path(FLAGS.workdir, f"{network}.keras")
+    if not path.is_file():
+        keras.utils.set_random_seed(0)
+        model = build(network, data.shape, classes=10, width=how["width"])
+        train(model, data, epochs=how["epochs"], augment=AUGMENT["mstar"], path=path)
+    teacher = load_model(path)
+    views = [data.views(k, seed=0, augment=AUGMENT["mstar"]) for k in range(VIEWS)]
+    return data, teacher, cache_teacher(teacher, views)
+
+
+def run(network: str, criterion: str, scope: str, rounds: int, seed: int) -> dict[str, Any]:
+    data, teacher, lessons = setting(network)
+    student, macs, curve, cut = teacher, (0.0, 0.0), [], []
+    for number in range(rounds):
+        plan = plan_removal(
+            student, criterion=criterion, scope=scope, keep_macs=FLAGS.keep_macs ** (1 / rounds), max_ratio=0.9,
+            data=data.train, seed=seed,
+        )  # fmt: skip
+        macs = (macs[0] or plan.macs[0], plan.macs[1])
+        student = remove_filters(student, plan)
+        recalibrate_batchnorm(student, data.train)
+        cut.append(round(accuracy(student, data.val), 4))
+        epochs = FLAGS.epochs * (number + 1) // rounds - FLAGS.epochs * number // rounds
+        curve += teach(student, teacher, lessons, data, epochs=epochs, seed=seed)
+    return {
+        "macs": macs[1] / macs[0],
+        "params": student.count_params(),
+        "removed": cut[0],
+        "val": round(accuracy(student, data.val), 5),
+        "test": round(accuracy(student, data.test), 5),
+        "curve": curve,
+    }
+
+
+def page(runs: Runs) -> str:
+    parts = [
+        "# Which channels to remove",
+        "Written by `python benchmarks/removal_table.py --data_dir=mstar10` from "
+        "`benchmarks/results/removal_table.jsonl`.\n",
+        __doc__.split("\n\n")[2].replace("\n", " ") + " Percent, mean and sample deviation over the seeds of "
+        "`random`, of order and dropout in the training; the deviation does not hold another teacher or split. "
+        '"before" is validation right after the first removal, with BatchNormalization recalibrated.',
+    ]
+    for network in NETWORKS:
+        teacher = [r for r in runs.find(network=network) if r["criterion"] == "teacher"]
+        rows = []
+        for criterion, scope, rounds in ROWS:
+            found = runs.find(network=network, criterion=criterion, scope=scope, rounds=rounds)
+            if found:
+                cells = [spread(r[k] for r in found) for k in ("removed", "val", "test")]
+                macs = np.mean([r["macs"] for r in found])
+                rows.append((np.mean([r["val"] for r in found]), [criterion, scope, rounds, f"{macs:.3f}", *cells]))
+        rows.sort(key=lambda r: -r[0])
+        for t in teacher:
+            whole = f"Whole network: validation {100 * t['val']:.2f}%, test {100 * t['test']:.2f}%."
+            parts.append(f"## {network}\n\n{whole}")
+        head = ["criterion", "ranking", "rounds", "MACs left", "before", "validation", "test"]
+        parts.append(markdown(head, (cells for _, cells in rows)))
+    means = {
+        row: [100 * np.mean([r["val"] for n in NETWORKS for r in runs.find(
+            network=n, criterion=row[0], scope=row[1], rounds=row[2])])]
+        for row in ROWS
+        if all(runs.find(network=n, criterion=row[0], scope=row[1], rounds=row[2]) for n in NETWORKS)
+    }  # fmt: skip
+    if means:
+        order = sorted(means, key=lambda r: -means[r][0])
+        parts.append("## Both networks together\n\nMean validation accuracy of the two, best first.")
+        parts.append(markdown(["criterion", "ranking", "rounds", "validation"],
+                              ([*row, f"{means[row][0]:.2f}"] for row in order)))  # fmt: skip
+    return "\n\n".join(parts) + "\n"
+
+
+def main(_: list[str]) -> None:
+    runs = Runs("removal_table")
+    for network in NETWORKS:
+
+        def whole(network: str = network) -> dict[str, Any]:
+            data, teacher, _ = setting(network)
+            return {"val": accuracy(teacher, data.val), "test": accuracy(teacher, data.test)}
+
+        runs.once({"network": network, "criterion": "teacher"}, whole)
+    for seed in map(int, FLAGS.seeds):
+        for network in NETWORKS:
+            for criterion, scope, rounds in ROWS:
+                settings = {"network": network, "criterion": criterion, "scope": scope, "rounds": rounds, "seed": seed,
+                            "epochs": FLAGS.epochs, "keep_macs": FLAGS.keep_macs}  # fmt: skip
+                runs.once(settings, lambda n=network, c=criterion, s=scope, r=rounds, k=seed: run(n, c, s, r, k))
+    (DOCS / "removal_table.md").write_text(page(runs), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,327 @@
+"""The wrapper that lets one layer compute as its int8 version will: fake-quantized kernel, inputs and outputs.
+
+`QuantizedLayer` is tfmot's `QuantizeWrapper` with tfmot's fake-quantization, and its state machine replaced. In tfmot an
+activation's range starts at [-6, 6] and moves by a thousandth a step, the mask of the zeros is a constant that no file
+holds, and the layer's kernel variable is lost to a tensor at the first call. Here ranges start at the first batch, the
+mask is a weight, and the kernel's range follows the kernel after each optimizer step, through its constraint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import tensorflow as tf
+import tf_keras as keras
+
+from orbit_kd.sparsity_layers import KernelRule, constrained_build
+
+with warnings.catch_warnings():
+    # tfmot compares versions with distutils at import.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from tensorflow_model_optimization.python.core.quantization.keras.default_8bit import default_8bit_quantize_configs
+    from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import QuantizeWrapper
+
+_layers = keras.layers
+# Where layers that TFLite runs as one int8 operator keep the kernel. Exact classes: a subclass may do anything with it.
+# The axis is that of the output channels, each of which gets a scale of its own.
+KERNELS: dict[type, tuple[KernelRule, int]] = {
+    _layers.Conv1D: (KernelRule(), -1),
+    _layers.Conv2D: (KernelRule(), -1),
+    _layers.Conv2DTranspose: (KernelRule(axis=-1), -2),
+    _layers.Dense: (KernelRule(), -1),
+    _layers.DepthwiseConv2D: (KernelRule("depthwise_kernel", "depthwise_constraint", axis=-2), -1),
+}
+# x * scale + offset: two operators in the file, so that the product needs a range as well.
+AFFINE = (_layers.BatchNormalization, _layers.Rescaling, _layers.Normalization)
+# An activation that TFLite computes within the operator before it: only its result is ever an int8 tensor.
+FUSED_ACTIVATIONS = ("linear", "relu", "relu6")
+# Their results have a fixed range in TFLite: 1/256 or 1/128 a step.
+FIXED_RANGE_ACTIVATIONS = ("softmax", "sigmoid", "tanh")
+# Share of the range that a batch's own range makes up, as in PyTorch's observers.
+_RATE = 0.01
+# The smallest largest weight of a channel: one of zeros alone needs some scale.
+_SMALLEST = 1e-6
+
+
+@keras.utils.register_keras_serializable(package="orbit_kd")
+class QuantizedLayer(QuantizeWrapper):
+    """A layer that computes with 8-bit values; it bears the layer's name.
+
+    Its weights are the layer's own, then the ranges it needs, each (min, max): `kernel` (one a channel), `inputs`,
+    `product` (of an affine layer), `preactivation`, `output`; and `mask` where the kernel has zeros to keep.
+
+    Args:
+        layer: an unbuilt layer, or its saved form.
+        inputs: quantize its inputs, which are inputs of the model.
+        output: quantize its result; False where the next layer is fused into this one.
+        folded: a BatchNormalization that the converter folds into the convolution before it.
+        keep_zeros: the kernel has zeros, which stay.
+    """
+
+    def __init__(
+        self,
+        layer: keras.layers.Layer,
+        *,
+        inputs: bool = False,
+        output: bool = True,
+        folded: bool = False,
+        keep_zeros: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("dtype", layer.dtype_policy)
+        kwargs["name"] = layer.name
+        super().__init__(layer, default_8bit_quantize_configs.NoOpQuantizeConfig(), **kwargs)
+        self.inputs, self.output_quantized, self.folded, self.keep_zeros = inputs, output, folded, keep_zeros
+        self.supports_masking = layer.supports_masking
+        self.rule, self.channel_axis = KERNELS.get(type(layer), (None, -1))
+        self.ranges: dict[str, tuple[tf.Variable, tf.Variable]] = {}
+        self._observing = False
+
+    @property
+    def kernel(self) -> tf.Variable | None:
+        """The stored kernel, float, zeros in place; None for layers without one."""
+        return None if self.rule is None else getattr(self.layer, self.rule.kernel)
+
+    @property
+    def ready(self) -> bool:
+        """Whether every range is known: from the first training step, or from calibration."""
+        return all((low.numpy() < high.numpy()).all() for low, high in self.ranges.values())
+
+    def build(self, input_shape: Any) -> None:
+        """Builds the layer, and the variables of its ranges."""
+        rule = self.rule
+        with contextlib.nullcontext() if rule is None else constrained_build(self.layer, rule, self.after_step):
+            keras.layers.Wrapper.build(self, input_shape)
+        self.mask = None
+        if rule is not None:
+            kernel = getattr(self.layer, rule.kernel)
+            if self.keep_zeros:
+                self.mask = self._state("mask", kernel.shape, "ones")
+            self._add_range("kernel", [kernel.shape[self.channel_axis]])
+        if self.inputs:
+            self._add_range("inputs", [])
+        if self._affine:
+            self._add_range("product", [])
+        if not isinstance(self.layer, _layers.Activation) and activation_name(self.layer) not in FUSED_ACTIVATIONS:
+            self._add_range("preactivation", [])
+        if self.output_quantized:
+            self._add_range("output", [])
+
+    def _add_range(self, name: str, shape: list[int]) -> None:
+        pair = self._state(f"{name}_min", shape, "zeros"), self._state(f"{name}_max", shape, "zeros")
+        self.ranges[name] = pair
+
+    def _state(self, name: str, shape: Any, initializer: str) -> tf.Variable:
+        return self.add_weight(
+            name,
+            shape=shape,
+            initializer=initializer,
+            dtype=tf.float32,
+            trainable=False,
+            aggregation=tf.VariableAggregation.MEAN,
+        )
+
+    @property
+    def _affine(self) -> bool:
+        return isinstance(self.layer, AFFINE) and not self.folded
+
+    def start(self) -> None:
+        """Takes mask and range from the kernel as it is."""
+        if self.kernel is None:
+            return
+        if self.mask is not None:
+            self.mask.assign(tf.cast(tf.not_equal(self.kernel, 0), tf.float32))
+        self.kernel.assign(self.kernel.constraint(self.kernel))
+
+    def after_step(self, weights: tf.Tensor) -> tf.Tensor:
+        """The kernel to store, its zeros in place; fits its range. Called by the optimizer."""
+        kernel = tf.convert_to_tensor(weights)
+        if self.mask is not None:
+            kernel *= tf.cast(self.mask, kernel.dtype)
+        rank = kernel.shape.rank
+        others = [axis for axis in range(rank) if axis != rank + self.channel_axis]
+        largest = tf.maximum(tf.cast(tf.reduce_max(tf.abs(kernel), axis=others), tf.float32), _SMALLEST)
+        low, high = self.ranges["kernel"]
+        low.assign(-largest)
+        high.assign(largest)
+        return kernel
+
+    def call(self, inputs: Any, *args: Any, training: Any = None, **kwargs: Any) -> Any:
+        """The layer's own call, on 8-bit values in float."""
+        if training is None:
+            training = keras.backend.learning_phase()
+        # The layer takes the mask from its inputs itself, where its call has one.
+        kwargs.pop("mask", None)
+        if self.inputs:
+            inputs, args, kwargs = tf.nest.map_structure(
+                lambda x: self._quantize("inputs", x, training) if _is_float(x) else x, (inputs, args, kwargs)
+            )
+        if self.layer._expects_training_arg:
+            kwargs["training"] = training
+        with self._replaced(training):
+            outputs = self.layer(inputs, *args, **kwargs)
+        if self._affine:
+            scale, offset = _affine(self.layer)
+            product = self._quantize("product", inputs * scale, training)
+            # Training normalizes by the batch's own statistics; the product is then only looked at for its range.
+            outputs = _select(training, lambda: outputs, lambda: product + offset)
+        return self._quantize("output", outputs, training) if self.output_quantized else outputs
+
+    @contextlib.contextmanager
+    def _replaced(self, training: Any) -> Iterator[None]:
+        """Within it, the layer has a quantized kernel and activation."""
+        new: dict[str, Any] = {}
+        if self.rule is not None:
+            new[self.rule.kernel] = self._quantized_kernel()
+        if "preactivation" in self.ranges:
+            activation = self.layer.activation
+            new["activation"] = lambda x: activation(self._quantize("preactivation", x, training))
+        # Past Keras' attribute tracking, which would take the variable off the layer.
+        attributes = self.layer.__dict__
+        old = {name: attributes[name] for name in new}
+        attributes.update(new)
+        try:
+            yield
+        finally:
+            attributes.update(old)
+
+    def _quantized_kernel(self) -> tf.Tensor:
+        kernel = tf.convert_to_tensor(self.kernel)
+        if self.mask is not None:
+            # No gradient for the zeros, so that they count in no norm. The values are zero already.
+            kernel = _with_gradient_of(kernel, tf.cast(self.mask, kernel.dtype))
+        return _quantize_channels(kernel, *self.ranges["kernel"], axis=self.channel_axis)
+
+    def _quantize(self, name: str, x: tf.Tensor, training: Any) -> tf.Tensor:
+        """x rounded to 256 steps of a range, which follows x in training; x itself as long as there is no range."""
+        low, high = self.ranges[name]
+
+        def follow() -> tf.Tensor:
+            values = tf.cast(x, tf.float32)
+            least = tf.minimum(tf.reduce_min(values), 0.0)
+            most = tf.maximum(tf.reduce_max(values), 0.0)
+            # An input's range holds all that ever came; others forget.
+            if name == "inputs":
+                next_low, next_high = tf.minimum(low, least), tf.maximum(high, most)
+            else:
+                rate = tf.where(low < high, _RATE, 1.0)
+                next_low, next_high = low + rate * (least - low), high + rate * (most - high)
+            return low.assign(next_low), high.assign(next_high)
+
+        def stay() -> tf.Tensor:
+            return tf.convert_to_tensor(low), tf.convert_to_tensor(high)
+
+        least, most = follow() if self._observing else _select(training, follow, stay)
+        return tf.cond(
+            least < most,
+            lambda: tf.cast(tf.quantization.fake_quant_with_min_max_vars(tf.cast(x, tf.float32), least, most), x.dtype),
+            lambda: tf.identity(x),
+        )
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """The layer's own."""
+        return self.layer.compute_output_shape(input_shape)
+
+    def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
+        """The layer's own timestep mask."""
+        return self.layer.compute_mask(inputs, mask)
+
+    def get_config(self) -> dict[str, Any]:
+        """Layer and options."""
+        layer = keras.saving.serialize_keras_object(self.layer)
+        # Restored with it, the kernel would be built before its constraint is in place.
+        layer.pop("build_config", None)
+        return {
+            **keras.layers.Layer.get_config(self),
+            "layer": layer,
+            "inputs": self.inputs,
+            "output": self.output_quantized,
+            "folded": self.folded,
+            "keep_zeros": self.keep_zeros,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> QuantizedLayer:
+        """The inverse of `get_config`."""
+        config = dict(config)
+        # .h5 and SavedModel hold the older serialization, which names no module.
+        legacy = "module" not in config["layer"]
+        config["layer"] = keras.layers.deserialize(config["layer"], custom_objects, use_legacy_format=legacy)
+        return cls(**config)
+
+    # tfmot's versions train frozen layers, and list weights that `build` here leaves where they are.
+    trainable = keras.layers.Layer.trainable
+    trainable_weights = keras.layers.Layer.trainable_weights
+    non_trainable_weights = keras.layers.Layer.non_trainable_weights
+    updates = keras.layers.Layer.updates
+    losses = keras.layers.Layer.losses
+
+
+def activation_name(layer: keras.layers.Layer) -> str:
+    """Name of a layer's activation, "linear" where it has none."""
+    activation = getattr(layer, "activation", keras.activations.linear)
+    return getattr(activation, "__name__", type(activation).__name__)
+
+
+@contextlib.contextmanager
+def observing(layers: Iterable[QuantizedLayer]) -> Iterator[None]:
+    """Within it, the layers' ranges follow what comes at inference, in eager calls."""
+    layers = list(layers)
+    for layer in layers:
+        layer._observing = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._observing = False
+
+
+def _affine(layer: keras.layers.Layer) -> tuple[Any, Any]:
+    """(scale, offset) of a layer that computes x * scale + offset at inference."""
+    if isinstance(layer, keras.layers.Rescaling):
+        return layer.scale, layer.offset
+    if isinstance(layer, keras.layers.Normalization):
+        scale = 1 / tf.maximum(tf.sqrt(layer.variance), keras.backend.epsilon())
+        return scale, -layer.mean * scale
+    scale = tf.math.rsqrt(layer.moving_variance + layer.epsilon)
+    if layer.scale:
+        scale *= layer.gamma
+    offset = -layer.moving_mean * scale
+    return scale, offset + layer.beta if layer.center else offset
+
+
+def _is_float(x: Any) -> bool:
+    return tf.is_tensor(x) and x.dtype.is_floating
+
+
+def _select(training: Any, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
+    """A branch by a bool or by a tensor of it."""
+    if isinstance(training, (bool, int)):
+        return then() if training else otherwise()
+    return tf.cond(tf.cast(training, tf.bool), then, otherwise)
+
+
+@tf.custom_gradient
+def _with_gradient_of(kernel: tf.Tensor, mask: tf.Tensor) -> Any:
+    return tf.identity(kernel), lambda upstream: (upstream * mask, None)
+
+
+def _quantize_channels(kernel: tf.Tensor, low: tf.Variable, high: tf.Variable, *, axis: int) -> tf.Tensor:
+    """The kernel rounded to -127..127 steps of each channel's range."""
+    wide, rank = tf.cast(kernel, tf.float32), kernel.shape.rank
+    order = list(range(rank))
+    if axis != -1:
+        order[axis], order[-1] = order[-1], order[axis]
+        wide = tf.transpose(wide, order)
+    shape = wide.shape
+    if rank not in (2, 4):
+        wide = tf.reshape(wide, [-1, shape[-1]])
+    wide = tf.quantization.fake_quant_with_min_max_vars_per_channel(
+        wide, tf.convert_to_tensor(low), tf.convert_to_tensor(high), narrow_range=True
+    )
+    wide = tf.reshape(wide, shape) if rank not in (2, 4) else wide
+    wide = tf.transpose(wide, order) if axis != -1 else wide
+    return tf.cast(wide, kernel.dtype)
