@@ -15,6 +15,7 @@ _WHERE = {
     "channels": ["channel_rule"],
     "datasets": ["Data", "load"],
     "distillation": [
+        "DST",
         "AttentionTransfer",
         "DecoupledDistillation",
         "DistillationLoss",
@@ -54,6 +55,7 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from orbit_kd.channels import channel_rule
     from orbit_kd.datasets import Data, load
     from orbit_kd.distillation import (
+        DST,
         AttentionTransfer,
         DecoupledDistillation,
         DistillationLoss,

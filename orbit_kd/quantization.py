@@ -175,7 +175,7 @@ def _row(name: str, layer: keras.layers.Layer) -> QuantizationRow:
         note = "folded into the layer before"
     elif not layer.output_quantized:
         note = "the next layer is fused into it"
-    return QuantizationRow(name, type(layer.layer).__name__, tuple(layer.ranges), density, note)
+    return QuantizationRow(name, type(layer.layer).__name__, (*(("kernel",) if kernel is not None else ()), *layer.ranges), density, note)
 
 
 def _refuse_wrapped(layers: dict[str, keras.layers.Layer]) -> None:

@@ -26,13 +26,13 @@ with warnings.catch_warnings():
 
 _layers = keras.layers
 # Where layers that TFLite runs as one int8 operator keep the kernel. Exact classes: a subclass may do anything with it.
-# The axis is that of the output channels, each of which gets a scale of its own.
-KERNELS: dict[type, tuple[KernelRule, int]] = {
-    _layers.Conv1D: (KernelRule(), -1),
-    _layers.Conv2D: (KernelRule(), -1),
-    _layers.Conv2DTranspose: (KernelRule(axis=-1), -2),
-    _layers.Dense: (KernelRule(), -1),
-    _layers.DepthwiseConv2D: (KernelRule("depthwise_kernel", "depthwise_constraint", axis=-2), -1),
+# The axes are those of the output channels, each of which gets a scale of its own.
+KERNELS: dict[type, tuple[KernelRule, tuple[int, ...]]] = {
+    _layers.Conv1D: (KernelRule(), (-1,)),
+    _layers.Conv2D: (KernelRule(), (-1,)),
+    _layers.Conv2DTranspose: (KernelRule(axis=-1), (-2,)),
+    _layers.Dense: (KernelRule(), (-1,)),
+    _layers.DepthwiseConv2D: (KernelRule("depthwise_kernel", "depthwise_constraint"), (-2, -1)),
 }
 # x * scale + offset: two operators in the file, so that the product needs a range as well.
 AFFINE = (_layers.BatchNormalization, _layers.Rescaling, _layers.Normalization)
@@ -76,7 +76,7 @@ class QuantizedLayer(QuantizeWrapper):
         super().__init__(layer, default_8bit_quantize_configs.NoOpQuantizeConfig(), **kwargs)
         self.inputs, self.output_quantized, self.folded, self.keep_zeros = inputs, output, folded, keep_zeros
         self.supports_masking = layer.supports_masking
-        self.rule, self.channel_axis = KERNELS.get(type(layer), (None, -1))
+        self.rule, self.channel_axes = KERNELS.get(type(layer), (None, ()))
         self.ranges: dict[str, tuple[tf.Variable, tf.Variable]] = {}
         self._observing = False
 
@@ -100,21 +100,22 @@ class QuantizedLayer(QuantizeWrapper):
             kernel = getattr(self.layer, rule.kernel)
             if self.keep_zeros:
                 self.mask = self._state("mask", kernel.shape, "ones")
-            self._add_range("kernel", [kernel.shape[self.channel_axis]])
+            rank = kernel.shape.rank
+            self._inner = [axis for axis in range(rank) if axis - rank not in self.channel_axes]
+            self.kernel_max = self._state("kernel_max", [1 if a in self._inner else n for a, n in enumerate(kernel.shape)])
         if self.inputs:
-            self._add_range("inputs", [])
+            self._add_range("inputs")
         if self._affine:
-            self._add_range("product", [])
+            self._add_range("product")
         if not isinstance(self.layer, _layers.Activation) and activation_name(self.layer) not in FUSED_ACTIVATIONS:
-            self._add_range("preactivation", [])
+            self._add_range("preactivation")
         if self.output_quantized:
-            self._add_range("output", [])
+            self._add_range("output")
 
-    def _add_range(self, name: str, shape: list[int]) -> None:
-        pair = self._state(f"{name}_min", shape, "zeros"), self._state(f"{name}_max", shape, "zeros")
-        self.ranges[name] = pair
+    def _add_range(self, name: str) -> None:
+        self.ranges[name] = self._state(f"{name}_min"), self._state(f"{name}_max")
 
-    def _state(self, name: str, shape: Any, initializer: str) -> tf.Variable:
+    def _state(self, name: str, shape: Any = (), initializer: str = "zeros") -> tf.Variable:
         return self.add_weight(
             name,
             shape=shape,
@@ -141,12 +142,8 @@ class QuantizedLayer(QuantizeWrapper):
         kernel = tf.convert_to_tensor(weights)
         if self.mask is not None:
             kernel *= tf.cast(self.mask, kernel.dtype)
-        rank = kernel.shape.rank
-        others = [axis for axis in range(rank) if axis != rank + self.channel_axis]
-        largest = tf.maximum(tf.cast(tf.reduce_max(tf.abs(kernel), axis=others), tf.float32), _SMALLEST)
-        low, high = self.ranges["kernel"]
-        low.assign(-largest)
-        high.assign(largest)
+        largest = tf.reduce_max(tf.abs(tf.cast(kernel, tf.float32)), axis=self._inner, keepdims=True)
+        self.kernel_max.assign(tf.maximum(largest, _SMALLEST))
         return kernel
 
     def call(self, inputs: Any, *args: Any, training: Any = None, **kwargs: Any) -> Any:
@@ -175,7 +172,7 @@ class QuantizedLayer(QuantizeWrapper):
         """Within it, the layer has a quantized kernel and activation."""
         new: dict[str, Any] = {}
         if self.rule is not None:
-            new[self.rule.kernel] = self._quantized_kernel()
+            new[self.rule.kernel] = self._quantized_kernel(training)
         if "preactivation" in self.ranges:
             activation = self.layer.activation
             new["activation"] = lambda x: activation(self._quantize("preactivation", x, training))
@@ -188,12 +185,21 @@ class QuantizedLayer(QuantizeWrapper):
         finally:
             attributes.update(old)
 
-    def _quantized_kernel(self) -> tf.Tensor:
+    def _quantized_kernel(self, training: Any) -> tf.Tensor:
+        """The kernel rounded to -127..127 steps of each channel's scale.
+
+        In plain arithmetic, not by TensorFlow's fake-quantization: the converter folds it into a constant on the very
+        grid that it finds again by itself, also where it would lose the mark of a fake-quantization on the way (Dense
+        and Conv1D with a scale per channel).
+        """
         kernel = tf.convert_to_tensor(self.kernel)
-        if self.mask is not None:
-            # No gradient for the zeros, so that they count in no norm. The values are zero already.
-            kernel = _with_gradient_of(kernel, tf.cast(self.mask, kernel.dtype))
-        return _quantize_channels(kernel, *self.ranges["kernel"], axis=self.channel_axis)
+        scale = tf.cast(self.kernel_max / 127, kernel.dtype)
+        rounded = tf.clip_by_value(tf.round(kernel / scale), -127, 127) * scale
+        if training is False or training == 0:
+            return rounded
+        # Straight-through: the gradient of the stored kernel, none for zeros that stay, so that they count in no norm.
+        mask = 1.0 if self.mask is None else tf.cast(self.mask, kernel.dtype)
+        return kernel * mask + tf.stop_gradient(rounded - kernel)
 
     def _quantize(self, name: str, x: tf.Tensor, training: Any) -> tf.Tensor:
         """x rounded to 256 steps of a range, which follows x in training; x itself as long as there is no range."""
@@ -302,26 +308,3 @@ def _select(training: Any, then: Callable[[], Any], otherwise: Callable[[], Any]
     if isinstance(training, (bool, int)):
         return then() if training else otherwise()
     return tf.cond(tf.cast(training, tf.bool), then, otherwise)
-
-
-@tf.custom_gradient
-def _with_gradient_of(kernel: tf.Tensor, mask: tf.Tensor) -> Any:
-    return tf.identity(kernel), lambda upstream: (upstream * mask, None)
-
-
-def _quantize_channels(kernel: tf.Tensor, low: tf.Variable, high: tf.Variable, *, axis: int) -> tf.Tensor:
-    """The kernel rounded to -127..127 steps of each channel's range."""
-    wide, rank = tf.cast(kernel, tf.float32), kernel.shape.rank
-    order = list(range(rank))
-    if axis != -1:
-        order[axis], order[-1] = order[-1], order[axis]
-        wide = tf.transpose(wide, order)
-    shape = wide.shape
-    if rank not in (2, 4):
-        wide = tf.reshape(wide, [-1, shape[-1]])
-    wide = tf.quantization.fake_quant_with_min_max_vars_per_channel(
-        wide, tf.convert_to_tensor(low), tf.convert_to_tensor(high), narrow_range=True
-    )
-    wide = tf.reshape(wide, shape) if rank not in (2, 4) else wide
-    wide = tf.transpose(wide, order) if axis != -1 else wide
-    return tf.cast(wide, kernel.dtype)

@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,30 +68,32 @@ class Progress(keras.callbacks.Callback):
 
 def fit(
     model: keras.Model,
-    batches: Callable[[int], tf.data.Dataset],
+    batches: Callable[[int], Any],
     *,
     steps: int,
     epochs: int,
     val: tf.data.Dataset,
-    loss: keras.losses.Loss,
+    loss: keras.losses.Loss | None,
     learning_rate: float,
     seed: int,
     folder: Path,
     label: str,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> dict[str, list[float]]:
     """Trains a model (or a Distiller) with Adam and a cosine rate; goes on where a killed run in `folder` stopped.
 
     Args:
-        model: compiled here.
-        batches: first epoch -> endless batches from that epoch on.
+        model: compiled here, in the scope of its own strategy.
+        batches: first epoch -> endless batches from that epoch on, as `fit` takes them.
         steps: steps an epoch.
         epochs: in all.
         val: validation batches.
-        loss: of the task.
+        loss: of the task; None for a Distiller that learns from the teacher alone.
         learning_rate: at the start; 0 at the end.
         seed: of dropout.
         folder: for the state of the training.
         label: what is trained, for the progress lines.
+        callbacks: more of them.
 
     Returns:
         One list of values a metric, one value an epoch.
@@ -100,14 +102,15 @@ def fit(
         InputError: a loss that is not finite.
     """
     schedule = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * steps)
-    model.compile(optimizer=keras.optimizers.Adam(schedule), loss=loss, metrics=["accuracy"])
-    resume = Resume(folder / "training", seed=seed)
+    with model.distribute_strategy.scope():
+        model.compile(optimizer=keras.optimizers.Adam(schedule), loss=loss, metrics=["accuracy"])
+        resume = Resume(folder / "training", seed=seed, callbacks=callbacks)
     history = model.fit(
         batches(resume.initial_epoch()),
         steps_per_epoch=steps,
         epochs=epochs,
         validation_data=val,
-        callbacks=[StopOnNonFinite(), Progress(label), resume],
+        callbacks=[StopOnNonFinite(), Progress(label), *callbacks, resume],
         verbose=0,
     )
     return {key: [float(v) for v in values] for key, values in history.history.items()}
@@ -161,8 +164,8 @@ def train(
     return model
 
 
-def check_fit(model: keras.Model, data: Data) -> None:
-    """Refuses data that do not fit a classifier: image size, channels, number of classes.
+def check_fit(model: keras.Model, data: Data, *, labels: bool = True) -> None:
+    """Refuses data that do not fit a classifier: image size, channels, number of classes (unless `labels` is False).
 
     Raises:
         InputError: with the flag that resolves it.
@@ -181,6 +184,8 @@ def check_fit(model: keras.Model, data: Data) -> None:
         preprocessing.check(Preprocess(), [int(n) for n in shape if n], model.input_shape[1:])
     classes = model.output_shape[-1]
     found = len(data.class_names) or 1 + max(_largest_label(part) for part in (data.train, data.val))
+    if not labels:
+        found = classes
     if found > classes or (data.class_names and found != classes):
         raise InputError(
             f"The data has {found} classes and model {model.name!r} has {classes} outputs.",

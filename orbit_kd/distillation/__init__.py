@@ -1,6 +1,7 @@
 """Knowledge distillation: losses, the Distiller, the teacher cache, resumable training."""
 
 from orbit_kd.distillation.cache import TeacherCache, cache_teacher
+from orbit_kd.distillation.direct_sparse import DST
 from orbit_kd.distillation.distiller import Distiller
 from orbit_kd.distillation.feature_losses import (
     AttentionTransfer,
@@ -20,6 +21,7 @@ from orbit_kd.distillation.schedules import Piecewise
 from orbit_kd.distillation.teachers import Teachers
 
 __all__ = [
+    "DST",
     "AttentionTransfer",
     "DecoupledDistillation",
     "DistillationLoss",

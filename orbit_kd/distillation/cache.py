@@ -60,9 +60,10 @@ class TeacherCache:
     outputs through float16.
 
     Attributes:
-        samples: number of samples, each counted once whatever the number of views.
+        samples: number of samples here, each counted once whatever the number of views.
         views: number of renderings of each sample.
-        batch_size: as in the data set it was made from.
+        batch_size: as in the data set it was made from; of a shard, this worker's part of it.
+        shards: number of workers that share the samples.
         teacher: sha256 of the teacher.
         data: sha256 of the samples, labels and weights of each view.
         hit: True when the teacher did not have to run at all.
@@ -78,13 +79,17 @@ class TeacherCache:
         teacher: str,
         data: str,
         hit: bool,
+        total: int | None = None,
+        shards: int = 1,
     ) -> None:
         self._records, self._structure = records, structure
         fields = records[0].dtype.names or ()
         kinds = {n: np.result_type(*(r.dtype[n].base for r in records)) for n in fields}
         self._dtype = np.dtype([(n, kinds[n], records[0].dtype[n].shape) for n in fields])
         self.samples, self.views, self.batch_size = len(records[0]), len(records), batch_size
-        self.seed, self.teacher, self.data, self.hit = seed, teacher, data, hit
+        self.seed, self.teacher, self.data, self.hit, self.shards = seed, teacher, data, hit, shards
+        # workers must make equally many steps: a shard that is one sample short sees one of its samples twice
+        self._length = -(-(total or self.samples) // shards)
 
     def __len__(self) -> int:
         return self.samples
@@ -96,14 +101,16 @@ class TeacherCache:
 
     def steps(self, batch_size: int | None = None) -> int:
         """Batches in an epoch; the last may be smaller."""
-        return -(-self.samples // (batch_size or self.batch_size))
+        return -(-self._length // (batch_size or self.batch_size))
 
     @property
     def dataset(self) -> tf.data.Dataset:
         """One pass in the original order over the first view, as for validation."""
-        return self._batches(self._in_order, range(self.steps()))
+        return self._batches(self._in_order, range(-(-self.samples // self.batch_size)))
 
-    def epochs(self, *, seed: int | None = None, start: int = 0, batch_size: int | None = None) -> tf.data.Dataset:
+    def epochs(
+        self, *, seed: int | None = None, start: int = 0, batch_size: int | None = None, shuffle: bool = True
+    ) -> tf.data.Dataset:
         """Endless batches from epoch `start` on; each epoch is a fresh permutation of all samples.
 
         The order is a function of (seed, epoch), and the view of a sample of (seed, epoch, sample): a run that starts
@@ -114,6 +121,7 @@ class TeacherCache:
             seed: of order and views; that of `cache_teacher` where not given.
             start: first epoch.
             batch_size: of the batches; that of the original data set where not given.
+            shuffle: False keeps the original order.
         """
         seed = self.seed if seed is None else seed
         size = batch_size or self.batch_size
@@ -125,7 +133,10 @@ class TeacherCache:
             epoch, position = divmod(int(step), steps)
             permutation = order.get(epoch)
             if permutation is None:
-                permutation = np.random.default_rng([seed, 1, epoch]).permutation(self.samples)
+                permutation = np.arange(self.samples)
+                if shuffle:
+                    permutation = np.random.default_rng([seed, 1, epoch]).permutation(self.samples)
+                permutation = np.resize(permutation, self._length)
                 for old in [e for e in order if e < epoch - 1]:
                     order.pop(old, None)
                 order[epoch] = permutation
@@ -200,6 +211,7 @@ def cache_teacher(
     weights: Sequence[float] | None = None,
     seed: int = 0,
     data_key: str | None = None,
+    shard: tuple[int, int] = (0, 1),
 ) -> TeacherCache:
     """Runs the teacher once over a data set and keeps its outputs beside the samples.
 
@@ -222,15 +234,18 @@ def cache_teacher(
         weights: relative weight of each of several teachers.
         seed: of the order and the choice of views in `TeacherCache.epochs`.
         data_key: names the data for certain (a hash of files and settings, for example).
+        shard: (index, count) keeps, and runs the teacher on, every count-th sample from `index` on: one part for each
+            worker of a distributed training (see `Distiller.fit`). Batches of all workers together are, without
+            shuffling, those of the data set.
 
     Raises:
-        InputError: an empty data set; views that differ in labels, length or order; a teacher that gives NaN; an
+        InputError: an empty data set, or one with fewer samples than shards; views that differ in labels, length or order; a teacher that gives NaN; an
             unwritable path.
     """
     teachers = teacher if isinstance(teacher, Teachers) else Teachers(teacher, weights=weights)
     datasets = list(dataset) if isinstance(dataset, (list, tuple)) else [dataset]
     key = teachers.fingerprint()
-    filler = _Filler(teachers, tuple(layers), None if path is None else Path(path) / key[:16])
+    filler = _Filler(teachers, tuple(layers), None if path is None else Path(path) / key[:16], shard)
     views = []
     for number, source in enumerate(datasets, 1):
         label = "teacher cache" if len(datasets) == 1 else f"teacher cache, view {number} of {len(datasets)}"
@@ -245,11 +260,13 @@ def cache_teacher(
     return TeacherCache(
         [chunks.Records(view.chunks, merge=path is None) for view in views],
         structure=views[0].structure,
-        batch_size=len(views[0].chunks[0]),
+        batch_size=views[0].batch_size,
         seed=seed,
         teacher=key,
         data=hashlib.sha256(repr([view.names for view in views]).encode()).hexdigest(),
         hit=not filler.ran,
+        total=views[0].total,
+        shards=shard[1],
     )
 
 
@@ -258,14 +275,19 @@ class _View:
     chunks: list[np.ndarray]
     names: list[str]
     labels: str
+    total: int  # samples of all shards
     structure: Structure
+    batch_size: int
 
 
 class _Filler:
     """Makes views, chunk by chunk: from the folder where the chunk is there, else from the teacher."""
 
-    def __init__(self, teachers: Teachers, layers: tuple[str, ...], folder: Path | None) -> None:
+    def __init__(
+        self, teachers: Teachers, layers: tuple[str, ...], folder: Path | None, shard: tuple[int, int]
+    ) -> None:
         self._layers, self._folder, self.ran = tuple(sorted(set(layers))), folder, 0
+        self._index_of_shard, self._shards = shard
         self._outputs = len(teachers.heads)
 
         def run(x: Any) -> list[tf.Tensor]:
@@ -285,21 +307,38 @@ class _Filler:
                 fix="check the data folder and the split",
             )
         structure = self._structure(_sample(first))
+        batch_size = -(-_rows(_sample(first)) // self._shards)
         index = self._index(data_key)
         known = self._known(index)
         if known is not None:
-            return _View(*known, structure)
-        found, names, labels = [], [], hashlib.sha256()
+            return _View(*known, structure, batch_size)
+        found, names, labels, total = [], [], hashlib.sha256(), 0
         for batch in track(itertools.chain([first], batches), label, total=_batches(source)):
             sample = _sample(batch)
+            total, before = total + _rows(sample), total
+            if self._shards > 1:
+                sample = self._part(sample, before)
+                if not _rows(sample):
+                    continue
             flat = [np.asarray(v) for v in tf.nest.flatten(sample)]
             for values in tf.nest.flatten(sample[1]):
                 labels.update(np.ascontiguousarray(values).data)
             names.append(chunks.digest(flat, salt=repr((_VERSION, self._layers))))
             found.append(self._chunk(names[-1], sample[0], flat))
+        if not found:
+            raise InputError(
+                f"{total} samples for {self._shards} workers.",
+                expected="at least one sample for each",
+                fix="start fewer workers",
+            )
         if index is not None:
-            write_file(index, json.dumps({"names": names, "labels": labels.hexdigest()}))
-        return _View(found, names, labels.hexdigest(), structure)
+            write_file(index, json.dumps({"names": names, "labels": labels.hexdigest(), "total": total}))
+        return _View(found, names, labels.hexdigest(), total, structure, batch_size)
+
+    def _part(self, sample: Any, before: int) -> Any:
+        """This shard's samples of a batch that comes after `before` others."""
+        start = (self._index_of_shard - before) % self._shards
+        return tf.nest.map_structure(lambda values: values[start :: self._shards], sample)
 
     def _chunk(self, name: str, x: Any, flat: Sequence[np.ndarray]) -> np.ndarray:
         path = None if self._folder is None else self._folder / f"{name}.npy"
@@ -320,23 +359,29 @@ class _Filler:
     def _index(self, data_key: str | None) -> Path | None:
         if data_key is None or self._folder is None:
             return None
-        salt = repr((_VERSION, self._layers, data_key)).encode()
+        shard = () if self._shards == 1 else (self._index_of_shard, self._shards)
+        salt = repr((_VERSION, self._layers, data_key, *shard)).encode()
         return self._folder / f"{hashlib.sha256(salt).hexdigest()}.json"
 
-    def _known(self, index: Path | None) -> tuple[list[np.ndarray], list[str], str] | None:
-        """The chunks that an index lists, if all are there."""
+    def _known(self, index: Path | None) -> tuple[list[np.ndarray], list[str], str, int] | None:
+        """The chunks that an index lists, if all are there, their names, labels, and the samples of all shards."""
         if index is None or self._folder is None or not index.is_file():
             return None
         listed = json.loads(index.read_text())
         found = [chunks.load(self._folder / f"{name}.npy") for name in listed["names"]]
         whole = [c for c in found if c is not None]
-        return (whole, listed["names"], listed["labels"]) if len(whole) == len(found) else None
+        total = listed.get("total", sum(map(len, whole)))  # not listed by version 0.1
+        return (whole, listed["names"], listed["labels"], total) if len(whole) == len(found) else None
 
 
 def _sample(batch: Any) -> tuple[Any, Any, Any]:
     """(x, labels, weight) of a batch, () for what it has not."""
     x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
     return x, () if y is None else y, () if weight is None else weight
+
+
+def _rows(sample: Any) -> int:
+    return len(tf.nest.flatten(sample)[0])
 
 
 def _batches(source: Any) -> int | None:

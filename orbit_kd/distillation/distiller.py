@@ -17,6 +17,7 @@ from orbit_kd.distillation.monitor import StopOnNonFinite
 from orbit_kd.distillation.resume import Resume
 from orbit_kd.distillation.schedules import Number, Scheduled, deserialize
 from orbit_kd.distillation.teachers import Taught, Teachers, heads, logits_of
+from orbit_kd.distillation.workers import own_batches, place, together
 from orbit_kd.errors import InputError
 
 
@@ -164,14 +165,17 @@ class Distiller(keras.Model):
         """As `keras.Model.fit`; `x` may also be a `TeacherCache`, and then the teacher is not run.
 
         A `Resume` among the callbacks is put last, saves the other callbacks' state too, and makes the same call after
-        a kill go on where the last whole epoch ended. A loss that is not finite raises.
+        a kill go on where the last whole epoch ended. A loss that is not finite raises. With several workers (a
+        MultiWorkerMirroredStrategy) give each a cache of its own, `cache_teacher(..., shard=(index, count))`, or all
+        the same cache or data set; `batch_size` of a shard is the worker's.
 
         Raises:
             InputError: no teacher, a cache of another teacher, a cache without the features a loss needs, a loss that
-                is NaN or infinite.
+                is NaN or infinite; shards for another number of workers; another worker stopped.
         """
         self._require_teacher()
         callbacks = self._callbacks(callbacks)
+        shards = x.shards if isinstance(x, TeacherCache) else 1
         if isinstance(x, TeacherCache):
             x.check(self._untracked.teachers, self._teacher_layers())
             batch_size = batch_size or x.batch_size
@@ -183,11 +187,14 @@ class Distiller(keras.Model):
             batch_size = None
         if kwargs.get("class_weight") and isinstance(x, tf.data.Dataset) and _is_packed_spec(x.element_spec):
             x = with_class_weight(x, kwargs.pop("class_weight"))
+        if shards > 1:
+            x = self._shard(x, shards)
         if isinstance(kwargs.get("validation_data"), TeacherCache):
             kwargs["validation_data"] = kwargs["validation_data"].dataset
         self._untracked.fitting, self._untracked.testing = True, False
         try:
-            return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
+            with together(self.distribute_strategy):
+                return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
         finally:
             self._untracked.fitting = False
 
@@ -198,6 +205,16 @@ class Distiller(keras.Model):
             return super().evaluate(x.dataset if isinstance(x, TeacherCache) else x, *args, **kwargs)
         finally:  # `metrics_names` stays that of the last call, but a fit goes on with its own
             self._untracked.testing = not self._untracked.fitting
+
+    def _shard(self, batches: tf.data.Dataset, shards: int) -> Any:
+        workers = place(self.distribute_strategy)[1]
+        if workers != shards:
+            raise InputError(
+                f"The cache is one of {shards} shards, and {workers} workers train.",
+                expected="a shard for each worker",
+                fix="make it with cache_teacher(..., shard=(index of the worker, number of workers))",
+            )
+        return own_batches(batches, self.distribute_strategy)
 
     def _require_teacher(self) -> Teachers:
         if self._untracked.teachers is None:

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
+from orbit_kd.distillation.workers import common, place
 from orbit_kd.errors import InputError
 
 _STATE = "state.json"
@@ -31,13 +32,16 @@ class Resume(keras.callbacks.Callback):
     In `Distiller.fit` the other callbacks are found by themselves; in plain `fit` name those with state in `callbacks`
     and put Resume last.
 
+    With several workers make it in `strategy.scope()`: each keeps its states in a folder `worker-<index>` of its own,
+    the last two, and all go on from the newest epoch that every one of them has.
+
     Args:
         path: folder for the state; deleted by nobody, and a finished run that is called again trains no further.
         seed: of the random layers.
         callbacks: whose state is part of the run.
 
     Raises:
-        InputError: from `fit`: an unwritable folder, or a state that another model wrote.
+        InputError: from `fit`: an unwritable folder, a state that another model wrote, or several workers and no scope.
 
     Example:
         >>> stop = keras.callbacks.EarlyStopping(patience=3)
@@ -52,7 +56,10 @@ class Resume(keras.callbacks.Callback):
         callbacks: Sequence[keras.callbacks.Callback] = (),
     ) -> None:
         super().__init__()
-        self.path, self.seed, self.callbacks = Path(path), int(seed), list(callbacks)
+        self._strategy = tf.distribute.get_strategy()
+        worker, self._workers = place(self._strategy)
+        self.path = Path(path) / f"worker-{worker}" if self._workers > 1 else Path(path)
+        self.seed, self.callbacks = int(seed), list(callbacks)
         self._supports_tf_logs = True
         self._history: dict[str, list[float]] = {}
         self._epochs: list[int] = []
@@ -66,6 +73,12 @@ class Resume(keras.callbacks.Callback):
         return otherwise if newest is None else int(_read(newest)["epoch"]) + 1
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        if place(self.model.distribute_strategy)[1] != self._workers:
+            raise InputError(
+                "Resume was made outside the strategy of the model.",
+                expected="with several workers, a Resume that knows of the others",
+                fix="make it inside `with strategy.scope():`, before `fit`",
+            )
         self._own_randomness()
         self._fresh = [_plain_state(c) for c in self.callbacks]
         self._history, self._epochs = {}, []
@@ -112,8 +125,10 @@ class Resume(keras.callbacks.Callback):
             self.model.make_train_function(force=True)
 
     def _newest(self) -> Path | None:
-        folders = sorted(p for p in self.path.glob("epoch-*") if (p / _STATE).is_file())
-        return folders[-1] if folders else None
+        """The newest state that all workers have."""
+        folders = {int(p.name.removeprefix("epoch-")): p for p in self.path.glob("epoch-*") if (p / _STATE).is_file()}
+        shared = common(self._strategy, sorted(folders)[-2:] if self._workers > 1 else folders)
+        return folders[max(shared)] if shared else None
 
     def _save(self, epoch: int) -> None:
         final = self.path / f"epoch-{epoch + 1:06d}"
@@ -133,7 +148,9 @@ class Resume(keras.callbacks.Callback):
             }
             np.savez(scratch / "arrays.npz", **arrays)  # type: ignore[arg-type]
             (scratch / _STATE).write_text(json.dumps(state))
-            former = [p for p in self.path.glob("epoch-*") if p != final]
+            # workers are at most one epoch apart when one is killed: with the former state they find a common one
+            keep = {final, self.path / f"epoch-{epoch:06d}"} if self._workers > 1 else {final}
+            former = [p for p in self.path.glob("epoch-*") if p not in keep]
             shutil.rmtree(final, ignore_errors=True)
             os.replace(scratch, final)
         except OSError as error:

@@ -95,7 +95,7 @@ def export_int8(
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if images is not None:
             converter.representative_dataset = lambda: ([image[None]] for image in images)
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         if not float_io:
             converter.inference_input_type = converter.inference_output_type = tf.int8
 
