@@ -15,31 +15,42 @@ from typing import Any
 import numpy as np
 import tf_keras as keras
 from absl import flags
+from absl import logging as absl_logging
 
 from orbit_kd.datasets import Data, load
 from orbit_kd.distillation import DistillationLoss, Distiller, LogitsDistillation, TeacherCache
+from orbit_kd.model_io import load_model
 from orbit_kd.preprocessing import Augment
 from orbit_kd.recipe import Preprocess
 from orbit_kd.training import classification_loss, fit
 
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parent.parent / "docs"
+FOLDERS = {"mstar": "mstar10", "aid15a": "aid15a"}
+TEACHERS = {"mstar": "vgg16_mstar64.keras", "aid15a": "vgg16_aid15a_64.keras"}
 PREPROCESS = {"mstar": Preprocess(crop=64), "aid15a": Preprocess(resize=64)}
 AUGMENT = {
     "mstar": Augment(shift=8, flip="h", gain=0.2, speckle=40),
     "aid15a": Augment(shift=4, flip="hv"),
 }
 
-flags.DEFINE_string("data_dir", None, "Folder with train/<class>/* and test/<class>/*.", required=True)
+flags.DEFINE_string("data_dir", None, "Folder that holds mstar10/ and aid15a/.", required=True)
+flags.DEFINE_string("models_dir", None, "Folder that holds the trained teachers.")
 flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of every row.")
 flags.DEFINE_float("minutes", 75.0, "No run starts later than this; the same command goes on another time.")
 flags.DEFINE_string("workdir", "out/benchmarks", "Folder for what the runs share and for the state of the running one.")
+
+
+def teacher_of(name: str) -> keras.Model:
+    """The trained VGG-16 of a data set, in --models_dir."""
+    return load_model(Path(flags.FLAGS.models_dir, TEACHERS[name]))
 
 
 class Runs:
     """Finished runs in a JSON-lines file under results/; `once` runs what is not there."""
 
     def __init__(self, name: str) -> None:
+        absl_logging.set_verbosity(absl_logging.WARNING)
         self.file = RESULTS / f"{name}.jsonl"
         self.rows = [json.loads(line) for line in self.file.read_text().splitlines()] if self.file.is_file() else []
         self._end = time.monotonic() + 60 * flags.FLAGS.minutes
@@ -66,7 +77,7 @@ class Runs:
 def data_of(name: str, *, validation: float = 0.2, **preprocess: Any) -> Data:
     """The data in --data_dir: the same validation split for every seed."""
     how = Preprocess(**{**PREPROCESS[name].to_dict(), **preprocess})
-    return load(flags.FLAGS.data_dir, preprocess=how, validation=validation, seed=0)
+    return load(Path(flags.FLAGS.data_dir, FOLDERS[name]), preprocess=how, validation=validation, seed=0)
 
 
 def teach(

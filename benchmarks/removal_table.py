@@ -1,6 +1,6 @@
-"""Which channels to remove, measured: criteria, ranking and rounds at equal MACs on MSTAR. Writes docs/removal_table.md.
+"""Which channels to remove: criteria, ranking and rounds at equal MACs on MSTAR. Writes docs/removal_table.md.
 
-    python benchmarks/removal_table.py --data_dir=mstar10
+    python benchmarks/removal_table.py --data_dir=DATA
 
 A quarter-width VGG-16 at 64x64 and ResNet-20 at 32x32 (the same crops, halved), each trained once, lose three quarters
 of their MACs and learn 12 epochs from the network they were made of, whatever the row. Validation (a fifth of the
@@ -81,7 +81,7 @@ def run(network: str, criterion: str, scope: str, rounds: int, seed: int) -> dic
 def page(runs: Runs) -> str:
     parts = [
         "# Which channels to remove",
-        "Written by `python benchmarks/removal_table.py --data_dir=mstar10` from "
+        "Written by `python benchmarks/removal_table.py --data_dir=DATA` from "
         "`benchmarks/results/removal_table.jsonl`.\n",
         __doc__.split("\n\n")[2].replace("\n", " ") + " Percent, mean and sample deviation over the seeds of "
         "`random`, of order and dropout in the training; the deviation does not hold another teacher or split. "

@@ -1,0 +1,141 @@
+"""What a small student learns from which loss, alpha, temperature and views. Writes docs/distillation_table.md.
+
+    python benchmarks/distillation_table.py --data_dir=DATA --models_dir=MODELS
+
+An eighth-width VGG-16 (249,106 parameters) learns 15 epochs from the full VGG-16 in every row: Adam at 2e-3 on a cosine,
+batches of 64, four augmented renderings of each training image unless the row says otherwise. Losses on features take
+the pools of blocks 3 to 5, relational and similarity the layer fc1. Validation is a fifth of the training images; the
+test split is read once for each finished run, and decides nothing.
+
+Fresh augmentation is one rendering for each epoch: no image comes twice alike, and the teacher sees every one.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tf_keras as keras
+from absl import app, flags
+from experiments import AUGMENT, DOCS, Runs, accuracy, data_of, markdown, spread, teach, teacher_of
+
+from orbit_kd import distillation as kd
+from orbit_kd.networks import build
+
+FLAGS = flags.FLAGS
+flags.DEFINE_integer("epochs", 15, "Of every run.")
+flags.DEFINE_list("datasets", ["mstar", "aid15a"], "Data sets; aid15a takes the best three rows of mstar.")
+
+POOLS = ["block3_pool", "block4_pool", "block5_pool"]
+LOSSES: dict[str, Any] = {
+    "logits": lambda t: kd.LogitsDistillation(temperature=t),
+    "decoupled": lambda t: kd.DecoupledDistillation(temperature=t),
+    "hints": lambda t: kd.FeatureHints(match=POOLS),
+    "attention": lambda t: kd.AttentionTransfer(match=POOLS, weight=10.0),
+    "relational": lambda t: kd.RelationalDistillation(match=["fc1"]),
+    "similarity": lambda t: kd.SimilarityPreserving(match=["fc1"], weight=3000.0),
+}
+NEEDS = {"hints": POOLS, "attention": POOLS, "relational": ["fc1"], "similarity": ["fc1"]}
+
+
+def row(losses: str = "logits", alpha: float = 0.8, temperature: float = 5.0, views: int = 4) -> dict[str, Any]:
+    return {"losses": losses, "alpha": alpha, "temperature": temperature, "views": views}
+
+
+POINTS = [(0.3, 5.0), (0.7, 5.0), (0.8, 5.0), (0.8, 1.0), (0.8, 10.0), (0.95, 5.0)]
+ROWS = [row(alpha=0.0), *(row(losses=name) for name in LOSSES if name != "logits"),
+        *(row(alpha=a, temperature=t) for a, t in POINTS)]  # fmt: skip
+# the renderings of the teacher's own loss, and those of labels alone: what does the number of views do by itself?
+VIEWS = [row(views=k) for k in (1, 8)] + [row(alpha=0.0, views=k) for k in (1, 8)]
+
+
+@functools.cache
+def setting(dataset: str) -> tuple[Any, keras.Model]:
+    return data_of(dataset), teacher_of(dataset)
+
+
+@functools.lru_cache(maxsize=1)
+def lessons(dataset: str, views: int, losses: str) -> kd.TeacherCache:
+    data, teacher = setting(dataset)
+    rendered = [data.views(k, seed=0, augment=AUGMENT[dataset]) for k in range(views)]
+    layers = sorted({layer for name in losses.split("+") for layer in NEEDS.get(name, [])})
+    path = Path(FLAGS.workdir, f"lessons_{dataset}_{'_'.join(layers) or 'logits'}")
+    return kd.cache_teacher(teacher, rendered, path=path, layers=layers)
+
+
+def run(dataset: str, how: dict[str, Any], seed: int) -> dict[str, Any]:
+    data, teacher = setting(dataset)
+    keras.utils.set_random_seed(seed)
+    student = build("vgg16", data.shape, classes=len(data.class_names), width=0.125)
+    curve = teach(
+        student, teacher, lessons(dataset, how["views"], how["losses"]), data, epochs=FLAGS.epochs, seed=seed,
+        alpha=how["alpha"], losses=[LOSSES[name](how["temperature"]) for name in how["losses"].split("+")],
+    )  # fmt: skip
+    return {
+        "val": round(accuracy(student, data.val), 5),
+        "test": round(accuracy(student, data.test), 5),
+        "curve": curve,
+    }
+
+
+def mean(runs: Runs, dataset: str, how: dict[str, Any], seeds: int) -> float:
+    """Mean validation accuracy of a row; -1 while seeds are missing."""
+    found = runs.find(dataset=dataset, epochs=FLAGS.epochs, **how)
+    return float(np.mean([r["val"] for r in found])) if len(found) >= seeds else -1.0
+
+
+def page(runs: Runs, rows: list[dict[str, Any]]) -> str:
+    parts = [
+        "# What a small student learns from what",
+        "Written by `python benchmarks/distillation_table.py --data_dir=DATA --models_dir=MODELS` from "
+        "`benchmarks/results/distillation_table.jsonl`.",
+        *((__doc__ or "").replace("\n", " ").split("  ")[2:]),
+    ]
+    parts = [p.strip() for p in parts if p.strip()] + [
+        "Percent, mean and sample deviation over seeds (initial weights, order and views, dropout; one teacher, one "
+        "split). alpha 0 learns from the labels alone. Ordered by validation."
+    ]
+    for dataset in FLAGS.datasets:
+        body = []
+        for how in rows:
+            found = runs.find(dataset=dataset, epochs=FLAGS.epochs, **how)
+            if found:
+                views = "fresh" if how["views"] >= FLAGS.epochs else how["views"]
+                t = f"{how['temperature']:g}" if how["alpha"] and "logits" in how["losses"] + "decoupled" else "-"
+                body.append((np.mean([r["val"] for r in found]),
+                             [how["losses"] if how["alpha"] else "labels alone", f"{how['alpha']:g}", t, views, len(found),
+                              spread(r["val"] for r in found), spread(r["test"] for r in found)]))  # fmt: skip
+        body.sort(key=lambda b: -b[0])
+        head = ["losses", "alpha", "T", "views", "seeds", "validation", "test"]
+        parts.append(f"## {dataset}\n\n" + markdown(head, (cells for _, cells in body)))
+    return "\n\n".join(parts) + "\n"
+
+
+def main(_: list[str]) -> None:
+    runs, seeds = Runs("distillation_table"), [int(s) for s in FLAGS.seeds]
+
+    def do(dataset: str, rows: list[dict[str, Any]]) -> None:
+        for how in rows:
+            for seed in seeds:
+                settings = {"dataset": dataset, **how, "seed": seed, "epochs": FLAGS.epochs}
+                runs.once(settings, functools.partial(run, dataset, how, seed))
+
+    rows = [*ROWS, *VIEWS, row(views=FLAGS.epochs), row(alpha=0.0, views=FLAGS.epochs)]
+    if "mstar" in FLAGS.datasets:
+        do("mstar", rows)
+    singles = [r for r in ROWS if r["losses"] != "logits"]
+    pair = max(singles, key=lambda r: mean(runs, "mstar", r, len(seeds)))
+    if mean(runs, "mstar", pair, len(seeds)) > 0:
+        rows.append(row(losses=f"logits+{pair['losses']}"))
+        if "mstar" in FLAGS.datasets:
+            do("mstar", rows[-1:])
+    if "aid15a" in FLAGS.datasets and all(mean(runs, "mstar", r, len(seeds)) > 0 for r in rows):
+        best = sorted(rows, key=lambda r: -mean(runs, "mstar", r, len(seeds)))[:3]
+        do("aid15a", [row(alpha=0.0), *best])
+    (DOCS / "distillation_table.md").write_text(page(runs, rows), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    app.run(main)
