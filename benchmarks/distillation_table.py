@@ -2,10 +2,10 @@
 
     python benchmarks/distillation_table.py --data_dir=DATA --models_dir=MODELS
 
-An eighth-width VGG-16 (249,106 parameters) learns 15 epochs from the full VGG-16 in every row: Adam at 2e-3 on a cosine,
-batches of 64, four augmented renderings of each training image unless the row says otherwise. Losses on features take
-the pools of blocks 3 to 5, relational and similarity the layer fc1. Validation is a fifth of the training images; the
-test split is read once for each finished run, and decides nothing.
+An eighth-width VGG-16 (249,106 parameters) learns 15 epochs from the full VGG-16 in every row: Adam at 2e-3 on a
+cosine, batches of 64, four augmented renderings of each training image unless the row says otherwise. Losses on
+features take the pools of blocks 3 to 5, relational and similarity the layer fc1. Validation is a fifth of the training
+images; the test split is read once for each finished run, and decides nothing.
 
 Fresh augmentation is one rendering for each epoch: no image comes twice alike, and the teacher sees every one.
 """
@@ -105,7 +105,7 @@ def page(runs: Runs, rows: list[dict[str, Any]]) -> str:
                 views = "fresh" if how["views"] >= FLAGS.epochs else how["views"]
                 t = f"{how['temperature']:g}" if how["alpha"] and "logits" in how["losses"] + "decoupled" else "-"
                 body.append((np.mean([r["val"] for r in found]),
-                             [how["losses"] if how["alpha"] else "labels alone", f"{how['alpha']:g}", t, views, len(found),
+                             [how["losses"] if how["alpha"] else "labels", f"{how['alpha']:g}", t, views, len(found),
                               spread(r["val"] for r in found), spread(r["test"] for r in found)]))  # fmt: skip
         body.sort(key=lambda b: -b[0])
         head = ["losses", "alpha", "T", "views", "seeds", "validation", "test"]

@@ -2,8 +2,8 @@
 
     python benchmarks/sparse_step.py
 
-Quarter-width VGG-16 at 64x64 and ResNet-20 at 32x32, batches of 32, `fit`'s own compiled step, two threads. All variants
-take turns, a few steps each, in one process: the ratio is that of each turn to the plain turn beside it. Fixed masks may
+Quarter-width VGG-16 at 64x64 and ResNet-20 at 32x32, batches of 32, `fit`'s own compiled step. All variants take turns,
+a few steps each, in one process: the ratio is that of each turn to the plain turn beside it. Fixed masks may
 cost 1.10, masks that are computed anew at every step 1.25. The last line says pass or fail.
 """
 

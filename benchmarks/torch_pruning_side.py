@@ -1,9 +1,10 @@
-"""The other side of filter_removal.py: Torch-Pruning, in an environment of its own that has torch and torch-pruning.
+"""The other side of filter_removal.py: Torch-Pruning, in an environment of its own.
 
     python -m venv peer && peer/bin/pip install torch==2.13.0 torch-pruning==1.6.1
     echo resnet50 | peer/bin/python benchmarks/torch_pruning_side.py
 
 Stays alive: each line of stdin names a network, and is answered by one JSON line on stdout, the seconds of each step.
+An argument gives the number of threads.
 The networks are those of torchvision, written plainly, with random weights; a new one is made for every measurement.
 """
 
@@ -13,13 +14,12 @@ import copy
 import json
 import sys
 import time
-from collections.abc import Iterator
 
 import torch
 import torch_pruning as tp
 from torch import nn
 
-SIZE, CLASSES, THREADS = 224, 1000, 2
+SIZE, CLASSES = 224, 1000
 RATIO, ROUND_TO = 0.5, 8
 
 
@@ -149,15 +149,10 @@ def measure(model: nn.Sequential) -> dict[str, float]:
     }
 
 
-def requests() -> Iterator[str]:
-    for line in sys.stdin:
-        yield line.strip()
-
-
 def main() -> None:
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(int(sys.argv[1]) if len(sys.argv) > 1 else 2)
     whole: dict[str, nn.Sequential] = {}
-    for name in requests():
+    for name in map(str.strip, sys.stdin):
         if name not in whole:
             whole = {name: NETWORKS[name]().eval()}
         print(json.dumps(measure(copy.deepcopy(whole[name]))), flush=True)

@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "channels": ["channel_rule"],
+    "clustering": ["cluster", "strip_clusters"],
     "datasets": ["Data", "load"],
     "distillation": [
         "DST",
@@ -39,6 +40,7 @@ _WHERE = {
     "planning": ["RemovalPlan", "plan_removal"],
     "preprocessing": ["Augment"],
     "profiling": ["profile"],
+    "quantization": ["quantize_aware", "quantize_table", "strip_quantization"],
     "recipe": ["Preprocess", "Recipe"],
     "reporting": ["Report"],
     "sparsity": ["keep_zeros", "sparsify", "strip"],
@@ -53,6 +55,7 @@ __all__ = sorted(_MODULE_OF)
 
 if TYPE_CHECKING:  # the same names, for editors and type checkers
     from orbit_kd.channels import channel_rule
+    from orbit_kd.clustering import cluster, strip_clusters
     from orbit_kd.datasets import Data, load
     from orbit_kd.distillation import (
         DST,
@@ -79,6 +82,7 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from orbit_kd.planning import RemovalPlan, plan_removal
     from orbit_kd.preprocessing import Augment
     from orbit_kd.profiling import profile
+    from orbit_kd.quantization import quantize_aware, quantize_table, strip_quantization
     from orbit_kd.recipe import Preprocess, Recipe
     from orbit_kd.reporting import Report
     from orbit_kd.sparsity import keep_zeros, sparsify, strip

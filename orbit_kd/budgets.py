@@ -198,5 +198,6 @@ def _measured(start: int, count: int, stays: Callable[[int], np.ndarray], limit:
         else:
             above = guess
         off = real - guide(stays(guess))
-        guess = _first(above + 1, below, lambda n: guide(stays(n)) + off <= (1 + _NEAR) / 2 * limit.most)
+        aim = (1 + _NEAR) / 2 * limit.most - off
+        guess = _first(above + 1, below, lambda n: guide(stays(n)) <= aim)  # noqa: B023  (called at once)
     return below

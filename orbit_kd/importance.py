@@ -11,6 +11,7 @@ from data say so with `needs`: "gradients" fills `Member.gradients`, "activation
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -33,16 +34,30 @@ class Member:
         layer: path of the layer.
         attribute: name of the variable, such as "kernel" or "gamma"; "activation" for an output.
         makes: the channels lie on the output axis of a multiplying weight (a filter), else they are read or scaled.
-        values: (units, elements) float, all elements of this weight that belong to each unit; of an activation, the
-            share of elements that are not zero.
-        gradients: the loss's gradient by each of `values`, for criteria that need it.
+        tensor: the weight.
+        gradient: the loss's gradient by the weight, for criteria that need it.
+        rows: (units, elements) of an array like the weight.
     """
 
     layer: str
     attribute: str
     makes: bool
-    values: np.ndarray
-    gradients: np.ndarray | None = None
+    tensor: tf.Tensor | np.ndarray
+    gradient: np.ndarray | None = None
+    rows: Callable[[np.ndarray], np.ndarray] = np.asarray
+
+    @functools.cached_property  # kernels are large, and a criterion looks at a few members only
+    def values(self) -> np.ndarray:
+        """(units, elements) float, read-only: all elements of the weight that belong to each unit.
+
+        Of an activation, the share of elements that are not zero.
+        """
+        return self.rows(np.asarray(self.tensor))
+
+    @functools.cached_property
+    def gradients(self) -> np.ndarray | None:
+        """The gradient by each of `values`, where there is one."""
+        return None if self.gradient is None else self.rows(self.gradient)
 
 
 Criterion = Callable[..., np.ndarray]
@@ -137,7 +152,6 @@ class Scorer:
         self._graph, self._criterion, self._seed = graph, criteria.get(name), seed
         self._gradients: dict[int, np.ndarray] = {}
         self._shares: list[tuple[Any, str, np.ndarray]] = []
-        self._values: dict[int, np.ndarray] = {}
         self._index()
         needs = _NEEDS.get(name, "")
         if needs and data is None:
@@ -160,34 +174,28 @@ class Scorer:
     def _members(self, group: Group) -> list[Member]:
         found = []
         for record, name, weight, axis in self._where.get(group.name, ()):
-            ids, variable = weight.axes[axis], getattr(record.layer, name)
-            values = self._rows(group, self._value(variable), ids, axis)
-            if values is not None:
+            order = self._order(group, weight.axes[axis])
+            if order is not None:
+                variable, makes = getattr(record.layer, name), axis == weight.out_axis and weight.uses > 0
+                rows = functools.partial(_rows, axis=axis, order=order, units=group.width)
                 gradient = self._gradients.get(id(variable))
-                slope = None if gradient is None else self._rows(group, gradient, ids, axis)
-                makes = axis == weight.out_axis and weight.uses > 0
-                found.append(Member(record.path, name, makes, values, slope))
+                found.append(Member(record.path, name, makes, variable.value(), gradient, rows))
         for channels, path, share in self._shares:
-            values = self._rows(group, share, channels.ids, 0)
-            if values is not None:
-                found.append(Member(path, "activation", False, values.mean(1, keepdims=True)))
+            order = self._order(group, channels.ids)
+            if order is not None:
+                shares = _rows(share, axis=0, order=order, units=group.width).mean(1, keepdims=True)
+                found.append(Member(path, "activation", False, shares))
         return found
 
-    def _value(self, variable: tf.Variable) -> np.ndarray:
-        if id(variable) not in self._values:
-            self._values[id(variable)] = variable.numpy()
-        return self._values[id(variable)]
-
-    def _rows(self, group: Group, array: np.ndarray, ids: np.ndarray, axis: int) -> np.ndarray | None:
-        """(units, elements) of what lies on the ids; None where the units do not all have as much of it."""
+    def _order(self, group: Group, ids: np.ndarray) -> np.ndarray | None:
+        """Positions in `ids` of the group's ids, unit by unit; None where the units do not all have as many."""
         units = self._graph.unit_of[ids]
         mine = np.flatnonzero(self._group_of[units] == self._number[group.name])
         unit = self._place[units[mine]]
         counts = np.bincount(unit, minlength=group.width)
         if not len(mine) or counts.min() != counts.max():
             return None
-        order = mine[np.argsort(unit, kind="stable")]
-        return np.moveaxis(array, axis, 0)[order].reshape(group.width, -1)
+        return mine[np.argsort(unit, kind="stable")]
 
     def _index(self) -> None:
         """Which group each unit is in and at which place, and on which weight axes each group lies."""
@@ -205,6 +213,13 @@ class Scorer:
                     for i in np.unique(self._group_of[graph.unit_of[ids]]) if ids is not None else ():
                         if i >= 0:
                             self._where.setdefault(graph.groups[i].name, []).append((record, name, weight, axis))
+
+
+def _rows(array: np.ndarray, *, axis: int, order: np.ndarray, units: int) -> np.ndarray:
+    """(units, elements) of what lies at `order` along an axis: a view where the array has that order already."""
+    if not np.array_equal(order, np.arange(array.shape[axis])):
+        array = np.take(array, order, axis)
+    return np.moveaxis(array, axis, 0).reshape(units, -1)
 
 
 def _gradients(model: keras.Model, data: Any, loss: Any) -> dict[int, np.ndarray]:

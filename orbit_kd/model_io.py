@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +16,13 @@ from orbit_kd.errors import InputError
 from orbit_kd.files import replace_file
 from orbit_kd.keras3 import from_keras3, is_keras3, load_keras3
 from orbit_kd.model_safety import code_in, read_config
+
+_REGISTERED_BY = {
+    "ClusteredLayer": "orbit_kd.clustering",
+    "Distiller": "orbit_kd.distillation",
+    "QuantizedLayer": "orbit_kd.quantization_layers",
+    "SparseLayer": "orbit_kd.sparsity",
+}
 
 
 def load_model(
@@ -64,6 +73,7 @@ def load_model(
             fix="if you trust its author: load_model(..., trust_code=True) (tools: --trust_model_code)",
         )
     custom = dict(custom_objects or {})
+    _register(configs)
     try:
         if version.startswith("3"):
             loaded = load_keras3(str(path), trust_code=trust_code, custom_objects=custom)
@@ -82,6 +92,14 @@ def load_model(
         raise InputError(f"{path} holds a {type(loaded).__name__}, not a Keras model.", expected="a Keras model",
                          fix="save the model with model.save('model.keras')")  # fmt: skip
     return loaded
+
+
+def _register(configs: list[Any]) -> None:
+    """Imports what registers the classes of this library that a file names: Keras looks none of them up by itself."""
+    text = json.dumps(configs)
+    for name, module in _REGISTERED_BY.items():
+        if f"orbit_kd>{name}" in text:
+            importlib.import_module(module)
 
 
 def save_model(model: keras.Model, path: str | os.PathLike[str]) -> Path:

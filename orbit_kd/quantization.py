@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
+from tf_keras.src.layers.core.tf_op_layer import SlicingOpLambda
 
 from orbit_kd.errors import InputError
 from orbit_kd.exporters.tflite import calibration_sample
@@ -32,15 +33,18 @@ from orbit_kd.quantization_layers import (
     activation_name,
     observing,
 )
-from orbit_kd.sparsity_layers import SparseLayer
+from orbit_kd.sparsity import keep_zeros
+from orbit_kd.sparsity_layers import KernelRule, SparseLayer, kernel_rule
 from orbit_kd.sparsity_models import check_model, copy_layer, is_graph, named_layers, rebuild
 
-__all__ = ["QuantizationRow", "QuantizationTable", "quantize_aware", "quantize_table"]
+__all__ = ["QuantizationRow", "QuantizationTable", "quantize_aware", "quantize_table", "strip_quantization"]
 
 _layers = keras.layers
-# Their outputs hold values of their inputs and nothing else: TFLite gives both one scale.
+# TFLite gives their outputs the scale of their inputs: they hold the same values, or means of them.
 _PASS_ON = (
     _layers.ActivityRegularization,
+    _layers.AveragePooling1D,
+    _layers.AveragePooling2D,
     _layers.Cropping1D,
     _layers.Cropping2D,
     _layers.Dropout,
@@ -53,8 +57,10 @@ _PASS_ON = (
     _layers.MaxPooling2D,
     _layers.Permute,
     _layers.Reshape,
+    SlicingOpLambda,
     _layers.SpatialDropout1D,
     _layers.SpatialDropout2D,
+    _layers.UpSampling2D,
     _layers.ZeroPadding1D,
     _layers.ZeroPadding2D,
 )
@@ -69,8 +75,11 @@ def quantize_aware(model: keras.Model, *, calibration: Any = None, samples: int 
     Weights that are zero now stay zero, whatever the pattern: in the copy, in its files, and in the int8 file.
 
     Ranges of activations come from the first training batch and follow the batches from then on; `calibration` gives
-    them before training. As long as there are none, activations are not rounded. Layers keep their names. The copy
-    shares nothing with `model` and is not compiled.
+    them before training. As long as there are none, activations are not rounded. Layers keep their names; a
+    SeparableConv2D becomes its two convolutions. The copy shares nothing with `model` and is not compiled.
+
+    A layer that TFLite computes in several operators (LayerNormalization, ELU, Average) has its result rounded, but
+    not what lies between; the int8 export refuses it by name. Not for `use_ema=True`, see `okd.keep_zeros`.
 
     Args:
         model: a plain, built Functional or Sequential tf_keras model: stripped, filter-pruned, nested or any other.
@@ -88,26 +97,52 @@ def quantize_aware(model: keras.Model, *, calibration: Any = None, samples: int 
     check_model(model)
     layers = dict(named_layers(model))
     _refuse_wrapped(layers)
-    if not any(type(layer) in KERNELS for layer in layers.values()):
+    if not any(type(layer) in (*KERNELS, _layers.SeparableConv2D) for layer in layers.values()):
         raise InputError(
             f"The model {model.name!r} has no layer whose kernel int8 arithmetic knows.",
             expected=f"at least one of: {', '.join(sorted(kind.__name__ for kind in KERNELS))}",
             fix="quantize the model after training instead: okd.export(model, 'tflite_int8', calibration=train)",
         )
-    plans = _plan(model)
+    plain = _split_separable(model)
+    plans = _plan(plain)
 
     def wrap(layer: keras.layers.Layer) -> keras.layers.Layer:
         plan, copy = plans.get(id(layer)), copy_layer(layer)
-        return copy if plan is None else QuantizedLayer(copy, **dataclasses.asdict(plan))
+        return copy if plan is None else QuantizedLayer(copy, **vars(plan))
 
-    quantized, pairs = rebuild(model, wrap)
+    quantized, pairs = rebuild(plain, wrap)
     for layer, new in pairs:
-        (new.layer if isinstance(new, QuantizedLayer) else new).set_weights(layer.get_weights())
+        _inner(new).set_weights(layer.get_weights())
         if isinstance(new, QuantizedLayer):
             new.start()
     if calibration is not None:
         _calibrate(quantized, calibration, samples, seed)
     return quantized
+
+
+def strip_quantization(quantized: keras.Model) -> keras.Model:
+    """The plain float model behind a quantization-aware one: the trained weights, no wrappers, no rounding.
+
+    Zeros stay zero in further training, as after `okd.strip`. A SeparableConv2D stays split in two. Not compiled.
+
+    Raises:
+        InputError: the model is not of `quantize_aware`.
+    """
+    check_model(quantized)
+    if not any(isinstance(layer, QuantizedLayer) for _, layer in named_layers(quantized)):
+        raise InputError(
+            f"The model {quantized.name!r} is not quantization-aware.",
+            expected="a model of okd.quantize_aware",
+            fix="use it as it is",
+        )
+    plain, pairs = rebuild(quantized, lambda layer: copy_layer(_inner(layer)))
+    for layer, new in pairs:
+        new.set_weights(_inner(layer).get_weights())
+    return keep_zeros(plain)
+
+
+def _inner(layer: keras.layers.Layer) -> keras.layers.Layer:
+    return layer.layer if isinstance(layer, QuantizedLayer) else layer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +153,7 @@ class QuantizationRow:
         layer: its name, "outer/inner" within a nested model.
         kind: its class.
         quantized: what of it is rounded to 8 bits: some of "inputs", "kernel", "preactivation", "output".
-        density: fraction of kernel weights that are not zero; None for layers without a quantized kernel.
+        density: fraction of kernel weights that are not zero; None for layers without a kernel.
         note: why nothing of it is rounded, or why its output is not.
     """
 
@@ -147,9 +182,7 @@ class QuantizationTable:
             density = "" if r.density is None else f"{r.density:.3f}"
             cells.append((r.layer, r.kind, density, ", ".join(r.quantized) or "-", r.note))
         w = [max(len(c[i]) for c in cells) for i in range(5)]
-        return "\n".join(
-            f"{a:<{w[0]}}  {b:<{w[1]}}  {c:>{w[2]}}  {d:<{w[3]}}  {e}".rstrip() for a, b, c, d, e in cells
-        )
+        return "\n".join(f"{a:<{w[0]}}  {b:<{w[1]}}  {c:>{w[2]}}  {d:<{w[3]}}  {e}".rstrip() for a, b, c, d, e in cells)
 
 
 def quantize_table(model: keras.Model) -> QuantizationTable:
@@ -166,16 +199,23 @@ def quantize_table(model: keras.Model) -> QuantizationTable:
 
 def _row(name: str, layer: keras.layers.Layer) -> QuantizationRow:
     if not isinstance(layer, QuantizedLayer):
-        note = "takes and gives the same values" if isinstance(layer, _PASS_ON) else "has a fixed range, or no floats"
-        return QuantizationRow(name, type(layer).__name__, (), None, note)
-    kernel = None if layer.kernel is None else layer.kernel.numpy()
-    density = None if kernel is None else np.count_nonzero(kernel) / kernel.size
-    note = "" if layer.ready else "ranges not known yet"
+        return QuantizationRow(name, type(layer).__name__, (), None, _why_no_output(layer) or "no floats, or several")
+    inner, parts, density = layer.layer, tuple(layer.ranges), None
+    if layer.kernel is not None:
+        density = float(np.mean(layer.kernel.numpy() != 0))
+        parts = parts if layer.channel_axes is None else ("kernel", *parts)
+    note = "" if "output" in parts else _why_no_output(inner) or "the next layer is fused into it"
     if layer.folded:
         note = "folded into the layer before"
-    elif not layer.output_quantized:
-        note = "the next layer is fused into it"
-    return QuantizationRow(name, type(layer.layer).__name__, (*(("kernel",) if kernel is not None else ()), *layer.ranges), density, note)
+    if not layer.ready:
+        note = "no ranges yet; " + note if note else "no ranges yet"
+    return QuantizationRow(name, type(inner).__name__, parts, density, note)
+
+
+def _why_no_output(layer: keras.layers.Layer) -> str:
+    if isinstance(layer, _PASS_ON):
+        return "its output has the scale of its input"
+    return "its output has a fixed scale" if _has_fixed_range(layer) else ""
 
 
 def _refuse_wrapped(layers: dict[str, keras.layers.Layer]) -> None:
@@ -204,7 +244,8 @@ def _is_optimization(layer: keras.layers.Layer) -> bool:
 class _Plan:
     """What `QuantizedLayer` does with one layer."""
 
-    inputs: bool
+    rule: KernelRule | None
+    inputs: tuple[int, ...]
     output: bool
     folded: bool
     keep_zeros: bool
@@ -239,17 +280,33 @@ def _plan(model: keras.Model) -> dict[int, _Plan]:
     for key, calls in uses.items():
         layer = calls[0].layer
         taken = [t for call in calls for t in call.inputs]
-        inputs = any(t.producer is None and t.floating for t in taken)
+        # A position that takes an input in one use and another tensor in the next would round that twice: the exporter
+        # tells of the input that is left without a range.
+        inputs = tuple(
+            position
+            for position, given in enumerate(zip(*(call.inputs for call in calls), strict=False))
+            if all(t.producer is None and t.floating for t in given)
+        )
         folded = isinstance(layer, _layers.BatchNormalization) and all(
             t.producer is not None and type(t.producer) in KERNELS and id(t.producer) in fused for t in taken
         )
         # Several results, or integers: a layer that moves values about, such as a split, a shape, a cast.
         moves = any(len(call.outputs) != 1 or not call.outputs[0].floating for call in calls)
         output = not (moves or key in fused or isinstance(layer, _PASS_ON) or _has_fixed_range(layer))
-        zeros = type(layer) in KERNELS and not np.all(getattr(layer, KERNELS[type(layer)][0].kernel).numpy())
-        if inputs or output or folded or type(layer) in KERNELS or key in fused:
-            plans[key] = _Plan(inputs, output, folded, zeros)
+        rule, zeros = _kernel(layer)
+        if rule or inputs or output or folded or key in fused:
+            plans[key] = _Plan(rule, inputs, output, folded, zeros)
     return plans
+
+
+def _kernel(layer: keras.layers.Layer) -> tuple[KernelRule | None, bool]:
+    """Where the kernel is that is rounded, or that has zeros to keep; and whether it has."""
+    known = type(layer) in KERNELS
+    rule = KERNELS[type(layer)][0] if known else kernel_rule(layer)
+    if not isinstance(rule, KernelRule):
+        return None, False
+    zeros = not np.all(getattr(layer, rule.kernel).numpy())
+    return (rule if known or zeros else None), zeros
 
 
 def _calls(model: keras.Model) -> list[_Call]:
@@ -298,6 +355,49 @@ def _is_relu(layer: keras.layers.Layer) -> bool:
 
 def _has_fixed_range(layer: keras.layers.Layer) -> bool:
     return isinstance(layer, _layers.Softmax) or activation_name(layer) in FIXED_RANGE_ACTIVATIONS
+
+
+def _split_separable(model: keras.Model) -> keras.Model:
+    """A copy with each SeparableConv2D as its two convolutions: there is an int8 tensor between them."""
+    if not any(type(layer) is _layers.SeparableConv2D for _, layer in named_layers(model)):
+        return model
+
+    def split(layer: keras.layers.Layer) -> keras.layers.Layer:
+        if type(layer) is not _layers.SeparableConv2D:
+            return copy_layer(layer)
+        c = layer.get_config()
+        common = {key: c[key] for key in ("data_format", "dtype", "trainable")}
+        depthwise = _layers.DepthwiseConv2D(
+            c["kernel_size"],
+            strides=c["strides"],
+            padding=c["padding"],
+            depth_multiplier=c["depth_multiplier"],
+            dilation_rate=c["dilation_rate"],
+            use_bias=False,
+            depthwise_regularizer=c["depthwise_regularizer"],
+            depthwise_constraint=c["depthwise_constraint"],
+            name=f"{layer.name}_depthwise",
+            **common,
+        )
+        pointwise = _layers.Conv2D(
+            c["filters"],
+            1,
+            activation=c["activation"],
+            use_bias=c["use_bias"],
+            kernel_regularizer=c["pointwise_regularizer"],
+            bias_regularizer=c["bias_regularizer"],
+            activity_regularizer=c["activity_regularizer"],
+            kernel_constraint=c["pointwise_constraint"],
+            bias_constraint=c["bias_constraint"],
+            name=f"{layer.name}_pointwise",
+            **common,
+        )
+        return keras.Sequential([depthwise, pointwise], name=layer.name)
+
+    plain, pairs = rebuild(model, split)
+    for layer, new in pairs:
+        new.set_weights(layer.get_weights())
+    return plain
 
 
 def _calibrate(model: keras.Model, calibration: Any, samples: int, seed: int) -> None:

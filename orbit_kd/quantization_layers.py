@@ -1,16 +1,18 @@
-"""The wrapper that lets one layer compute as its int8 version will: fake-quantized kernel, inputs and outputs.
+"""The wrapper that lets one layer compute as its int8 version will: rounded kernel, inputs and outputs.
 
-`QuantizedLayer` is tfmot's `QuantizeWrapper` with tfmot's fake-quantization, and its state machine replaced. In tfmot an
-activation's range starts at [-6, 6] and moves by a thousandth a step, the mask of the zeros is a constant that no file
-holds, and the layer's kernel variable is lost to a tensor at the first call. Here ranges start at the first batch, the
-mask is a weight, and the kernel's range follows the kernel after each optimizer step, through its constraint.
+`QuantizedLayer` is tfmot's `QuantizeWrapper` with its state machine replaced. In tfmot an activation's range starts at
+[-6, 6] and moves by a thousandth a step, the mask of the zeros is a constant that no file holds, dense and depthwise
+kernels have one scale where the int8 file has one per channel, and the layer's kernel variable is lost to a tensor at
+the first call. Here ranges start at the first batch, the mask is a weight, and the kernel's range follows the kernel
+after each optimizer step, through its constraint.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -42,7 +44,7 @@ FUSED_ACTIVATIONS = ("linear", "relu", "relu6")
 FIXED_RANGE_ACTIVATIONS = ("softmax", "sigmoid", "tanh")
 # Share of the range that a batch's own range makes up, as in PyTorch's observers.
 _RATE = 0.01
-# The smallest largest weight of a channel: one of zeros alone needs some scale.
+# The least end of a range: a channel or an activation of zeros alone needs some scale.
 _SMALLEST = 1e-6
 
 
@@ -50,12 +52,14 @@ _SMALLEST = 1e-6
 class QuantizedLayer(QuantizeWrapper):
     """A layer that computes with 8-bit values; it bears the layer's name.
 
-    Its weights are the layer's own, then the ranges it needs, each (min, max): `kernel` (one a channel), `inputs`,
-    `product` (of an affine layer), `preactivation`, `output`; and `mask` where the kernel has zeros to keep.
+    Its weights are the layer's own; `mask` where the kernel has zeros to keep; `kernel_max` (one a channel) where it is
+    rounded; and the (min, max) of the tensors that are: `inputs`, `product` of an affine layer, `preactivation`,
+    `output`.
 
     Args:
         layer: an unbuilt layer, or its saved form.
-        inputs: quantize its inputs, which are inputs of the model.
+        rule: where its kernel is; None for layers without one, and for those whose kernel is left alone.
+        inputs: which of its inputs to quantize, by position: those that are inputs of the model.
         output: quantize its result; False where the next layer is fused into this one.
         folded: a BatchNormalization that the converter folds into the convolution before it.
         keep_zeros: the kernel has zeros, which stay.
@@ -65,7 +69,8 @@ class QuantizedLayer(QuantizeWrapper):
         self,
         layer: keras.layers.Layer,
         *,
-        inputs: bool = False,
+        rule: KernelRule | None = None,
+        inputs: Sequence[int] = (),
         output: bool = True,
         folded: bool = False,
         keep_zeros: bool = False,
@@ -74,9 +79,13 @@ class QuantizedLayer(QuantizeWrapper):
         kwargs.setdefault("dtype", layer.dtype_policy)
         kwargs["name"] = layer.name
         super().__init__(layer, default_8bit_quantize_configs.NoOpQuantizeConfig(), **kwargs)
-        self.inputs, self.output_quantized, self.folded, self.keep_zeros = inputs, output, folded, keep_zeros
+        self.inputs = tuple(inputs)
+        self.output_quantized, self.folded, self.keep_zeros = output, folded, keep_zeros
         self.supports_masking = layer.supports_masking
-        self.rule, self.channel_axes = KERNELS.get(type(layer), (None, ()))
+        # Of TF operations: without it their arguments come back from a config one list deeper.
+        self._preserve_input_structure_in_config = layer._preserve_input_structure_in_config
+        self.rule = rule
+        self.channel_axes = KERNELS[type(layer)][1] if type(layer) in KERNELS else None
         self.ranges: dict[str, tuple[tf.Variable, tf.Variable]] = {}
         self._observing = False
 
@@ -100,12 +109,14 @@ class QuantizedLayer(QuantizeWrapper):
             kernel = getattr(self.layer, rule.kernel)
             if self.keep_zeros:
                 self.mask = self._state("mask", kernel.shape, "ones")
-            rank = kernel.shape.rank
-            self._inner = [axis for axis in range(rank) if axis - rank not in self.channel_axes]
-            self.kernel_max = self._state("kernel_max", [1 if a in self._inner else n for a, n in enumerate(kernel.shape)])
+            if self.channel_axes is not None:
+                rank = kernel.shape.rank
+                self._inner = [axis for axis in range(rank) if axis - rank not in self.channel_axes]
+                shape = [1 if a in self._inner else n for a, n in enumerate(kernel.shape)]
+                self.kernel_max = self._state("kernel_max", shape)
         if self.inputs:
             self._add_range("inputs")
-        if self._affine:
+        if isinstance(self.layer, AFFINE) and not self.folded:
             self._add_range("product")
         if not isinstance(self.layer, _layers.Activation) and activation_name(self.layer) not in FUSED_ACTIVATIONS:
             self._add_range("preactivation")
@@ -122,12 +133,9 @@ class QuantizedLayer(QuantizeWrapper):
             initializer=initializer,
             dtype=tf.float32,
             trainable=False,
+            experimental_autocast=False,
             aggregation=tf.VariableAggregation.MEAN,
         )
-
-    @property
-    def _affine(self) -> bool:
-        return isinstance(self.layer, AFFINE) and not self.folded
 
     def start(self) -> None:
         """Takes mask and range from the kernel as it is."""
@@ -142,6 +150,8 @@ class QuantizedLayer(QuantizeWrapper):
         kernel = tf.convert_to_tensor(weights)
         if self.mask is not None:
             kernel *= tf.cast(self.mask, kernel.dtype)
+        if self.channel_axes is None:
+            return kernel
         largest = tf.reduce_max(tf.abs(tf.cast(kernel, tf.float32)), axis=self._inner, keepdims=True)
         self.kernel_max.assign(tf.maximum(largest, _SMALLEST))
         return kernel
@@ -153,25 +163,30 @@ class QuantizedLayer(QuantizeWrapper):
         # The layer takes the mask from its inputs itself, where its call has one.
         kwargs.pop("mask", None)
         if self.inputs:
-            inputs, args, kwargs = tf.nest.map_structure(
-                lambda x: self._quantize("inputs", x, training) if _is_float(x) else x, (inputs, args, kwargs)
-            )
+            values = tf.nest.flatten((inputs, args, kwargs))
+            tensors = [i for i, value in enumerate(values) if tf.is_tensor(value)]
+            for position in self.inputs:
+                i = tensors[position]
+                values[i] = self._quantize("inputs", values[i], training)
+            inputs, args, kwargs = tf.nest.pack_sequence_as((inputs, args, kwargs), values)
         if self.layer._expects_training_arg:
             kwargs["training"] = training
         with self._replaced(training):
             outputs = self.layer(inputs, *args, **kwargs)
-        if self._affine:
+        if "product" in self.ranges:
             scale, offset = _affine(self.layer)
-            product = self._quantize("product", inputs * scale, training)
-            # Training normalizes by the batch's own statistics; the product is then only looked at for its range.
-            outputs = _select(training, lambda: outputs, lambda: product + offset)
+            total = self._quantize("product", inputs * scale, training) + offset
+            if isinstance(self.layer, _layers.BatchNormalization):
+                # Training normalizes by the batch's own statistics; the product is only looked at for its range.
+                total = _select(training, lambda: outputs, lambda: total)
+            outputs = total
         return self._quantize("output", outputs, training) if self.output_quantized else outputs
 
     @contextlib.contextmanager
     def _replaced(self, training: Any) -> Iterator[None]:
         """Within it, the layer has a quantized kernel and activation."""
         new: dict[str, Any] = {}
-        if self.rule is not None:
+        if self.rule is not None and self.channel_axes is not None:
             new[self.rule.kernel] = self._quantized_kernel(training)
         if "preactivation" in self.ranges:
             activation = self.layer.activation
@@ -193,9 +208,11 @@ class QuantizedLayer(QuantizeWrapper):
         and Conv1D with a scale per channel).
         """
         kernel = tf.convert_to_tensor(self.kernel)
-        scale = tf.cast(self.kernel_max / 127, kernel.dtype)
-        rounded = tf.clip_by_value(tf.round(kernel / scale), -127, 127) * scale
-        if training is False or training == 0:
+        scale = self.kernel_max / 127
+        rounded = tf.cast(
+            tf.clip_by_value(tf.round(tf.cast(kernel, tf.float32) / scale), -127, 127) * scale, kernel.dtype
+        )
+        if isinstance(training, (bool, int)) and not training:
             return rounded
         # Straight-through: the gradient of the stored kernel, none for zeros that stay, so that they count in no norm.
         mask = 1.0 if self.mask is None else tf.cast(self.mask, kernel.dtype)
@@ -208,9 +225,10 @@ class QuantizedLayer(QuantizeWrapper):
         def follow() -> tf.Tensor:
             values = tf.cast(x, tf.float32)
             least = tf.minimum(tf.reduce_min(values), 0.0)
-            most = tf.maximum(tf.reduce_max(values), 0.0)
-            # An input's range holds all that ever came; others forget.
-            if name == "inputs":
+            # Something above zero, so that a range of zeros alone counts as known.
+            most = tf.maximum(tf.reduce_max(values), _SMALLEST)
+            # An input's range holds all that ever came, and so does one of calibration; others forget.
+            if name == "inputs" or self._observing:
                 next_low, next_high = tf.minimum(low, least), tf.maximum(high, most)
             else:
                 rate = tf.where(low < high, _RATE, 1.0)
@@ -243,7 +261,8 @@ class QuantizedLayer(QuantizeWrapper):
         return {
             **keras.layers.Layer.get_config(self),
             "layer": layer,
-            "inputs": self.inputs,
+            "rule": None if self.rule is None else dataclasses.asdict(self.rule),
+            "inputs": list(self.inputs),
             "output": self.output_quantized,
             "folded": self.folded,
             "keep_zeros": self.keep_zeros,
@@ -256,6 +275,7 @@ class QuantizedLayer(QuantizeWrapper):
         # .h5 and SavedModel hold the older serialization, which names no module.
         legacy = "module" not in config["layer"]
         config["layer"] = keras.layers.deserialize(config["layer"], custom_objects, use_legacy_format=legacy)
+        config["rule"] = None if config["rule"] is None else KernelRule(**config["rule"])
         return cls(**config)
 
     # tfmot's versions train frozen layers, and list weights that `build` here leaves where they are.
@@ -297,10 +317,6 @@ def _affine(layer: keras.layers.Layer) -> tuple[Any, Any]:
         scale *= layer.gamma
     offset = -layer.moving_mean * scale
     return scale, offset + layer.beta if layer.center else offset
-
-
-def _is_float(x: Any) -> bool:
-    return tf.is_tensor(x) and x.dtype.is_floating
 
 
 def _select(training: Any, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:

@@ -106,8 +106,8 @@ class _Rebuild:
         record = self.graph.layers[id(layer)]
         named = {id(getattr(layer, name)): name for name in record.weights}
         new = [
-            self.slice(value, record, named.get(id(variable)))
-            for variable, value in zip(layer.weights, layer.get_weights(), strict=True)
+            self.slice(np.asarray(variable.value()), record, named.get(id(variable)))  # a view: kernels are large
+            for variable in layer.weights
         ]
         if new:
             self.clones[id(layer)].set_weights(new)

@@ -184,9 +184,7 @@ def check_fit(model: keras.Model, data: Data, *, labels: bool = True) -> None:
         preprocessing.check(Preprocess(), [int(n) for n in shape if n], model.input_shape[1:])
     classes = model.output_shape[-1]
     found = len(data.class_names) or 1 + max(_largest_label(part) for part in (data.train, data.val))
-    if not labels:
-        found = classes
-    if found > classes or (data.class_names and found != classes):
+    if labels and (found > classes or (data.class_names and found != classes)):
         raise InputError(
             f"The data has {found} classes and model {model.name!r} has {classes} outputs.",
             expected="one output a class",

@@ -239,8 +239,8 @@ def cache_teacher(
             shuffling, those of the data set.
 
     Raises:
-        InputError: an empty data set, or one with fewer samples than shards; views that differ in labels, length or order; a teacher that gives NaN; an
-            unwritable path.
+        InputError: an empty data set, or one with fewer samples than shards; views that differ in labels, length or
+            order; a teacher that gives NaN; an unwritable path.
     """
     teachers = teacher if isinstance(teacher, Teachers) else Teachers(teacher, weights=weights)
     datasets = list(dataset) if isinstance(dataset, (list, tuple)) else [dataset]

@@ -20,8 +20,8 @@ from orbit_kd.sparsity import sparsify, strip
 class DST:
     """Distils a dense student, sets its weights to zero in a pattern, and lets the teacher teach what is left.
 
-    A recipe for `Distiller` and `sparsify`, after "DST" (Remote Sensing, 2023), which teaches a student at 50% sparsity,
-    unstructured or in a uniform pattern (UHP) that hardware can use.
+    A recipe for `Distiller` and `sparsify`, after "DST" (Remote Sensing, 2023), which teaches a student at 50%
+    sparsity, unstructured or in a uniform pattern (UHP) that hardware can use.
 
     What the paper states (as far as its abstract and tables are known here): the teacher teaches the *pruned* student
     directly, rather than before or without the pruning; 50% sparsity; the pattern is uniform. Ours, since the paper's
@@ -64,7 +64,7 @@ class DST:
         alpha: Number = 0.8,
     ) -> None:
         self.dense, self.teacher, self.alpha = student, teacher, alpha
-        self._how = {
+        self._how: dict[str, Any] = {
             "pattern": pattern,
             "sparsity": sparsity,
             "group_size": group_size,
@@ -121,7 +121,9 @@ class DST:
             InputError: `compile` has not run, no sparse epoch, and what `Distiller.fit` raises.
         """
         if self._compiled is None:
-            raise InputError("DST is not compiled.", expected="compile before fit", fix='call compile("adam", loss=...)')
+            raise InputError(
+                "DST is not compiled.", expected="compile before fit", fix='call compile("adam", loss=...)'
+            )
         if sparse_epochs < 1:
             raise InputError(
                 f"sparse_epochs={sparse_epochs}.", expected="at least 1: the teacher teaches the sparse student",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -135,14 +136,28 @@ class DistillationLoss:
         return loss
 
 
-def get_loss(loss: str | DistillationLoss) -> DistillationLoss:
-    """A loss from its registered name, or the loss itself.
+def get_loss(loss: str | DistillationLoss, **options: Any) -> DistillationLoss:
+    """A loss from its registered name or "name:weight", or the loss itself.
+
+    Args:
+        loss: such as "logits", "attention:0.5", or a DistillationLoss.
+        options: for a loss made here, as far as its class takes them.
 
     Raises:
-        InputError: an unknown name (the message lists them) or no loss.
+        InputError: an unknown name (the message lists them), a bad weight, or no loss.
     """
     if isinstance(loss, str):
-        return distillation_losses.get(loss)()
+        name, _, weight = loss.partition(":")
+        kind = distillation_losses.get(name)
+        taken = {k: v for k, v in options.items() if k in inspect.signature(kind).parameters}
+        try:
+            return kind(weight=float(weight or 1.0), **taken)
+        except ValueError as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                f"{weight!r} in {loss!r} is no weight.", expected="name:number", fix=f"give for example {name}:0.5"
+            ) from error
     if not isinstance(loss, DistillationLoss):
         raise InputError(
             f"{loss!r} is no distillation loss.",

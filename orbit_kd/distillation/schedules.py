@@ -106,6 +106,27 @@ class Scheduled:
         return keras.saving.serialize_keras_object(self.value) if callable(self.value) else self.value
 
 
+def read_schedule(text: str) -> float | Piecewise:
+    """A number from "0.8", or a Piecewise from epoch:value pairs such as "0:0.9,20:0.5".
+
+    Raises:
+        InputError: neither.
+    """
+    try:
+        if ":" not in text:
+            return float(text)
+        points = tuple(tuple(float(v) for v in pair.split(":")) for pair in text.split(","))
+        return Piecewise(tuple((epoch, value) for epoch, value in points))
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(
+            f"{text!r} is no schedule.",
+            expected="a number, or epoch:value,epoch:value with lines between them",
+            fix="give for example 0.8 or 0:0.9,20:0.5",
+        ) from error
+
+
 def deserialize(value: Any) -> Any:
     """The inverse of `Scheduled.serialize`."""
     return keras.saving.deserialize_keras_object(value) if isinstance(value, dict) else value

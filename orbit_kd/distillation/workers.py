@@ -1,4 +1,4 @@
-"""Training on several devices or machines: strategies by name, each worker's own batches, one message when one stops."""
+"""Training on several devices or machines: strategies by name, batches of each worker, one message when one stops."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -44,8 +45,8 @@ def multi_worker() -> tf.distribute.Strategy:
         return tf.distribute.MultiWorkerMirroredStrategy()
     except (RuntimeError, tf.errors.OpError) as error:
         raise InputError(
-            f"The workers of TF_CONFIG did not come together: {_first_line(error)}.",
-            expected="this worker's address free on this machine, the others' within reach, no TensorFlow op run before",
+            f"The workers of TF_CONFIG did not come together: {_reason(error)}.",
+            expected="this worker's address free, the others' within reach, no TensorFlow op run before",
             fix="check the addresses in TF_CONFIG and that no former worker still runs",
         ) from error
 
@@ -88,7 +89,7 @@ def together(strategy: tf.distribute.Strategy) -> Iterator[None]:
         if count < 2:
             raise
         raise InputError(
-            f"Another worker stopped: {_first_line(error)}.",
+            f"Another worker stopped: {_reason(error)}.",
             expected=f"all {count} workers to run to the end",
             fix="see what the other one said, then start all workers again with the same command: they go on",
         ) from error
@@ -126,14 +127,15 @@ def common(strategy: tf.distribute.Strategy, numbers: Iterable[int]) -> set[int]
 
 
 def spread(model: keras.Model, strategy: tf.distribute.Strategy) -> keras.Model:
-    """A copy of the model in the strategy's scope, its BatchNormalization synchronized; the model itself for one replica.
+    """A copy of the model in the strategy's scope, with BatchNormalization over all replicas; the model if it is there.
 
     Give the trained weights back with `model.set_weights(copy.get_weights())`, on every worker.
     """
-    if strategy.num_replicas_in_sync < 2 and place(strategy)[1] < 2:
+    if all(strategy.extended.variable_created_in_scope(v) for v in model.variables):
         return model
+    config = model.get_config()
     with strategy.scope():
-        copy = type(model).from_config(_synchronized(model.get_config()))
+        copy = type(model).from_config(_synchronized(config) if strategy.num_replicas_in_sync > 1 else config)
     copy.set_weights(model.get_weights())
     return copy
 
@@ -150,7 +152,8 @@ def _synchronized(config: Any) -> Any:
     return config
 
 
-def _first_line(error: Exception) -> str:
-    """Of the reason, without the name of the op and the final period."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rsplit("}} ", 1)[-1].rstrip(".:")
+def _reason(error: Exception) -> str:
+    """One line of what TensorFlow says, that which names the peer where there is one."""
+    text = str(error).strip() or type(error).__name__
+    found = re.search(r"aborted by: (.+)", text)
+    return (found[1] if found else text.splitlines()[0]).rstrip(".: ")

@@ -42,6 +42,12 @@ def export_float32(
     Raises:
         InputError: more than one input, open sizes, weights that are not finite, or an operator TFLite lacks.
     """
+    if _is_quantization_aware(model):
+        raise InputError(
+            f"Model {model.name!r} is quantization-aware: its float file would round to 8 bits at every layer.",
+            expected="a plain model",
+            fix="export okd.strip_quantization(model), or the target 'tflite_int8'",
+        )
     data = _convert(model, input_shape, lambda converter: None)
     return _save(data, "tflite_float32", path, metadata, {})
 
@@ -99,6 +105,8 @@ def export_int8(
         if not float_io:
             converter.inference_input_type = converter.inference_output_type = tf.int8
 
+    if trained:
+        _check_ranges(model)
     data = _convert(model, shape, settings)
     if images is not None:
         details = {"calibration_images": len(images), "seed": seed}
@@ -110,14 +118,17 @@ def export_int8(
 
 def _is_quantization_aware(model: Any) -> bool:
     """Whether tfmot's quantization wrappers are in the model, or those of `quantize_aware`."""
-    wrapped = [m for m in getattr(model, "submodules", ()) if hasattr(m, "quantize_config")]
-    if untrained := [m.name for m in wrapped if not getattr(m, "ready", True)]:
+    return any(hasattr(module, "quantize_config") for module in getattr(model, "submodules", ()))
+
+
+def _check_ranges(model: Any) -> None:
+    """Raises InputError where a quantization-aware model has not seen any data."""
+    if blank := [m.name for m in model.submodules if hasattr(m, "quantize_config") and not getattr(m, "ready", True)]:
         raise InputError(
-            f"The activations of layer {untrained[0]!r} have no range yet.",
+            f"The activations of layer {blank[0]!r} have no range yet.",
             expected="a quantization-aware model that was trained for a step at least",
             fix="fit it, or give quantize_aware(model, calibration=train)",
         )
-    return bool(wrapped)
 
 
 def _check_all_int8(data: bytes, model: Any) -> None:

@@ -1,0 +1,132 @@
+"""Distillation of a student on a `Data` set as the command line does it: cached views, resumable, on any strategy."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+import tf_keras as keras
+
+from orbit_kd.datasets import Data
+from orbit_kd.distillation import Distiller, cache_teacher, workers
+from orbit_kd.distillation.schedules import Scheduled
+from orbit_kd.errors import InputError
+from orbit_kd.files import write_file
+from orbit_kd.model_io import fingerprint, save_model
+from orbit_kd.preprocessing import Augment
+from orbit_kd.recipe import digest
+from orbit_kd.stages import Stages
+from orbit_kd.tensorboard_logs import TensorBoardLogs
+from orbit_kd.training import check_fit, classification_loss, fit
+
+
+def teach(
+    student: keras.Model,
+    teacher: keras.Model,
+    *,
+    data: Data,
+    losses: Sequence[Any],
+    alpha: Any = 0.8,
+    label_free: bool = False,
+    epochs: int,
+    learning_rate: float = 2e-3,
+    batch_size: int = 64,
+    views: int = 8,
+    augment: Augment | None = None,
+    seed: int = 0,
+    strategy: tf.distribute.Strategy | None = None,
+    tensorboard: str | None = None,
+    path: str | os.PathLike[str],
+) -> dict[str, list[float]]:
+    """Trains the student in place and saves it; the same call goes on after a kill, a changed one starts anew.
+
+    Args:
+        student: a classifier, outside any strategy's scope.
+        teacher: of the same outputs; it is not changed.
+        data: from `datasets.load`.
+        losses: distillation losses.
+        alpha: their share, see `Distiller`.
+        label_free: learn from the teacher alone.
+        epochs: passes over the training images.
+        learning_rate: of Adam at the start; it falls to zero on a cosine.
+        batch_size: images a step, over all workers.
+        views: augmented renderings that the teacher sees once, each worker its own share of the images; 0: fresh ones
+            in each epoch, and the teacher runs at each step.
+        augment: random changes to the images.
+        seed: of order, views and dropout.
+        strategy: from `workers.strategies`; None for one device.
+        tensorboard: folder for its logs.
+        path: .keras file that the first worker writes; the state lies beside it in a folder for each worker.
+
+    Returns:
+        One list of values a metric, one value an epoch.
+
+    Raises:
+        InputError: models and data that do not fit each other, a batch that cannot be divided, a loss that is not
+            finite, an unwritable path, another worker that stopped.
+    """
+    strategy = strategy or tf.distribute.get_strategy()
+    with workers.together(strategy):
+        for model in (teacher, student):
+            check_fit(model, data, labels=not label_free)
+        index, count = shard = workers.place(strategy)
+        if batch_size % strategy.num_replicas_in_sync:
+            raise InputError(f"batch_size={batch_size} for {strategy.num_replicas_in_sync} replicas.",
+                             expected="equal parts", fix="give a multiple of their number")  # fmt: skip
+        copy = workers.spread(student, strategy)
+        with strategy.scope():
+            distiller = Distiller(copy, teacher=teacher, losses=losses, alpha=alpha)
+
+        path = Path(path)
+        folder = path.with_suffix(".state") / (f"worker-{index}" if count > 1 else "")
+        stages = Stages(folder, digest(fingerprint(teacher), _start(student), data.fingerprint, shard))
+        augment = augment or Augment()
+        layers = sorted({theirs for loss in losses for _, theirs in loss.pairs})
+        about = {"views": views, "augment": augment.to_dict(), "seed": seed, "layers": layers}
+        with stages.stage("lessons", **about) as (folder, _):
+            renderings = [data.views(k, seed=seed, augment=augment) for k in range(views)]
+            lessons = views and cache_teacher(
+                teacher, renderings, path=folder, layers=layers, seed=seed, data_key=stages.key, shard=shard
+            )
+
+        def batches(start: int) -> Any:
+            if not lessons:
+                return data.epochs(seed=seed, augment=augment, start=start, batch_size=batch_size)
+            cached = lessons.epochs(start=start, batch_size=batch_size // count)
+            return workers.own_batches(cached, strategy) if count > 1 else cached
+
+        settings = {"losses": [keras.saving.serialize_keras_object(loss) for loss in losses], "epochs": epochs,
+                    "alpha": Scheduled(alpha, name="alpha").serialize(), "label_free": label_free,
+                    "learning_rate": learning_rate, "batch_size": batch_size}  # fmt: skip
+        with stages.stage("training", **settings) as (folder, _):  # done or not: workers must all agree to end
+            history = fit(
+                distiller,
+                batches,
+                steps=lessons.steps(batch_size // count) if lessons else data.steps(batch_size),
+                epochs=epochs,
+                val=data.val,
+                loss=None if label_free else classification_loss(student, data),
+                learning_rate=learning_rate,
+                seed=seed,
+                folder=folder,
+                label="distillation",
+                callbacks=[TensorBoardLogs(tensorboard)] if tensorboard and not index else [],
+            )
+            if copy is not student:
+                student.set_weights(copy.get_weights())
+    if not index:
+        save_model(student, path)
+        write_file(path.with_suffix(".history.json"), json.dumps(history))
+    return history
+
+
+def _start(student: keras.Model) -> str:
+    """What the training starts from; without moving statistics, whose last bits differ when they are estimated again."""
+    return digest(
+        student.to_json(), [hashlib.sha256(w.numpy().tobytes()).hexdigest() for w in student.trainable_weights]
+    )

@@ -1,0 +1,147 @@
+"""tools/distill.py: every kind of student and loss, schedules, resuming, and one message for bad input."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+from test_multi_worker import make_place
+from test_tools import process, tool  # noqa: F401 -- a fixture
+
+from orbit_kd import training
+from orbit_kd.distillation import Piecewise
+from orbit_kd.distillation.losses import get_loss
+from orbit_kd.distillation.schedules import read_schedule
+from orbit_kd.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = make_place(tmp_path_factory.mktemp("distill"))
+    from orbit_kd.planning import plan_removal
+
+    for name in ("teacher", "five"):
+        plan = plan_removal(keras.models.load_model(folder / f"{name}.keras"), ratio=0.5)
+        (folder / f"{name}_plan.json").write_text(plan.to_json())
+    (folder / "no_plan.json").write_text("[]")
+    return folder
+
+
+def flags_for(place, output, *flags):
+    return [f"--teacher={place}/teacher.keras", f"--data_dir={place}/images", "--validation=0.25", "--batch_size=8",
+            "--epochs=2", "--views=2", "--shift=2", f"--output={output}", *flags]  # fmt: skip
+
+
+def events(folder):
+    """tag -> value an epoch, as TensorBoard would read it."""
+    found = {}
+    for file in sorted(folder.glob("events*")):
+        for record in tf.data.TFRecordDataset(str(file)):
+            for value in tf.compat.v1.Event.FromString(record.numpy()).summary.value:
+                found.setdefault(value.tag, []).append(float(tf.make_ndarray(value.tensor)))
+    return found
+
+
+def test_plan_losses_schedules_and_tensorboard(place, tmp_path, tool):  # noqa: F811
+    flags = flags_for(place, tmp_path / "s.keras", f"--plan={place}/teacher_plan.json", "--temperature=0:6,2:2",
+                      "--losses=logits:1,attention:0.5,hints:0.1", "--alpha=0:0.9,2:0.5",
+                      f"--tensorboard={tmp_path}/logs")  # fmt: skip
+    result = tool("distill", *flags)
+    assert result.returncode == 0 and "validation accuracy" in result.stdout, result.stderr
+    assert "test accuracy" not in result.stdout
+    student = keras.models.load_model(tmp_path / "s.keras", compile=False)
+    assert student.get_layer("conv").filters == 4 and "hint" not in " ".join(w.name for w in student.weights)
+    log = json.loads((tmp_path / "s.history.json").read_text())
+    assert {"task_loss", "logits_distillation_loss", "attention_transfer_loss", "feature_hints_loss"} <= set(log)
+    assert events(tmp_path / "logs/train")["epoch_loss"] == pytest.approx(log["loss"])
+    assert events(tmp_path / "logs/validation")["epoch_accuracy"] == pytest.approx(log["val_accuracy"])
+    alpha = (0.9, 0.7)
+    for epoch in range(2):
+        terms = log["logits_distillation_loss"][epoch] + 0.5 * log["attention_transfer_loss"][epoch]
+        terms += 0.1 * log["feature_hints_loss"][epoch]
+        expected = (1 - alpha[epoch]) * log["task_loss"][epoch] + alpha[epoch] * terms
+        assert log["loss"][epoch] == pytest.approx(expected, rel=1e-4)
+
+
+def test_interrupted_run_goes_on_to_the_same_figures_and_a_changed_one_starts_anew(
+    place, tmp_path, tool, monkeypatch  # noqa: F811
+):  # fmt: skip
+    def stop(self, epoch, logs=None):
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    flags = [f"--student={place}/student.keras", "--epochs=3", "--test"]
+    alone = tool("distill", *flags_for(place, tmp_path / "alone.keras", *flags))
+    assert alone.returncode == 0 and "test accuracy" in alone.stdout, alone.stderr
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Progress, "on_epoch_end", stop)
+        result = tool("distill", *flags_for(place, tmp_path / "cut.keras", *flags))
+    assert "the same command goes on" in result.stderr and not (tmp_path / "cut.keras").exists()
+    result = tool("distill", *flags_for(place, tmp_path / "cut.keras", *flags))
+    assert result.returncode == 0 and "lessons" not in result.stderr, result.stderr  # the teacher's work was kept
+    histories = [json.loads((tmp_path / f"{name}.history.json").read_text()) for name in ("alone", "cut")]
+    for name, values in histories[0].items():
+        assert histories[1][name] == pytest.approx(values, rel=1e-5), name
+
+    again = tool("distill", *flags_for(place, tmp_path / "cut.keras", *flags))  # it has ended: nothing is trained
+    assert again.stdout == result.stdout and "training" not in again.stderr
+
+    tool("distill", *flags_for(place, tmp_path / "cut.keras", *flags, "--alpha=0.1"))
+    assert json.loads((tmp_path / "cut.history.json").read_text())["loss"][0] != histories[0]["loss"][0]
+
+
+def test_label_free_with_fresh_augmentation_and_a_new_network(place, tmp_path, tool):  # noqa: F811
+    flags = flags_for(place, tmp_path / "s.keras", "--network=resnet20", "--width=0.125", "--label_free", "--views=0",
+                      "--epochs=1", "--losses=decoupled", "--strategy=mirrored")  # fmt: skip
+    result = tool("distill", *flags)
+    assert result.returncode == 0 and "validation accuracy" in result.stdout, result.stderr
+    log = json.loads((tmp_path / "s.history.json").read_text())
+    assert "task_loss" not in log and log["loss"] == pytest.approx(log["decoupled_distillation_loss"])
+
+
+BAD = {
+    "unknown loss": (["--losses=logits:1,magic:2"], "Unknown distillation loss 'magic'"),
+    "weight of a loss": (["--losses=logits:much"], "no weight"),
+    "negative weight": (["--losses=logits:-1"], "weight=-1.0"),
+    "alpha": (["--alpha=2"], "alpha=2.0"),
+    "schedule": (["--alpha=0:0.9,x"], "no schedule"),
+    "schedule out of order": (["--temperature=5:1,0:2"], "not in order"),
+    "class count": (["--student={p}/five.keras"], "5 outputs"),
+    "class count without labels": (["--student={p}/five.keras", "--label_free"], "differ"),
+    "missing teacher": (["--teacher={p}/none.keras"], "none.keras"),
+    "no teacher": (["--teacher="], "--teacher is missing"),
+    "missing student": (["--student={p}/none.keras"], "none.keras"),
+    "no student": (["--student="], "not clear"),
+    "two students": (["--network=resnet20"], "not clear"),
+    "missing plan": (["--student=", "--plan={p}/none.json"], "none.json"),
+    "plan of another network": (["--student=", "--plan={p}/five_plan.json"], "plan"),
+    "no plan": (["--student=", "--plan={p}/no_plan.json"], "no removal plan"),
+    "strategy": (["--strategy=magic"], "Unknown strategy 'magic'"),
+    "no TF_CONFIG": (["--strategy=multi_worker"], "TF_CONFIG"),
+    "output": (["--output=student.h5"], ".keras"),
+    "unwritable output": (["--output=/proc/nowhere/s.keras"], "/proc/nowhere"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_message_and_leaves_nothing(case, place, tmp_path, tool):  # noqa: F811
+    flags, said = BAD[case]
+    flags = flags_for(place, tmp_path / "s.keras", f"--student={place}/student.keras",
+                      *[f.format(p=place) for f in flags])  # fmt: skip
+    result = (process if case == "no TF_CONFIG" else tool)("distill", *flags)
+    assert result.returncode == 1, result.stderr
+    assert "Traceback" not in result.stderr and said in result.stderr
+    assert "expected:" in result.stderr and "to do:" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_losses_and_schedules_are_read_from_text():
+    loss = get_loss("decoupled:0.5", temperature=3.0)
+    assert (loss.weight, loss.temperature.value) == (0.5, 3.0)
+    assert get_loss("attention", temperature=3.0).weight == 1.0  # it has no temperature
+    assert read_schedule("0.8") == 0.8 and read_schedule("0:1,4:0") == Piecewise(((0, 1), (4, 0)))
+    for text in ("", "high", "0:1:2", "0:1,", "5:1,0:2"):
+        with pytest.raises(InputError):
+            read_schedule(text)
