@@ -83,6 +83,7 @@ def sparsify(
     """
     check_model(model)
     layers = dict(named_layers(model))
+    _refuse_other_wrappers(layers)
     if found := [name for name, layer in layers.items() if isinstance(layer, PruneLowMagnitude)]:
         raise InputError(
             f"The model is wrapped for sparsity already (layer {found[0]!r}).",
@@ -159,6 +160,7 @@ def strip(sparse: keras.Model, *, finish: bool = False) -> keras.Model:
         InputError: an unfinished schedule; or a layer that breaks its pattern, with the group.
     """
     check_model(sparse)
+    _refuse_other_wrappers(dict(named_layers(sparse)))
     wrapped = {name: layer for name, layer in named_layers(sparse) if isinstance(layer, PruneLowMagnitude)}
     for name, layer in wrapped.items():
         if not isinstance(layer, SparseLayer):
@@ -198,6 +200,18 @@ def keep_zeros(model: keras.Model) -> keras.Model:
     """
     check_model(model)
     return _plain_copy(model, finish=False)
+
+
+def _refuse_other_wrappers(layers: Mapping[str, keras.layers.Layer]) -> None:
+    """Quantization and clustering come after sparsity; their wrappers would be copied here and not be taken off."""
+    for name, layer in layers.items():
+        kinds = [] if isinstance(layer, PruneLowMagnitude) else type(layer).__mro__
+        if any(kind.__module__.startswith("tensorflow_model_optimization") for kind in kinds):
+            raise InputError(
+                f"The layer {name!r} is wrapped by {type(layer).__name__}.",
+                expected="a plain model, or one of orbit_kd.sparsify",
+                fix="take the wrappers off first: okd.strip_quantization(model) or okd.strip_clusters(model)",
+            )
 
 
 def _global_sparsities(kernels: Mapping[str, keras.layers.Layer], sparsity: float) -> dict[str, Pattern]:

@@ -126,7 +126,7 @@ def teach(
 
 
 def _start(student: keras.Model) -> str:
-    """What the training starts from; without moving statistics, whose last bits differ when they are estimated again."""
+    """What the training starts from, without moving statistics: estimated again, their last bits differ."""
     return digest(
         student.to_json(), [hashlib.sha256(w.numpy().tobytes()).hexdigest() for w in student.trainable_weights]
     )

@@ -696,3 +696,15 @@ def test_a_pattern_of_ones_own_is_saved_with_the_model(tmp_path):
     loaded = keras.models.load_model(tmp_path / "own.keras")
     assert loaded.get_layer("conv").pattern == EveryOther(0)
     assert not strip(loaded).get_layer("conv").kernel.numpy()[..., 1::2].any()
+
+
+@pytest.mark.parametrize("wrap", ["quantize_aware", "cluster"])
+def test_models_of_later_stages_are_refused_with_the_function_that_unwraps_them(wrap):
+    import orbit_kd as okd
+
+    image = keras.Input((8, 8, 4))
+    model = keras.Model(image, keras.layers.Dense(2)(keras.layers.Flatten()(keras.layers.Conv2D(8, 3)(image))))
+    later = getattr(okd, wrap)(model)
+    for function in (okd.strip, lambda m: okd.sparsify(m, "2:4")):
+        with pytest.raises(InputError, match="strip_quantization"):
+            function(later)
