@@ -45,6 +45,7 @@ _WHERE = {
     "reporting": ["Report"],
     "sparsity": ["keep_zeros", "sparsify", "strip"],
     "sparsity_report": ["sparsity_table"],
+    "subclassed": ["as_graph"],
     "surgery": ["recalibrate_batchnorm", "remove_filters"],
 }
 # Modules with a registry, for extensions: `@okd.importance.criterion("mine")`.
@@ -87,6 +88,7 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from orbit_kd.reporting import Report
     from orbit_kd.sparsity import keep_zeros, sparsify, strip
     from orbit_kd.sparsity_report import sparsity_table
+    from orbit_kd.subclassed import as_graph
     from orbit_kd.surgery import recalibrate_batchnorm, remove_filters
 
 

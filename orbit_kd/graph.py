@@ -24,7 +24,7 @@ def require_graph(model: keras.Model, path: str = "") -> None:
         raise InputError(
             f"Model {path or getattr(model, 'name', model)!r} has no layer graph.",
             expected="a Functional model, or a Sequential one that knows its input shape",
-            fix="build it with an Input layer; a subclassed model: keras.Model(inputs, model.call(inputs))",
+            fix="build it with an Input layer; a subclassed model: okd.as_graph(model)",
         )
 
 

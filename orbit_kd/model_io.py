@@ -16,6 +16,7 @@ from orbit_kd.errors import InputError
 from orbit_kd.files import replace_file
 from orbit_kd.keras3 import from_keras3, is_keras3, load_keras3
 from orbit_kd.model_safety import code_in, read_config
+from orbit_kd.subclassed import as_graph
 
 _REGISTERED_BY = {
     "ClusteredLayer": "orbit_kd.clustering",
@@ -35,7 +36,7 @@ def load_model(
 
     Args:
         model: a .keras or .h5 file of tf_keras or Keras 3, a SavedModel folder with Keras metadata, a tf_keras model
-            (returned as it is), or a Keras 3 model (its tf_keras twin is returned).
+            (returned as it is; a subclassed one as its graph, see `as_graph`), or a Keras 3 model (its tf_keras twin).
         trust_code: load files that could run code of their author: Lambda layers, classes from other modules, a
             SavedModel without Keras metadata.
         custom_objects: classes of your own layers, by name.
@@ -44,7 +45,7 @@ def load_model(
         InputError: no such file, no model file, a file that could run code, or a layer that is not known.
     """
     if isinstance(model, keras.Model):
-        return model
+        return as_graph(model)
     if is_keras3(model):
         return from_keras3(model)
     if not isinstance(model, (str, os.PathLike)):
@@ -91,7 +92,7 @@ def load_model(
     if not isinstance(loaded, keras.Model):
         raise InputError(f"{path} holds a {type(loaded).__name__}, not a Keras model.", expected="a Keras model",
                          fix="save the model with model.save('model.keras')")  # fmt: skip
-    return loaded
+    return as_graph(loaded)
 
 
 def _register(configs: list[Any]) -> None:
