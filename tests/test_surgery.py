@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tf_keras as keras
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
-from oracle import difference, randomize
+from oracle import Constant, difference, randomize
 from random_graphs import BLOCKS, random_model
 from tf_keras import layers
 
@@ -36,7 +36,10 @@ GRAPHS = given(
 
 def random_graph_matches(names, seed, ratio):
     keras.backend.clear_session()
-    check(random_model(names, seed), ratio=ratio, criterion="l2_norm")
+    try:
+        check(random_model(names, seed), ratio=ratio, criterion="l2_norm")
+    except Constant:
+        reject()  # another graph is drawn
 
 
 @settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

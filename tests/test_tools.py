@@ -78,7 +78,7 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["train", "prune", "compress", "evaluate", "export", "inspect_model"])
+@pytest.mark.parametrize("name", ["train", "prune", "distill", "compress", "evaluate", "export", "inspect_model"])
 def test_help_answers_at_once_and_explains_each_flag(name):
     start = time.monotonic()
     result = process(name, "--help")
