@@ -74,10 +74,12 @@ class Runs:
         return [row for row in self.rows if all(row.get(k) == v for k, v in settings.items())]
 
 
-def data_of(name: str, *, validation: float = 0.2, **preprocess: Any) -> Data:
+def data_of(name: str, *, validation: float = 0.2, batch_size: int = 64, **preprocess: Any) -> Data:
     """The data in --data_dir: the same validation split for every seed."""
     how = Preprocess(**{**PREPROCESS[name].to_dict(), **preprocess})
-    return load(Path(flags.FLAGS.data_dir, FOLDERS[name]), preprocess=how, validation=validation, seed=0)
+    return load(
+        Path(flags.FLAGS.data_dir, FOLDERS[name]), preprocess=how, validation=validation, seed=0, batch_size=batch_size
+    )
 
 
 def teach(
