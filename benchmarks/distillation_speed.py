@@ -55,6 +55,8 @@ def twin(model: keras.Model) -> Any:
         known = kind(**({"scale": 1.0} if kind is keras3.layers.Rescaling else _least(kind))).get_config()
         config = {k: v for k, v in layer.get_config().items() if k in known and k != "dtype"}
         config = {k: v for k, v in config.items() if not isinstance(v, dict)}  # initializers: the weights are copied
+        if kind is keras3.layers.BatchNormalization:
+            config["axis"] = -1  # tf_keras says [3]
         made[id(layer)] = kind(**config)
         given = [tensors[id(t)] for t in node.keras_inputs]
         tensors[id(node.outputs)] = made[id(layer)](given if len(given) > 1 else given[0])
@@ -108,7 +110,7 @@ def ways(pair: str) -> dict[str, Callable[[], Any]]:
     )
     theirs.compile("adam", loss=loss(keras3), metrics=["accuracy"])
     found[THEIRS] = lambda: theirs.fit(data, verbose=0)
-    np.testing.assert_allclose(theirs.teacher.predict(x[:4], verbose=0), teacher(x[:4]), atol=1e-2)
+    np.testing.assert_allclose(theirs.teacher.predict(x[:4], verbose=0), teacher(x[:4]), rtol=1e-3)
     return found
 
 
@@ -154,7 +156,10 @@ def main(_: list[str]) -> None:
     intro = (__doc__ or "").split("\n\n")[2].replace("\n", " ")
     head = ["pair", "epoch of", "over that of", "ratio (median)", "range", "claim"]
     text = ["# How long an epoch of distillation takes", "Written by `python benchmarks/distillation_speed.py` "
-            f"(Keras {keras3.__version__}, {FLAGS.turns} turns).", intro, markdown(head, body)]  # fmt: skip
+            f"(Keras {keras3.__version__}, {FLAGS.turns} turns).", intro, markdown(head, body),
+            "A cache cannot make an epoch shorter than that of plain `fit`: the rows over plain `fit` are the bound of "
+            "what any cache can gain. It depends on how fast the machine runs the large teacher forward against "
+            "how fast it trains the small student."]  # fmt: skip
     (DOCS / "distillation_speed.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
     print("fail" if failed else "pass")
     sys.exit(bool(failed))
