@@ -42,8 +42,7 @@ HEAD = """# Filter removal over `tf_keras.applications`
 Written by `python benchmarks/filter_coverage.py`: ratio 0.5, every variable random. `difference` is the oracle's
 max|a - b| / max|a|; "loads" and "TFLite": the small network was saved, loaded to equal outputs, and converted.
 
-Seconds are of one run each on a busy machine. The scoring got faster during the sitting: the plan seconds of all rows
-but RegNetX002, MobileNet and InceptionResNetV2 are from before (InceptionResNetV2 took 17.2 s then).
+Seconds are of one run each, beside other work; docs/filter_removal.md has ratios from interleaved runs.
 
 | network | layers | groups | trace s | plan s | rebuild s | difference | params | MACs | loads | TFLite | kept whole |
 |---|---|---|---|---|---|---|---|---|---|---|---|"""

@@ -1,4 +1,4 @@
-"""Sparse students with and without a teacher, on MSTAR and AID-15a. Writes docs/sparsity_table.md.
+"""Sparse students with and without a teacher, on MSTAR and AID-15a. Writes docs/sparsity_table.md and its figure.
 
     python benchmarks/sparsity_table.py --data_dir=DATA --models_dir=MODELS
 
@@ -125,6 +125,36 @@ def int8(method: str, seed: int) -> dict[str, Any]:
         }
 
 
+def whole_curve(runs: Runs, row: dict[str, Any]) -> list[float]:
+    """A row's validation curve with that of its dense stage, which the row that trained it has written down."""
+    if len(row["curve"]) > FLAGS.sparse_epochs:
+        return row["curve"]
+    start = METHODS[row["method"]][0]
+    known = runs.find(dataset=row["dataset"], seed=row["seed"], epochs=row["epochs"])
+    first = (r for r in known if METHODS[r["method"]][0] == start and len(r["curve"]) > FLAGS.sparse_epochs)
+    return [*next(first)["curve"][: FLAGS.dense_epochs], *row["curve"]]
+
+
+def curves(runs: Runs) -> None:
+    """Mean validation accuracy against the epoch, one panel a pattern, one line a method: docs/sparsity_curves.png."""
+    import matplotlib.pyplot as plt
+
+    patterns = list(dict.fromkeys(pattern for pattern, _ in HALF))
+    figure, panels = plt.subplots(1, len(patterns), figsize=(3.2 * len(patterns), 3), sharey=True)
+    for panel, pattern in zip(panels, patterns, strict=True):
+        for method in METHODS:
+            found = [whole_curve(runs, r) for r in runs.find(dataset="mstar", pattern=pattern, method=method)]
+            if found:
+                panel.plot(range(1, len(found[0]) + 1), 100 * np.mean(found, 0), label=method)
+        panel.axvline(FLAGS.dense_epochs + 0.5, color="0.7", linewidth=0.8)
+        panel.set(title=pattern, xlabel="epoch", ylim=(50, 100))
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("validation accuracy, %")
+    panels[1].legend(loc="lower right", fontsize=8)
+    figure.tight_layout()
+    figure.savefig(DOCS / "sparsity_curves.png", dpi=100)
+
+
 def page(runs: Runs) -> str:
     def of(dataset: str, rows: list[tuple[str, str]]) -> str:
         body = []
@@ -146,7 +176,7 @@ def page(runs: Runs) -> str:
         "Percent, mean and sample deviation over seeds (initial weights, order and views, dropout; one teacher and one "
         "split). The density is that of the layers the pattern fits. The last column is what validation gained in "
         "the last three epochs, in points: near zero where a run has converged.",
-        "## MSTAR at 50%\n\n" + of("mstar", HALF),
+        "## MSTAR at 50%\n\n" + of("mstar", HALF) + "\n\n![Validation curves](sparsity_curves.png)",
         "## MSTAR at 80, 90 and 95%, unstructured, polynomial over the first half of the sparse epochs\n\n"
         + of("mstar", HIGH),
         "## AID-15a\n\n" + of("aid15a", AID),
@@ -179,6 +209,7 @@ def main(_: list[str]) -> None:
     for seed in map(int, FLAGS.seeds if "int8" in FLAGS.parts else []):
         for method in ("ptq", "qat"):
             runs.once({"part": "int8", "method": method, "seed": seed}, functools.partial(int8, method, seed))
+    curves(runs)
     (DOCS / "sparsity_table.md").write_text(page(runs), encoding="utf-8")
 
 

@@ -13,58 +13,21 @@ al. 2018 (https://arxiv.org/abs/1712.05877) and TFLite's 8-bit specification.
 from __future__ import annotations
 
 import dataclasses
-from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 import tf_keras as keras
-from tf_keras.src.layers.core.tf_op_layer import SlicingOpLambda
 
 from orbit_kd.errors import InputError
 from orbit_kd.exporters.tflite import calibration_sample
-from orbit_kd.graph import walk
-from orbit_kd.quantization_layers import (
-    FIXED_RANGE_ACTIVATIONS,
-    KERNELS,
-    QuantizedLayer,
-    QuantizeWrapper,
-    activation_name,
-    observing,
-)
+from orbit_kd.quantization_layers import KERNELS, QuantizedLayer, QuantizeWrapper, observing
+from orbit_kd.quantization_placement import PASS_ON, has_fixed_range, place
 from orbit_kd.sparsity import keep_zeros
-from orbit_kd.sparsity_layers import KernelRule, SparseLayer, kernel_rule
-from orbit_kd.sparsity_models import check_model, copy_layer, is_graph, named_layers, rebuild
+from orbit_kd.sparsity_layers import SparseLayer
+from orbit_kd.sparsity_models import check_model, copy_layer, named_layers, rebuild
 
 __all__ = ["QuantizationRow", "QuantizationTable", "quantize_aware", "quantize_table", "strip_quantization"]
-
-_layers = keras.layers
-# TFLite gives their outputs the scale of their inputs: they hold the same values, or means of them.
-_PASS_ON = (
-    _layers.ActivityRegularization,
-    _layers.AveragePooling1D,
-    _layers.AveragePooling2D,
-    _layers.Cropping1D,
-    _layers.Cropping2D,
-    _layers.Dropout,
-    _layers.Flatten,
-    _layers.GaussianDropout,
-    _layers.GaussianNoise,
-    _layers.GlobalMaxPooling1D,
-    _layers.GlobalMaxPooling2D,
-    _layers.MaxPooling1D,
-    _layers.MaxPooling2D,
-    _layers.Permute,
-    _layers.Reshape,
-    SlicingOpLambda,
-    _layers.SpatialDropout1D,
-    _layers.SpatialDropout2D,
-    _layers.UpSampling2D,
-    _layers.ZeroPadding1D,
-    _layers.ZeroPadding2D,
-)
-_SUMS = (_layers.Add, _layers.Subtract, _layers.Multiply)
 
 
 def quantize_aware(model: keras.Model, *, calibration: Any = None, samples: int = 256, seed: int = 0) -> keras.Model:
@@ -97,18 +60,18 @@ def quantize_aware(model: keras.Model, *, calibration: Any = None, samples: int 
     check_model(model)
     layers = dict(named_layers(model))
     _refuse_wrapped(layers)
-    if not any(type(layer) in (*KERNELS, _layers.SeparableConv2D) for layer in layers.values()):
+    if not any(type(layer) in (*KERNELS, keras.layers.SeparableConv2D) for layer in layers.values()):
         raise InputError(
             f"The model {model.name!r} has no layer whose kernel int8 arithmetic knows.",
             expected=f"at least one of: {', '.join(sorted(kind.__name__ for kind in KERNELS))}",
             fix="quantize the model after training instead: okd.export(model, 'tflite_int8', calibration=train)",
         )
     plain = _split_separable(model)
-    plans = _plan(plain)
+    placements = place(plain)
 
     def wrap(layer: keras.layers.Layer) -> keras.layers.Layer:
-        plan, copy = plans.get(id(layer)), copy_layer(layer)
-        return copy if plan is None else QuantizedLayer(copy, **vars(plan))
+        placement, copy = placements.get(id(layer)), copy_layer(layer)
+        return copy if placement is None else QuantizedLayer(copy, **vars(placement))
 
     quantized, pairs = rebuild(plain, wrap)
     for layer, new in pairs:
@@ -193,7 +156,9 @@ def quantize_table(model: keras.Model) -> QuantizationTable:
     """
     check_model(model)
     return QuantizationTable(
-        tuple(_row(name, layer) for name, layer in named_layers(model) if not isinstance(layer, _layers.InputLayer))
+        tuple(
+            _row(name, layer) for name, layer in named_layers(model) if not isinstance(layer, keras.layers.InputLayer)
+        )
     )
 
 
@@ -213,9 +178,9 @@ def _row(name: str, layer: keras.layers.Layer) -> QuantizationRow:
 
 
 def _why_no_output(layer: keras.layers.Layer) -> str:
-    if isinstance(layer, _PASS_ON):
+    if isinstance(layer, PASS_ON):
         return "its output has the scale of its input"
-    return "its output has a fixed scale" if _has_fixed_range(layer) else ""
+    return "its output has a fixed scale" if has_fixed_range(layer) else ""
 
 
 def _refuse_wrapped(layers: dict[str, keras.layers.Layer]) -> None:
@@ -240,134 +205,17 @@ def _is_optimization(layer: keras.layers.Layer) -> bool:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-    """What `QuantizedLayer` does with one layer."""
-
-    rule: KernelRule | None
-    inputs: tuple[int, ...]
-    output: bool
-    folded: bool
-    keep_zeros: bool
-
-
-@dataclasses.dataclass(eq=False)
-class _Tensor:
-    """One tensor between layers, seen through nested models."""
-
-    producer: keras.layers.Layer | None
-    floating: bool
-    consumers: list[keras.layers.Layer] = dataclasses.field(default_factory=list)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Call:
-    """One use of a layer."""
-
-    layer: keras.layers.Layer
-    inputs: list[_Tensor]
-    outputs: list[_Tensor]
-
-
-def _plan(model: keras.Model) -> dict[int, _Plan]:
-    """What each layer gets, by id. A layer used several times gets what any of its uses needs."""
-    uses: dict[int, list[_Call]] = defaultdict(list)
-    for call in _calls(model):
-        uses[id(call.layer)].append(call)
-    # Layers whose result goes into a layer that is fused into them, wherever they are used.
-    fused = {key for key, calls in uses.items() if all(_is_fused(t) for call in calls for t in call.outputs)}
-    plans = {}
-    for key, calls in uses.items():
-        layer = calls[0].layer
-        taken = [t for call in calls for t in call.inputs]
-        # A position that takes an input in one use and another tensor in the next would round that twice: the exporter
-        # tells of the input that is left without a range.
-        inputs = tuple(
-            position
-            for position, given in enumerate(zip(*(call.inputs for call in calls), strict=False))
-            if all(t.producer is None and t.floating for t in given)
-        )
-        folded = isinstance(layer, _layers.BatchNormalization) and all(
-            t.producer is not None and type(t.producer) in KERNELS and id(t.producer) in fused for t in taken
-        )
-        # Several results, or integers: a layer that moves values about, such as a split, a shape, a cast.
-        moves = any(len(call.outputs) != 1 or not call.outputs[0].floating for call in calls)
-        output = not (moves or key in fused or isinstance(layer, _PASS_ON) or _has_fixed_range(layer))
-        rule, zeros = _kernel(layer)
-        if rule or inputs or output or folded or key in fused:
-            plans[key] = _Plan(rule, inputs, output, folded, zeros)
-    return plans
-
-
-def _kernel(layer: keras.layers.Layer) -> tuple[KernelRule | None, bool]:
-    """Where the kernel is that is rounded, or that has zeros to keep; and whether it has."""
-    known = type(layer) in KERNELS
-    rule = KERNELS[type(layer)][0] if known else kernel_rule(layer)
-    if not isinstance(rule, KernelRule):
-        return None, False
-    zeros = not np.all(getattr(layer, rule.kernel).numpy())
-    return (rule if known or zeros else None), zeros
-
-
-def _calls(model: keras.Model) -> list[_Call]:
-    """Every use of a layer, in order, those inside nested models too."""
-    calls: list[_Call] = []
-
-    def run(graph: keras.Model, given: list[_Tensor]) -> list[_Tensor]:
-        tensors = {id(t): tensor for t, tensor in zip(graph.inputs, given, strict=True)}
-        for node in walk(graph):
-            layer = node.layer
-            if isinstance(layer, _layers.InputLayer):
-                continue
-            inputs = [tensors[id(t)] for t in node.keras_inputs]
-            if is_graph(layer):
-                outputs = run(layer, inputs)
-            else:
-                outputs = [_Tensor(layer, t.dtype.is_floating) for t in tf.nest.flatten(node.outputs)]
-                for tensor in inputs:
-                    tensor.consumers.append(layer)
-                calls.append(_Call(layer, inputs, outputs))
-            tensors.update(zip(map(id, tf.nest.flatten(node.outputs)), outputs, strict=True))
-        return [tensors[id(t)] for t in graph.outputs]
-
-    for tensor in run(model, [_Tensor(None, t.dtype.is_floating) for t in model.inputs]):
-        tensor.consumers.append(model)  # who reads a result of the model reads it as it is
-    return calls
-
-
-def _is_fused(tensor: _Tensor) -> bool:
-    """Whether the converter computes the one layer that takes this tensor together with the one that gives it."""
-    if len(tensor.consumers) != 1 or tensor.producer is None:
-        return False
-    giver, taker = tensor.producer, tensor.consumers[0]
-    if type(giver) in KERNELS and activation_name(giver) != "linear":
-        return False
-    if isinstance(taker, _layers.BatchNormalization):
-        return type(giver) in KERNELS
-    return _is_relu(taker) and (type(giver) in KERNELS or isinstance(giver, (*_SUMS, _layers.BatchNormalization)))
-
-
-def _is_relu(layer: keras.layers.Layer) -> bool:
-    if isinstance(layer, _layers.ReLU):
-        return layer.max_value in (None, 6.0) and not layer.negative_slope and not layer.threshold
-    return type(layer) is _layers.Activation and activation_name(layer) in ("relu", "relu6")
-
-
-def _has_fixed_range(layer: keras.layers.Layer) -> bool:
-    return isinstance(layer, _layers.Softmax) or activation_name(layer) in FIXED_RANGE_ACTIVATIONS
-
-
 def _split_separable(model: keras.Model) -> keras.Model:
     """A copy with each SeparableConv2D as its two convolutions: there is an int8 tensor between them."""
-    if not any(type(layer) is _layers.SeparableConv2D for _, layer in named_layers(model)):
+    if not any(type(layer) is keras.layers.SeparableConv2D for _, layer in named_layers(model)):
         return model
 
     def split(layer: keras.layers.Layer) -> keras.layers.Layer:
-        if type(layer) is not _layers.SeparableConv2D:
+        if type(layer) is not keras.layers.SeparableConv2D:
             return copy_layer(layer)
         c = layer.get_config()
         common = {key: c[key] for key in ("data_format", "dtype", "trainable")}
-        depthwise = _layers.DepthwiseConv2D(
+        depthwise = keras.layers.DepthwiseConv2D(
             c["kernel_size"],
             strides=c["strides"],
             padding=c["padding"],
@@ -379,7 +227,7 @@ def _split_separable(model: keras.Model) -> keras.Model:
             name=f"{layer.name}_depthwise",
             **common,
         )
-        pointwise = _layers.Conv2D(
+        pointwise = keras.layers.Conv2D(
             c["filters"],
             1,
             activation=c["activation"],
