@@ -3,9 +3,9 @@
     python benchmarks/removal_table.py --data_dir=DATA
 
 A quarter-width VGG-16 at 64x64 and ResNet-20 at 32x32 (the same crops, halved), each trained once, lose three quarters
-of their MACs and learn 12 epochs from the network they were made of, whatever the row: Adam at 1e-3 on a cosine for each
-round, batches of 32, BatchNormalization recalibrated after each removal and each training. Validation (a fifth of the
-training images, the same for all) decides; the test split is read once for each finished run and decides nothing.
+of their MACs and learn 12 epochs from the network they were made of, whatever the row: Adam at 1e-3 on a cosine for
+each round, batches of 32, BatchNormalization recalibrated after each removal and each training. Validation (a fifth of
+the training images, the same for all) decides; the test split is read once for each finished run and decides nothing.
 """
 
 from __future__ import annotations

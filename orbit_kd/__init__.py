@@ -43,6 +43,7 @@ _WHERE = {
     "quantization": ["quantize_aware", "quantize_table", "strip_quantization"],
     "recipe": ["Preprocess", "Recipe"],
     "reporting": ["Report"],
+    "scan": ["Scan", "sensitivity"],
     "sparsity": ["keep_zeros", "sparsify", "strip"],
     "sparsity_report": ["sparsity_table"],
     "subclassed": ["as_graph"],
@@ -86,6 +87,7 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from orbit_kd.quantization import quantize_aware, quantize_table, strip_quantization
     from orbit_kd.recipe import Preprocess, Recipe
     from orbit_kd.reporting import Report
+    from orbit_kd.scan import Scan, sensitivity
     from orbit_kd.sparsity import keep_zeros, sparsify, strip
     from orbit_kd.sparsity_report import sparsity_table
     from orbit_kd.subclassed import as_graph

@@ -184,7 +184,7 @@ def plan_removal(
         group.name: part
         for group in graph.groups
         for k, part in reversed(list((ratios or {}).items()))
-        if _named(group, [k])
+        if named(group, [k])
     }
     order = choice.order([g for g in graph.groups if g.name not in fixed], scope)
     start = {name: round(choice.width(name) * part) for name, part in fixed.items()}
@@ -226,7 +226,7 @@ class _Choice:
 
     def reason(self, group: Group) -> str:
         """Why a group stays whole; empty when it may shrink."""
-        return group.reason or ("excluded" if _named(group, self.exclude) else "")
+        return group.reason or ("excluded" if named(group, self.exclude) else "")
 
     def width(self, name: str) -> int:
         return self.groups[name].width
@@ -257,7 +257,8 @@ def _planned(group: Group, keep: np.ndarray, reason: str) -> PlannedGroup:
     return PlannedGroup(group.name, members, group.width, tuple(int(i) for i in keep), reason)
 
 
-def _named(group: Group, patterns: Sequence[str]) -> bool:
+def named(group: Group, patterns: Sequence[str]) -> bool:
+    """Whether a shell pattern names the group or a layer that makes its channels."""
     return any(fnmatch.fnmatch(name, p) for name in (group.name, *group.members) for p in patterns)
 
 
@@ -272,7 +273,7 @@ def _check_ratio(name: str, value: Any) -> None:
 
 def _check_names(graph: ChannelGraph, patterns: Sequence[str]) -> None:
     for pattern in patterns:
-        if not any(_named(g, [pattern]) for g in graph.groups):
+        if not any(named(g, [pattern]) for g in graph.groups):
             raise InputError(
                 f"No group or layer with channels is called {pattern!r}.",
                 expected="one of: " + ", ".join(g.name for g in graph.groups),

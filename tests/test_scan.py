@@ -1,0 +1,192 @@
+"""Sensitivity: masks give what removal gives, prefixes are reused, curves go on after a kill."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+from oracle import randomize
+from PIL import Image
+from tf_keras import layers
+
+import orbit_kd as okd
+from orbit_kd import networks, scan
+from orbit_kd.channel_graph import ChannelGraph
+from orbit_kd.errors import InputError
+from orbit_kd.segments import Segments
+
+RATIOS = (0.25, 0.5, 0.75)
+
+
+@pytest.fixture(scope="module")
+def network() -> keras.Model:
+    keras.utils.set_random_seed(1)
+    return randomize(networks.build("resnet20", (12, 12, 2), classes=4, width=0.5))
+
+
+@pytest.fixture(scope="module")
+def data(network) -> tf.data.Dataset:
+    x = np.random.default_rng(0).uniform(0, 255, (48, 12, 12, 2)).astype("float32")
+    y = network(x).numpy().argmax(-1)
+    y[::7] = (y[::7] + 1) % 4  # some are wrong
+    return tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
+
+
+def slow_way(model: keras.Model, data: tf.data.Dataset, group: str, ratio: float) -> tuple[float, float]:
+    """Removes the filters for real, and evaluates the network that is left."""
+    width = next(g.width for g in ChannelGraph(model).groups if g.name == group)
+    gone = min(round(width * ratio), width - 1)
+    student = okd.remove_filters(model, okd.plan_removal(model, ratios={group: gone / width}, ratio=0.0))
+    student.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    loss, accuracy = student.evaluate(data, verbose=0)
+    return accuracy, loss
+
+
+def test_each_point_is_what_real_removal_gives(network, data):
+    found = okd.sensitivity(network, data, ratios=RATIOS)
+    measured = [c for c in found.curves if not c.reason]
+    assert len(measured) > 9 and found.images == 48 and found.accuracy == pytest.approx(41 / 48)
+    for curve in measured[::3]:
+        for ratio, accuracy, loss in zip(curve.ratios, curve.accuracy, curve.loss, strict=True):
+            expected = slow_way(network, data, curve.name, ratio)
+            assert accuracy == pytest.approx(expected[0]) and loss == pytest.approx(expected[1], rel=1e-3)
+
+
+def test_groups_that_layers_share_go_as_one_and_outputs_are_left_out(network, data):
+    found = okd.sensitivity(network, data, ratios=(0.5,), images=16)
+    assert {"stage1_block1_2_conv", "stage1_block3_2_conv"} <= set(found["stem_conv"].members)
+    assert found["logits"].reason == "model output" and found.images == 16
+
+
+def test_the_model_is_left_alone_and_only_what_lies_behind_is_computed_again(network, data, monkeypatch):
+    before = [w.copy() for w in network.get_weights()]
+    calls = []
+    run = Segments.run
+    monkeypatch.setattr(Segments, "run", lambda self, a, b, v: calls.append((a, b)) or run(self, a, b, v))
+    okd.sensitivity(network, data, ratios=(0.5,))
+    assert all(np.array_equal(a, b) for a, b in zip(before, network.get_weights(), strict=True))
+    starts = [a for a, b in calls]
+    assert starts == sorted(starts) and len(set(starts)) > 9  # no part of the network is traced from the input again
+    calls.clear()
+    okd.sensitivity(network, data, ratios=(0.5,), memory=1)  # nothing can be kept
+    assert {a for a, b in calls} == {0}
+
+
+def test_normalizations_over_channels_are_measured_on_the_rebuilt_network(data):
+    image = keras.Input((12, 12, 2))
+    x = layers.Conv2D(8, 3, name="first")(image)
+    x = layers.ReLU()(layers.LayerNormalization()(x))
+    x = layers.Conv2D(8, 3, name="second", activation="sigmoid")(x)
+    model = randomize(keras.Model(image, layers.Dense(4)(layers.GlobalAveragePooling2D()(x))))
+    found = okd.sensitivity(model, data, ratios=(0.5,))
+    for name in ("first", "second"):
+        expected = slow_way(model, data, name, 0.5)
+        assert (found[name].accuracy[0], found[name].loss[0]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_nested_models_and_several_uses_of_a_layer(data):
+    inner = keras.Sequential([keras.Input((12, 12, 4)), layers.Conv2D(4, 3, padding="same", name="shared")])
+    image = keras.Input((12, 12, 2))
+    x = layers.Conv2D(4, 3, padding="same", name="stem", activation="relu")(image)
+    x = layers.Concatenate()([inner(x), inner(layers.ReLU()(inner(x)))])
+    model = randomize(keras.Model(image, layers.Dense(4, name="head")(layers.Flatten()(x))))
+    found = okd.sensitivity(model, data, ratios=(0.5,))
+    for curve in found.curves:
+        if not curve.reason:
+            assert (curve.accuracy[0], curve.loss[0]) == pytest.approx(slow_way(model, data, curve.name, 0.5), rel=1e-3)
+
+
+def test_weights_of_each_layer_by_themselves(network, data):
+    found = okd.sensitivity(network, data, ratios=(0.5, 0.9), of="weights")
+    model = keras.models.clone_model(network)
+    model.set_weights(network.get_weights())
+    kernel = model.get_layer("stage2_block1_1_conv").kernel
+    flat = kernel.numpy().ravel()
+    flat[np.argsort(np.abs(flat), kind="stable")[: flat.size // 2]] = 0
+    kernel.assign(flat.reshape(kernel.shape))
+    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    loss, accuracy = model.evaluate(data, verbose=0)
+    curve = found["stage2_block1_1_conv"]
+    assert curve.accuracy[0] == pytest.approx(accuracy) and curve.loss[0] == pytest.approx(loss, rel=1e-3)
+    assert "logits" in {c.name for c in found.curves if not c.reason}
+
+
+def test_lost_points_see_fewer_images_and_the_others_are_what_they_were(network):
+    rng = np.random.default_rng(0)
+    x = rng.uniform(0, 255, (320, 12, 12, 2)).astype("float32")
+    labels = network(x).numpy().argmax(-1)
+    many = tf.data.Dataset.from_tensor_slices((x, labels)).batch(32)
+    full = okd.sensitivity(network, many, ratios=RATIOS)
+    quick = okd.sensitivity(network, many, ratios=RATIOS, lost=0.8)
+    assert full.accuracy == 1.0
+    saved = 0
+    for a, b in zip(full.curves, quick.curves, strict=True):
+        for accuracy, estimate, seen in zip(a.accuracy, b.accuracy, b.images, strict=True):
+            if seen == 320:
+                assert accuracy == estimate
+            else:
+                saved += 320 - seen
+                assert estimate < 0.8
+    assert saved > 0
+
+
+def test_a_killed_scan_goes_on_and_another_one_starts_anew(network, data, tmp_path, monkeypatch):
+    path = tmp_path / "scan.json"
+    whole = okd.sensitivity(network, data, ratios=(0.5,))
+    real, count = scan._scan, []
+
+    def killed(*args):
+        count.append(1)
+        if len(count) == 4:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(scan, "_scan", killed)
+    with pytest.raises(KeyboardInterrupt):
+        okd.sensitivity(network, data, ratios=(0.5,), path=path)
+    monkeypatch.setattr(scan, "_scan", lambda *args: count.append(1) or real(*args))
+    count.clear()
+    again = okd.sensitivity(network, data, ratios=(0.5,), path=path)
+    left = len(count)
+    assert 0 < left == len([c for c in whole.curves if not c.reason]) - 3
+    assert [c.accuracy for c in again.curves] == [c.accuracy for c in whole.curves]
+    count.clear()
+    okd.sensitivity(network, data, ratios=(0.25,), path=path)
+    assert len(count) == left + 3
+
+
+def test_json_csv_table_and_picture(network, data, tmp_path):
+    found = okd.sensitivity(network, data, ratios=RATIOS, images=16)
+    assert scan.Scan.from_json(found.to_json(tmp_path / "s.json")) == found
+    lines = found.to_csv(tmp_path / "s.csv").splitlines()
+    assert lines[0] == "group,ratio,accuracy,loss,images" and lines[1].startswith("stem_conv,0.25,")
+    assert "stem_conv" in str(found) and "16 images" in str(found)
+    for kind in (found, scan.Scan("filters", 1.0, 0.1, 9, found.curves * 5)):
+        with Image.open(kind.plot(tmp_path / "s.png")) as picture:
+            assert picture.size[0] > 500
+    with pytest.raises(InputError, match="no sensitivity scan"):
+        scan.Scan.from_json(json.dumps({"a": 1}))
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"of": "layers"}, "of='layers'"),
+        ({"ratios": (0.0, 0.5)}, "ratios="),
+        ({"criterion": "taylor"}, "needs data"),
+        ({"criterion": "best"}, "best"),
+        ({"images": 0}, "no images"),
+    ],
+)
+def test_bad_settings_are_refused(network, data, how, words):
+    with pytest.raises(InputError, match=words):
+        okd.sensitivity(network, data, **how)
+
+
+def test_one_hot_labels_are_refused_with_the_way_out(network):
+    x = np.zeros((4, 12, 12, 2), "float32")
+    with pytest.raises(InputError, match="argmax"):
+        okd.sensitivity(network, tf.data.Dataset.from_tensor_slices((x, np.eye(4))).batch(4))
