@@ -41,6 +41,7 @@ _WHERE = {
     "preprocessing": ["Augment"],
     "profiling": ["profile"],
     "quantization": ["quantize_aware", "quantize_table", "strip_quantization"],
+    "ratios": ["ratios_for"],
     "recipe": ["Preprocess", "Recipe"],
     "reporting": ["Report"],
     "scan": ["Scan", "sensitivity"],
@@ -85,6 +86,7 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from orbit_kd.preprocessing import Augment
     from orbit_kd.profiling import profile
     from orbit_kd.quantization import quantize_aware, quantize_table, strip_quantization
+    from orbit_kd.ratios import ratios_for
     from orbit_kd.recipe import Preprocess, Recipe
     from orbit_kd.reporting import Report
     from orbit_kd.scan import Scan, sensitivity

@@ -1,0 +1,95 @@
+"""Ratios from a scan: budgets are met, and insensitive groups pay for them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tf_keras as keras
+from oracle import randomize
+
+import orbit_kd as okd
+from orbit_kd import networks
+from orbit_kd.channel_graph import ChannelGraph
+from orbit_kd.errors import InputError
+from orbit_kd.scan import Curve, Scan
+
+RATIOS = (0.25, 0.5, 0.75, 0.9)
+
+
+@pytest.fixture(scope="module")
+def network() -> keras.Model:
+    keras.utils.set_random_seed(2)
+    return randomize(networks.build("vgg16", (32, 32, 1), classes=4, width=0.25))
+
+
+def a_scan(model: keras.Model, slope: dict[str, float]) -> Scan:
+    """A scan in which each group loses `slope` (1 where not named) for each part that goes."""
+    curves = []
+    for group in ChannelGraph(model).groups:
+        loss = tuple(0.1 + slope.get(group.name, 1.0) * r for r in RATIOS)
+        points = {} if group.reason else {
+            "ratios": RATIOS, "loss": loss, "accuracy": (0.5,) * 4, "images": (10,) * 4
+        }  # fmt: skip
+        curves.append(Curve(group.name, tuple(group.members), group.width, **points, reason=group.reason))
+    return Scan("filters", 0.9, 0.1, 10, tuple(curves))
+
+
+@pytest.mark.parametrize(
+    "budget", [{"keep_macs": 0.3}, {"max_params": 100_000}, {"keep_params": 0.2, "keep_macs": 0.4}]
+)
+def test_a_plan_with_these_ratios_meets_the_budget_and_hardly_more(network, budget):
+    plan = okd.plan_removal(network, ratios=okd.ratios_for(a_scan(network, {}), network, **budget), ratio=0.0)
+    left = {"macs": plan.macs[1] / plan.macs[0], "params": plan.params[1] / plan.params[0]}
+    most = {"macs": budget.get("keep_macs", 1.0),
+            "params": budget.get("keep_params", budget.get("max_params", 10**9) / plan.params[0])}  # fmt: skip
+    assert all(left[k] <= most[k] for k in left)
+    assert any(left[k] >= 0.97 * most[k] for k in left)
+
+
+def test_what_costs_no_loss_goes_first_and_what_costs_much_stays(network):
+    found = okd.ratios_for(
+        a_scan(network, {"block4_conv1": 0.0, "block4_conv2": 0.0, "block1_conv1": 50.0}), network, keep_params=0.7
+    )
+    assert set(found) == {"block4_conv1", "block4_conv2"}
+
+
+def test_no_group_goes_further_than_the_scan_or_below_min_channels(network):
+    found = okd.ratios_for(a_scan(network, {}), network, keep_params=0.1, min_channels=12)
+    widths = {g.name: g.width for g in ChannelGraph(network).groups}
+    assert max(found.values()) <= 0.91
+    assert all(round(widths[name] * (1 - r)) >= 12 for name, r in found.items())
+
+
+def test_a_real_scan_leads_to_a_better_network_than_equal_ratios():
+    """A network with one group that does nothing: the scan finds it."""
+    keras.utils.set_random_seed(0)
+    image = keras.Input((8, 8, 2))
+    layers = keras.layers
+    used = layers.Conv2D(16, 3, activation="relu", name="used")(image)
+    idle = layers.Conv2D(16, 3, activation="relu", name="idle")(image)
+    x = layers.Dense(3, name="head")(layers.Flatten()(layers.Concatenate()([used, idle])))
+    model = randomize(keras.Model(image, x))
+    kernel, bias = model.get_layer("head").get_weights()
+    kernel.reshape(6, 6, 32, 3)[:, :, 16:] *= 1e-3
+    model.get_layer("head").set_weights([kernel, bias])
+    images = np.random.default_rng(0).normal(size=(64, 8, 8, 2)).astype("float32")
+    labels = model(images).numpy().argmax(-1)
+    scan = okd.sensitivity(model, [(images, labels)], ratios=(0.25, 0.5, 0.75, 0.9))
+    found = okd.ratios_for(scan, model, keep_params=0.6)
+    assert found.get("idle", 0) > 0.7 and found.get("used", 0) < 0.1
+
+    def right(**how) -> float:
+        small = okd.remove_filters(model, okd.plan_removal(model, **how))
+        return float(np.mean(small(images).numpy().argmax(-1) == labels))
+
+    assert right(ratios=found, ratio=0.0) > right(keep_params=0.6) + 0.1
+
+
+def test_what_cannot_be_met_or_does_not_fit_is_refused(network):
+    scan = a_scan(network, {})
+    with pytest.raises(InputError, match="cannot be reached"):
+        okd.ratios_for(scan, network, keep_params=0.001)
+    with pytest.raises(InputError, match="no budget"):
+        okd.ratios_for(scan, network)
+    with pytest.raises(InputError, match="scan of the filters of this model"):
+        okd.ratios_for(scan, networks.build("resnet20", (8, 8, 1), classes=3), keep_params=0.5)
