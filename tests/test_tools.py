@@ -78,7 +78,9 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["train", "prune", "distill", "compress", "evaluate", "export", "inspect_model"])
+@pytest.mark.parametrize(
+    "name", ["train", "sensitivity", "prune", "distill", "compress", "evaluate", "export", "inspect_model"]
+)
 def test_help_answers_at_once_and_explains_each_flag(name):
     start = time.monotonic()
     result = process(name, "--help")
@@ -131,6 +133,20 @@ def test_compress_from_the_command_line_and_the_installed_script(place, tmp_path
     again = subprocess.run([script, "compress", *flags], capture_output=True, text=True, timeout=300, check=False)
     assert again.returncode == 0, again.stderr
     assert "distill" not in again.stderr  # all stages were done
+
+
+def test_sensitivity_writes_its_files_and_says_the_ratios_that_prune_takes(place, tmp_path, tool):
+    flags = [f"--model={place}/teacher.keras", f"--data_dir={place}/images", "--validation=0.25", "--ratios=0.5,0.9",
+             f"--output={tmp_path}/scan", "--keep_macs=0.4"]  # fmt: skip
+    result = tool("sensitivity", *flags)
+    assert result.returncode == 0, result.stderr
+    assert "stem_conv" in result.stdout and all((tmp_path / f"scan.{e}").is_file() for e in ("json", "csv", "png"))
+    ratios = result.stdout.strip().splitlines()[-1].split()
+    pruned = tool("prune", f"--model={place}/teacher.keras", *ratios)
+    assert pruned.returncode == 0 and "MACs" in pruned.stdout, pruned.stderr
+    for bad, said in (("--ratios=a", "--ratios=a"), ("--ratios=1.5", "1.5"), ("--criterion=magic", "magic")):
+        result = tool("sensitivity", *flags, bad)
+        assert result.returncode == 1 and said in result.stderr and "Traceback" not in result.stderr
 
 
 def test_train_inspect_export_evaluate(place, tmp_path, tool):

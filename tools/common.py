@@ -117,6 +117,27 @@ def required(*names: str) -> None:
             raise InputError(f"--{name} is missing.", expected=f"--{name}=...", fix="see --help for its meaning")
 
 
+BUDGETS = {
+    "keep_params": "Part of the parameters that stays, in place of a ratio.",
+    "keep_macs": "Part of the multiply-accumulates that stays.",
+    "max_params": "Parameters that stay at most.",
+    "max_macs": "Multiply-accumulates of one image at most.",
+    "max_bytes": "Bytes of the int8 TFLite file at most.",
+    "max_activation_bytes": "Bytes of int8 activations alive at one time at most.",
+}
+
+
+def define_budgets() -> None:
+    """One flag a budget of a removal plan."""
+    for name, text in BUDGETS.items():
+        flags.DEFINE_float(name, None, text)
+
+
+def given_budgets() -> dict[str, float]:
+    """The budgets that were given."""
+    return {name: FLAGS[name].value for name in BUDGETS if FLAGS[name].value is not None}
+
+
 def define_data(*, teacher: bool = True) -> None:
     """The flags of `load_data` and `load_teacher`."""
     flags.DEFINE_string(

@@ -12,7 +12,7 @@ from absl import flags
 
 from orbit_kd.errors import InputError
 from orbit_kd.recipe import Recipe
-from orbit_kd_tools.common import FLAGS, collect, define, required, run
+from orbit_kd_tools.common import FLAGS, collect, define, define_budgets, given_budgets, required, run
 
 HOW = ("criterion", "ratio", "ratios", "round_to", "min_channels", "exclude", "unknown")
 
@@ -22,16 +22,7 @@ flags.DEFINE_string("output", "", "The .keras file to write; empty for the plan 
 flags.DEFINE_string("scope", "local", "Shrink all groups alike (local) or rank all channels together (global).")
 flags.DEFINE_float("max_ratio", 1.0, "No group loses more than this part of its channels.")
 flags.DEFINE_boolean("trust_model_code", False, "Load a model file that could run its author's code.")
-BUDGETS = {
-    "keep_params": "Part of the parameters that stays, in place of a ratio.",
-    "keep_macs": "Part of the multiply-accumulates that stays.",
-    "max_params": "Parameters that stay at most.",
-    "max_macs": "Multiply-accumulates of one image at most.",
-    "max_bytes": "Bytes of the int8 TFLite file at most.",
-    "max_activation_bytes": "Bytes of int8 activations alive at one time at most.",
-}
-for name, text in BUDGETS.items():
-    flags.DEFINE_float(name, None, text)
+define_budgets()
 define(Recipe, skip=tuple(set(Recipe.__dataclass_fields__) - set(HOW)))
 
 
@@ -45,11 +36,11 @@ def main() -> None:
     from orbit_kd.surgery import remove_filters
 
     model = load_model(FLAGS.model, trust_code=FLAGS.trust_model_code)
-    budget = {name: FLAGS[name].value for name in BUDGETS}
+    budget = given_budgets()
     file = Path(FLAGS.plan) if FLAGS.plan else None
     if file and file.is_file():
         plan = RemovalPlan.from_json(file.read_text())
-    elif any(v is not None for v in budget.values()) or FLAGS["ratio"].present or recipe.ratios:
+    elif budget or FLAGS["ratio"].present or recipe.ratios:
         how = {name: getattr(recipe, name) for name in HOW}
         plan = plan_removal(model, scope=FLAGS.scope, max_ratio=FLAGS.max_ratio, **how, **budget)
         if file:
