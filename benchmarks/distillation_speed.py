@@ -4,8 +4,9 @@
 
 A VGG-16 teacher with a student of 18 times fewer parameters (its filters removed, widths in steps of 16) at 64x64, and
 ResNet-56 with ResNet-20 at 32x32; batches of 64, one loss on logits at T = 5 and cross-entropy, Adam, all in one
-process. The four take turns, an epoch each; ratios are those of each turn. Claims: with the cache at most 1.15 times plain `fit`, and on the VGG pair at least 4 times
-faster than keras.distillation; without it no slower than keras.distillation. The last line says pass or fail.
+process. The four take turns, an epoch each; ratios are those of each turn. Claims: with the cache at most 1.15 times
+plain `fit`, and on the VGG pair at least 4 times faster than keras.distillation; without it no slower than
+keras.distillation. The last line says pass or fail.
 """
 
 from __future__ import annotations
