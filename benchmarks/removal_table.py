@@ -43,8 +43,8 @@ DEFAULTS = """The defaults of `plan_removal` follow from this table: `l1_norm`, 
 
 - The criteria differ by little once the network has been retrained: all but `apoz` lie within about two points of
   each other, random removal among them. `l1_norm` is among the best on both networks and needs no data.
-- Global ranking gains about half a point at equal MACs, which is within the spread, and its networks take longer:
-  they keep wide first layers, where a MAC costs more time. It is one word away (`scope="global"`).
+- Global ranking gains half a point or so for the norms and nothing for `taylor`, within the spread, and its networks
+  take longer: they keep wide first layers, where a MAC costs more time. It is one word away (`scope="global"`).
 - Four rounds of three epochs do worse than one round of twelve: at so few epochs the last round is retrained too
   little.
 """
@@ -95,7 +95,8 @@ def page(runs: Runs) -> str:
         "# Which channels to remove",
         "Written by `python benchmarks/removal_table.py --data_dir=DATA` from "
         "`benchmarks/results/removal_table.jsonl`.\n",
-        __doc__.split("\n\n")[2].replace("\n", " ") + " Percent, mean and sample deviation over the seeds of "
+        (__doc__ or "").split("\n\n")[2].strip().replace("\n", " ")
+        + " Percent, mean and sample deviation over the seeds of "
         "`random`, of order and dropout in the training; the deviation does not hold another teacher or split. "
         '"before" is validation right after the first removal, with BatchNormalization recalibrated. "seconds" is the '
         "median time of a whole run, one thread, beside other work: local and global rows ran in turn.",

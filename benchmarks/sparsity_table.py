@@ -168,6 +168,13 @@ def page(runs: Runs) -> str:
         return markdown(["pattern", "method", "seeds", "density", "validation", "test", "last 3 epochs"], body)
 
     intro = (__doc__ or "").split("\n\n")
+    gains = [100 * (r["curve"][-1] - r["curve"][-4]) for r in runs.find(dataset="mstar")]
+    verdict = (
+        f"**These runs have not converged**: validation still gains {np.mean(gains):.1f} points in the last three epochs. "
+        "The table says what a short training reaches, with the teacher and without, and not what a long one would."
+        if np.mean(gains) > 1
+        else f"The runs have converged: validation gains {np.mean(gains):.1f} points in the last three epochs."
+    )
     parts = [
         "# Sparse students, with and without a teacher",
         "Written by `python benchmarks/sparsity_table.py --data_dir=DATA --models_dir=MODELS` from "
@@ -176,6 +183,7 @@ def page(runs: Runs) -> str:
         "Percent, mean and sample deviation over seeds (initial weights, order and views, dropout; one teacher and one "
         "split). The density is that of the layers the pattern fits. The last column is what validation gained in "
         "the last three epochs, in points: near zero where a run has converged.",
+        verdict,
         "## MSTAR at 50%\n\n" + of("mstar", HALF) + "\n\n![Validation curves](sparsity_curves.png)",
         "## MSTAR at 80, 90 and 95%, unstructured, polynomial over the first half of the sparse epochs\n\n"
         + of("mstar", HIGH),
