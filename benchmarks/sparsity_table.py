@@ -171,7 +171,8 @@ def page(runs: Runs) -> str:
     gains = [100 * (r["curve"][-1] - r["curve"][-4]) for r in runs.find(dataset="mstar")]
     verdict = (
         f"**These runs have not converged**: validation still gains {np.mean(gains):.1f} points in the last three "
-        "epochs. The table says what a short training reaches, with the teacher and without, and not what a long one would."
+        "epochs. The table says what a short training reaches, with the teacher and without, and not what a long one "
+        "would."
         if np.mean(gains) > 1
         else f"The runs have converged: validation gains {np.mean(gains):.1f} points in the last three epochs."
     )
