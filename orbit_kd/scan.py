@@ -11,14 +11,12 @@ import csv
 import dataclasses
 import io
 import json
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 import tf_keras as keras
 
 from orbit_kd.channel_graph import ChannelGraph, Group
@@ -29,7 +27,7 @@ from orbit_kd.model_io import fingerprint
 from orbit_kd.planning import named
 from orbit_kd.progress import track
 from orbit_kd.recipe import digest
-from orbit_kd.segments import Segments
+from orbit_kd.scan_evaluation import Evaluator, batches_of
 from orbit_kd.sparsity_layers import KernelRule, kernel_rule
 from orbit_kd.surgery import rebuild
 
@@ -184,10 +182,10 @@ def sensitivity(
         raise InputError(f"of={of!r}.", expected='"filters" or "weights"', fix="choose one of the two")
     if not ratios or not all(0 < r < 1 for r in ratios):
         raise InputError(f"ratios={ratios!r}.", expected="numbers in (0, 1)", fix="use for example ratios=(0.3, 0.6)")
-    batches = _batches(data, images)
+    batches = batches_of(data, images)
     graph = ChannelGraph(model, unknown=unknown)
     graph = ChannelGraph(rebuild(graph, graph.all_stay()), unknown=unknown)  # a copy, whose weights may be masked
-    evaluator = _Evaluator(graph.model, batches, memory)
+    evaluator = Evaluator(graph.model, batches, memory)
     whole = evaluator.measure(None)
     floor = None if lost is None else lost * whole[0]
     key = digest(fingerprint(model), [str(np.sum(x)) + str(y.tolist()) for x, y in batches], list(ratios), of,
@@ -219,7 +217,7 @@ class _Job:
 
 
 def _scan(
-    job: _Job, evaluator: _Evaluator, ratios: Sequence[float], whole: tuple[float, float, int], floor: float | None
+    job: _Job, evaluator: Evaluator, ratios: Sequence[float], whole: tuple[float, float, int], floor: float | None
 ) -> Curve:
     points: list[tuple[float, float, int]] = []
     evaluator.move(job.position)
@@ -237,7 +235,7 @@ def _scan(
 
 
 def _filter_jobs(
-    graph: ChannelGraph, evaluator: _Evaluator, criterion: str, train: Any, exclude: Sequence[str], unknown: str,
+    graph: ChannelGraph, evaluator: Evaluator, criterion: str, train: Any, exclude: Sequence[str], unknown: str,
     seed: int,
 ) -> Iterator[_Job]:  # fmt: skip
     scorer = Scorer(graph, name=criterion, data=train, seed=seed)
@@ -267,7 +265,7 @@ def _touches(graph: ChannelGraph, group: Group, ids: np.ndarray) -> np.ndarray:
 
 
 def _masked(
-    graph: ChannelGraph, group: Group, curve: Curve, order: np.ndarray, evaluator: _Evaluator
+    graph: ChannelGraph, group: Group, curve: Curve, order: np.ndarray, evaluator: Evaluator
 ) -> _Job:  # fmt: skip
     """Sets to zero the weights that read removed channels; whatever else computes on these is not read any more."""
     readers = []
@@ -296,7 +294,7 @@ def _masked(
 
 
 def _rebuilt(
-    graph: ChannelGraph, group: Group, curve: Curve, order: np.ndarray, evaluator: _Evaluator
+    graph: ChannelGraph, group: Group, curve: Curve, order: np.ndarray, evaluator: Evaluator
 ) -> _Job:  # fmt: skip
     """Removes the channels, where masks would change statistics over channels."""
 
@@ -308,7 +306,7 @@ def _rebuilt(
     return _Job(curve, 0, change, lambda: None)
 
 
-def _weight_jobs(graph: ChannelGraph, evaluator: _Evaluator, exclude: Sequence[str]) -> Iterator[_Job]:
+def _weight_jobs(graph: ChannelGraph, evaluator: Evaluator, exclude: Sequence[str]) -> Iterator[_Job]:
     from fnmatch import fnmatch
 
     for record in graph.layers.values():
@@ -330,101 +328,6 @@ def _weight_jobs(graph: ChannelGraph, evaluator: _Evaluator, exclude: Sequence[s
             kernel.assign(value)
 
         yield _Job(curve, evaluator.segments.first_call([record.layer]), change, undo)
-
-
-class _Evaluator:
-    """Accuracy and loss of a network from the furthest position whose activations are kept."""
-
-    def __init__(self, model: keras.Model, batches: Sequence[tuple[np.ndarray, np.ndarray]], memory: int) -> None:
-        self.segments, self.batches, self.memory = Segments(model), batches, memory
-        softmax = model.layers[-1].get_config().get("activation") == "softmax" or isinstance(
-            model.layers[-1], keras.layers.Softmax
-        )
-        self._loss = keras.losses.SparseCategoricalCrossentropy(from_logits=not softmax, reduction="none")
-        self._position = 0
-        self._kept: list[list[Any]] = [[tf.constant(x)] for x, _ in batches]
-        self._functions: dict[int, Any] = {}
-
-    def move(self, position: int) -> None:
-        """Keeps the activations at a position from here on, where they fit; positions never fall."""
-        if position <= self._position:
-            return
-        start = self._position
-
-        @tf.function(reduce_retracing=True)
-        def forward(*values: tf.Tensor) -> list[tf.Tensor]:
-            return self.segments.run(start, position, values)
-
-        first = forward(*self._kept[0])
-        size = sum(int(np.prod(t.shape)) * t.dtype.size for t in first)
-        if size * sum(len(y) for _, y in self.batches) / len(self.batches[0][1]) > self.memory:
-            return
-        self._kept = [first, *(forward(*values) for values in self._kept[1:])]
-        self._position = position
-
-    def measure(self, floor: float | None) -> tuple[float, float, int]:
-        """(accuracy, mean loss, images seen) of the network as its weights are now."""
-        if self._position not in self._functions:
-            start = self._position
-            self._functions = {start: self._scored(lambda values: self.segments.outputs(start, values)[0])}
-        return self._count(self._functions[self._position], self._kept, floor)
-
-    def of_model(self, model: keras.Model, floor: float | None) -> tuple[float, float, int]:
-        """The same of another model, from its input."""
-        inputs = [[tf.constant(x)] for x, _ in self.batches]
-        return self._count(self._scored(lambda values: model(values[0], training=False)), inputs, floor)
-
-    def _scored(self, outputs: Callable[[Sequence[tf.Tensor]], tf.Tensor]) -> Any:
-        @tf.function(reduce_retracing=True)
-        def score(y: tf.Tensor, *values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            logits = tf.cast(outputs(values), tf.float32)
-            right = tf.equal(tf.argmax(logits, -1), tf.cast(y, tf.int64))
-            return tf.reduce_sum(tf.cast(right, tf.int32)), tf.reduce_sum(self._loss(y, logits))
-
-        return score
-
-    def _count(self, score: Any, kept: Sequence[Sequence[Any]], floor: float | None) -> tuple[float, float, int]:
-        right, loss, seen = 0, 0.0, 0
-        for values, (_, y) in zip(kept, self.batches, strict=True):
-            r, s = score(tf.constant(y), *values)
-            right, loss, seen = right + int(r), loss + float(s), seen + len(y)
-            if floor is not None and _surely_below(right, seen, floor):
-                break
-        return right / seen, loss / seen, seen
-
-
-def _surely_below(right: int, seen: int, floor: float, doubt: float = 1e-3) -> bool:
-    """Whether so few right answers would come with probability below `doubt` from an accuracy of `floor` or more."""
-    if right / seen >= floor or floor >= 1:
-        return right / seen < floor
-    logs = (
-        math.lgamma(seen + 1) - math.lgamma(k + 1) - math.lgamma(seen - k + 1)
-        + k * math.log(floor) + (seen - k) * math.log1p(-floor)
-        for k in range(right + 1)
-    )  # fmt: skip
-    return sum(map(math.exp, logs)) < doubt
-
-
-def _batches(data: Any, images: int | None) -> list[tuple[np.ndarray, np.ndarray]]:
-    found, left = [], math.inf if images is None else images
-    for batch in data:
-        x, y = np.asarray(batch[0]), np.asarray(batch[1])
-        if y.ndim > 1 and y.shape[-1] == 1:
-            y = y[..., 0]
-        if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
-            raise InputError(
-                f"The labels have shape {y.shape} and dtype {y.dtype}.", expected="one integer an image",
-                fix="turn one-hot labels into integers with data.map(lambda x, y: (x, tf.argmax(y, -1)))",
-            )  # fmt: skip
-        take = int(min(len(y), left))
-        if take:
-            found.append((x[:take], y[:take].astype(np.int64)))
-        left -= take
-        if left <= 0:
-            break
-    if not found:
-        raise InputError("There are no images to measure on.", expected="batches (x, y)", fix="pass data=data.val")
-    return found
 
 
 def _known(path: str | os.PathLike[str] | None, key: str) -> dict[str, Curve]:
