@@ -15,7 +15,7 @@ import tf_keras as keras
 from orbit_kd.datasets import Data
 from orbit_kd.distillation import Distiller, LogitsDistillation, TeacherCache, cache_teacher
 from orbit_kd.evaluation import evaluate
-from orbit_kd.exporters import Artifact, export_all, file_of, open_artifact, targets
+from orbit_kd.exporters import Artifact, export_all, find
 from orbit_kd.files import write_file
 from orbit_kd.importance import criteria
 from orbit_kd.iterative import ratio_of_round
@@ -109,7 +109,7 @@ def _check(teacher: keras.Model, data: Data, recipe: Recipe) -> None:
     check_fit(teacher, data)
     criteria.get(recipe.criterion)
     for target in recipe.targets:
-        targets.get(target)
+        find(target)
     plan = _first_plan(teacher, recipe)
     if recipe.pattern != "dense":
         _sparse(remove_filters(teacher, plan), recipe, steps=1)
@@ -220,11 +220,13 @@ def _export(
     model: keras.Model, names: tuple[str, ...], folder: Path, stem: str, data: Data, done: bool, recipe: Recipe,
     metadata: dict[str, Any] | None = None,
 ) -> list[Artifact]:  # fmt: skip
-    if done:
-        return [open_artifact(file_of(name, folder, stem=stem)) for name in names]
-    return export_all(
-        model, names, folder=folder, stem=stem, calibration=data.train, samples=recipe.calibration, metadata=metadata
-    )
+    if not done:
+        written = export_all(
+            model, names, folder=folder, stem=stem, calibration=data.train, samples=recipe.calibration,
+            metadata=metadata,
+        )  # fmt: skip
+        write_file(folder / "artifacts.json", json.dumps([a.to_dict() for a in written]))
+    return [Artifact.from_dict(a) for a in json.loads((folder / "artifacts.json").read_text())]
 
 
 def _story(

@@ -21,11 +21,11 @@ define_data(teacher=False)
 def main() -> None:
     required("model")
 
-    from orbit_kd.exporters import export_all, targets
+    from orbit_kd.exporters import export_all, find
     from orbit_kd.model_io import load_model
 
     for target in FLAGS.targets:
-        targets.get(target)
+        find(target)
     model = load_model(FLAGS.model, trust_code=FLAGS.trust_model_code)
     images = load_data().train if any(t != "tflite_float32" for t in FLAGS.targets) else None
     for artifact in export_all(

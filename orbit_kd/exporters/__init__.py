@@ -2,7 +2,7 @@
 
 A new target is one function and its registration:
 
-    @targets.register("my_format")
+    @target("my_format", suffix=".bin")
     def export_my_format(model, *, path, calibration=None) -> Artifact: ...
 """
 
@@ -16,11 +16,22 @@ from typing import Any
 
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import c_array, tflite  # noqa: F401  each files its targets
-from orbit_kd.exporters.artifact import Artifact, targets
+from orbit_kd.exporters.artifact import Artifact, Target, find, target, targets
 from orbit_kd.exporters.metadata import read_metadata
 from orbit_kd.tflite_reader import read, read_bytes
 
-__all__ = ["Artifact", "export", "export_all", "file_of", "open_artifact", "read_metadata", "targets"]
+__all__ = [
+    "Artifact",
+    "Target",
+    "export",
+    "export_all",
+    "file_of",
+    "find",
+    "open_artifact",
+    "read_metadata",
+    "target",
+    "targets",
+]
 
 # (type of the kernels, type of the activations) -> target
 _KINDS = {
@@ -38,9 +49,10 @@ def export(
     """Writes `model` in the format `target`.
 
     Args:
-        model: a tf_keras model with one input, (batch, ...) float32; it is not changed. "c_array" also takes a .tflite
-            file or an Artifact.
-        target: a name in `targets`: "tflite_float32", "tflite_int8", "c_array", ...
+        model: a tf_keras model with one input, (batch, ...) float32; it is not changed. Targets that are made of
+            a .tflite file ("c_array", "vela", ...) also take that file, or its Artifact.
+        target: a name in `targets`: "tflite_float32", "tflite_int8", "c_array", ...; with a variant where the target
+            has some: "vela:ethos-u85-256".
         path: the file to write; folders are made.
         calibration: for integer targets, inputs as the network sees them (after Preprocess): a tf.data.Dataset of
             batches x or (x, y), or an array (n, ...).
@@ -49,14 +61,14 @@ def export(
     Raises:
         InputError: unknown target or option; missing or unusable calibration data; a path that cannot be written.
     """
-    function = targets.get(target)
-    arguments = dict(options, path=path, calibration=calibration)
+    function, variant = find(target)[0].write, find(target)[1]
+    arguments = dict(options, path=path, calibration=calibration) | ({"variant": variant} if variant else {})
     known = inspect.signature(function).parameters
     unknown = [name for name in options if name not in known]
     if unknown and not any(p.kind is p.VAR_KEYWORD for p in known.values()):
         raise InputError(
             f"Export target {target!r} has no option {unknown[0]!r}.",
-            expected=f"one of: {', '.join(sorted(set(known) - {'model', 'path', 'calibration'}))}",
+            expected=f"one of: {', '.join(sorted(set(known) - {'model', 'path', 'calibration', 'variant'}))}",
             fix="leave it out, or correct its name",
         )
     return function(model, **arguments)
@@ -64,13 +76,13 @@ def export(
 
 def file_of(target: str, folder: str | os.PathLike[str], *, stem: str) -> Path:
     """The file that `export_all` writes for a target."""
-    return Path(folder, f"{stem}_{target}{'.cc' if target == 'c_array' else '.tflite'}")
+    return Path(folder, f"{stem}_{target.replace(':', '_')}{find(target)[0].suffix}")
 
 
 def export_all(
     model: Any, names: Sequence[str], *, folder: str | os.PathLike[str], stem: str, **options: Any
 ) -> list[Artifact]:
-    """Writes a model for several targets, `folder/stem_target.*`; the C array holds the int8 file where both are asked.
+    """Writes a model for several targets, `folder/stem_target.*`; a target made of another's file takes that.
 
     Args:
         model: as for `export`.
@@ -83,12 +95,12 @@ def export_all(
         InputError: as `export`.
     """
     written: dict[str, Artifact] = {}
-    for name in sorted(names, key=lambda n: n == "c_array"):
-        path, source = file_of(name, folder, stem=stem), model
-        if name == "c_array" and "tflite_int8" in written:
-            source = written["tflite_int8"]
-        known = inspect.signature(targets.get(name)).parameters
-        written[name] = export(source, name, path=path, **{k: v for k, v in options.items() if k in known})
+    for name in sorted(names, key=lambda n: bool(find(n)[0].made_of)):
+        form = find(name)[0]
+        known = inspect.signature(form.write).parameters
+        source = written.get(form.made_of, model)
+        given = {k: v for k, v in options.items() if k in known}
+        written[name] = export(source, name, path=file_of(name, folder, stem=stem), **given)
     return [written[name] for name in names]
 
 

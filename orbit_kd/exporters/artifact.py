@@ -1,17 +1,65 @@
-"""What an export target returns, and the table of targets."""
+"""What an export target is, what it returns, and the table of targets."""
 
 from __future__ import annotations
 
 import dataclasses
 import gzip
+import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from orbit_kd.errors import InputError
 from orbit_kd.registry import Registry
 
 Buffer = bytes  # the type, where a field `bytes` hides it
-targets: Registry[Callable[..., Artifact]] = Registry("export target")
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """One format.
+
+    Attributes:
+        write: (model, *, path, calibration=None, ...) -> Artifact. Where `variant` is among its arguments, the
+            target is asked for as "name:variant".
+        suffix: of the file it writes; "" for a folder.
+        made_of: the target whose file it takes in place of a Keras model; "" for none.
+        runtime: in `orbit_kd.runtimes`, that runs what it writes; "" where nothing here does.
+    """
+
+    write: Callable[..., Artifact]
+    suffix: str
+    made_of: str
+    runtime: str
+
+
+targets: Registry[Target] = Registry("export target")
+Writer = TypeVar("Writer", bound=Callable[..., Any])
+
+
+def target(
+    name: str, *, suffix: str = ".tflite", made_of: str = "", runtime: str = "litert"
+) -> Callable[[Writer], Writer]:
+    """Decorator that files a function as an export target; see `Target` for the arguments."""
+
+    def file(write: Writer) -> Writer:
+        targets.register(name)(Target(write, suffix, made_of, runtime))
+        return write
+
+    return file
+
+
+def find(spec: str) -> tuple[Target, str]:
+    """The target and the variant that "name" or "name:variant" asks for.
+
+    Raises:
+        InputError: an unknown target, or a variant of one that has none.
+    """
+    name, _, variant = spec.partition(":")
+    found = targets.get(name)
+    if variant and "variant" not in inspect.signature(found.write).parameters:
+        raise InputError(f"Export target {name!r} has no variants.", expected=repr(name), fix=f"drop :{variant}")
+    return found, variant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +67,7 @@ class Artifact:
     """One exported model on disk.
 
     Attributes:
-        target: name of the export target that wrote it.
+        target: name of the export target that wrote it, with its variant: "vela:ethos-u85-256".
         path: the file to hand to the runtime.
         bytes: what the device has to store, in bytes, not compressed: the file size of a .tflite, the length of a C
             array.
@@ -39,6 +87,16 @@ class Artifact:
     def of(cls, data: Buffer, *, target: str, files: tuple[Path, ...], details: dict[str, Any]) -> Artifact:
         """The artifact whose stored bytes are `data`."""
         return cls(target, files[0], len(data), gzip_size(data), details, files)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return dataclasses.asdict(self) | {"path": str(self.path), "files": [str(f) for f in self.files]}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Artifact:
+        """The artifact of `to_dict`."""
+        files = tuple(Path(f) for f in values["files"])
+        return cls(**{**values, "path": Path(values["path"]), "files": files})
 
 
 def gzip_size(data: bytes) -> int:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from orbit_kd.errors import InputError
-from orbit_kd.exporters.artifact import Artifact, targets
+from orbit_kd.exporters.artifact import Artifact, target
 from orbit_kd.exporters.metadata import add_metadata
+from orbit_kd.exporters.source import tflite_of
 from orbit_kd.files import write_file
-from orbit_kd.tflite_reader import parse, read_bytes
+from orbit_kd.tflite_reader import read_bytes
 
 _HEADER = """\
 // {title}
@@ -37,7 +37,7 @@ alignas(16) const unsigned char {name}[{name}_len] = {{
 """
 
 
-@targets.register("c_array")
+@target("c_array", suffix=".cc", made_of="tflite_int8")
 def export_c_array(
     model: Any,
     *,
@@ -63,7 +63,7 @@ def export_c_array(
         InputError: not a .tflite file; or what "tflite_int8" raises.
     """
     stem = Path(path).with_suffix("")
-    data, details = _flatbuffer(model, stem, calibration, options)
+    data, details = tflite_of(model, calibration=calibration, **options)
     if metadata is not None:
         data = add_metadata(data, metadata)
     name = re.sub(r"\W", "_", stem.name, flags=re.ASCII)
@@ -91,18 +91,3 @@ def read_c_array(path: str | os.PathLike[str]) -> bytes:
             f"{path} holds no model array.", expected="a .cc file of the target c_array", fix="export it again"
         )
     return bytes(map(int, re.findall(r"\d+", body[1])))
-
-
-def _flatbuffer(model: Any, stem: Path, calibration: Any, options: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
-    if isinstance(model, Artifact):
-        model = model.path
-    if isinstance(model, (str, os.PathLike)):
-        data = read_bytes(model)
-        parse(data)
-        return data, {}
-    from orbit_kd.exporters import export
-
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, f"{stem.name}.tflite")
-        artifact = export(model, "tflite_int8", path=file, calibration=calibration, **options)
-        return file.read_bytes(), dict(artifact.details)

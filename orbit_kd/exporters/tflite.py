@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from orbit_kd.errors import InputError
-from orbit_kd.exporters.artifact import Artifact, targets
+from orbit_kd.exporters.artifact import Artifact, target
 from orbit_kd.exporters.metadata import add_metadata
 from orbit_kd.files import write_file
 from orbit_kd.native_log import native_stderr
@@ -21,7 +21,7 @@ from orbit_kd.tflite_reader import read
 _SCAN_LIMIT = 20_000
 
 
-@targets.register("tflite_float32")
+@target("tflite_float32")
 def export_float32(
     model: Any,
     *,
@@ -52,7 +52,7 @@ def export_float32(
     return _save(data, "tflite_float32", path, metadata, {})
 
 
-@targets.register("tflite_int8")
+@target("tflite_int8")
 def export_int8(
     model: Any,
     *,

@@ -1,0 +1,39 @@
+"""The .tflite file that targets made of one start from."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from orbit_kd.exporters.artifact import Artifact
+from orbit_kd.tflite_reader import parse, read_bytes
+
+
+def tflite_of(
+    model: Any, *, target: str = "tflite_int8", calibration: Any = None, **options: Any
+) -> tuple[bytes, dict[str, Any]]:
+    """The bytes of a .tflite file, and what is known about it.
+
+    Args:
+        model: a .tflite file (path or Artifact), or a tf_keras model, which is converted first.
+        target: what a Keras model is converted to.
+        calibration: for that conversion.
+        **options: of that target.
+
+    Raises:
+        InputError: not a .tflite file; or what the conversion raises.
+    """
+    if isinstance(model, Artifact):
+        data, details = read_bytes(model.path), dict(model.details)
+    elif isinstance(model, (str, os.PathLike)):
+        data, details = read_bytes(model), {}
+    else:
+        from orbit_kd.exporters import export
+
+        with tempfile.TemporaryDirectory() as folder:
+            artifact = export(model, target, path=Path(folder, "model.tflite"), calibration=calibration, **options)
+            return artifact.path.read_bytes(), dict(artifact.details)
+    parse(data)
+    return data, details
