@@ -5,6 +5,7 @@ A run is known by its settings: a table goes on where it stopped, and every line
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import time
@@ -18,12 +19,12 @@ from absl import flags
 from absl import logging as absl_logging
 
 from orbit_kd.datasets import Data, load
-from orbit_kd.distillation import DistillationLoss, Distiller, LogitsDistillation, TeacherCache
+from orbit_kd.distillation import DistillationLoss, Distiller, LogitsDistillation, TeacherCache, cache_teacher
 from orbit_kd.model_io import load_model
 from orbit_kd.networks import build
 from orbit_kd.preprocessing import Augment
 from orbit_kd.recipe import Preprocess
-from orbit_kd.training import classification_loss, fit
+from orbit_kd.training import classification_loss, fit, train
 
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parent.parent / "docs"
@@ -45,6 +46,26 @@ flags.DEFINE_string("workdir", "out/benchmarks", "Folder for what the runs share
 def teacher_of(name: str) -> keras.Model:
     """The trained VGG-16 of a data set, in --models_dir."""
     return load_model(Path(flags.FLAGS.models_dir, TEACHERS[name]))
+
+
+SMALL = {"vgg16": 0.25, "resnet20": 1.0}  # network -> width
+
+
+@functools.cache
+def small_setting(network: str) -> tuple[Data, keras.Model, TeacherCache]:
+    """MSTAR at 32x32 (the crops of 64 pixels, halved), a small network trained on it for 50 epochs, once, and what it
+    says about four augmented renderings of the training images.
+    """
+    data = data_of("mstar", resize=32)
+    path = Path(flags.FLAGS.workdir, f"{network}.keras")
+    if not path.is_file():
+        keras.utils.set_random_seed(0)
+        train(
+            build(network, data.shape, classes=10, width=SMALL[network]), data, epochs=50, augment=AUGMENT["mstar"],
+            path=path,
+        )  # fmt: skip
+    teacher = load_model(path)
+    return data, teacher, cache_teacher(teacher, [data.views(k, seed=0, augment=AUGMENT["mstar"]) for k in range(4)])
 
 
 class Runs:

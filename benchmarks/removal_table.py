@@ -10,35 +10,23 @@ the training images, the same for all) decides; the test split is read once for 
 
 from __future__ import annotations
 
-import functools
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tf_keras as keras
 from absl import app, flags
-from experiments import AUGMENT, DOCS, Runs, accuracy, data_of, markdown, spread, teach
+from experiments import DOCS, SMALL, Runs, accuracy, markdown, small_setting, spread, teach
 
-from orbit_kd.distillation import cache_teacher
-from orbit_kd.model_io import load_model
-from orbit_kd.networks import build
 from orbit_kd.planning import plan_removal
 from orbit_kd.surgery import recalibrate_batchnorm, remove_filters
-from orbit_kd.training import train
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("epochs", 12, "Of fine-tuning, over all rounds.")
 flags.DEFINE_list("networks", ["vgg16", "resnet20"], "Networks to run.")
 flags.DEFINE_float("keep_macs", 0.25, "Part of the MACs that stays.")
 
-NETWORKS: dict[str, dict[str, Any]] = {
-    "vgg16": {"width": 0.25, "resize": 32, "epochs": 50},
-    "resnet20": {"width": 1.0, "resize": 32, "epochs": 50},
-}
 CRITERIA = ("l1_norm", "l2_norm", "bn_scale", "geometric_median", "taylor", "apoz", "random")
 ROWS = [(c, s, 1) for c in CRITERIA for s in ("local", "global")]
 ROWS += [(c, s, 4) for c in ("l1_norm", "taylor") for s in ("local", "global")]
-VIEWS = 4
 DEFAULTS = """The defaults of `plan_removal` follow from this table: `l1_norm`, local, one round.
 
 - The criteria differ by little once the network has been retrained: all but `apoz` lie within about two points of
@@ -52,23 +40,8 @@ DEFAULTS = """The defaults of `plan_removal` follow from this table: `l1_norm`, 
 """
 
 
-@functools.cache
-def setting(network: str) -> tuple[Any, keras.Model, Any]:
-    """Data, the trained network, and what it says about the training images."""
-    how = NETWORKS[network]
-    data = data_of("mstar", resize=how["resize"], batch_size=32)
-    path = Path(FLAGS.workdir, f"{network}.keras")
-    if not path.is_file():
-        keras.utils.set_random_seed(0)
-        model = build(network, data.shape, classes=10, width=how["width"])
-        train(model, data, epochs=how["epochs"], augment=AUGMENT["mstar"], path=path)
-    teacher = load_model(path)
-    views = [data.views(k, seed=0, augment=AUGMENT["mstar"]) for k in range(VIEWS)]
-    return data, teacher, cache_teacher(teacher, views)
-
-
 def run(network: str, criterion: str, scope: str, rounds: int, seed: int) -> dict[str, Any]:
-    data, teacher, lessons = setting(network)
+    data, teacher, lessons = small_setting(network)
     student, macs, curve, cut = teacher, (0.0, 0.0), [], []
     for number in range(rounds):
         plan = plan_removal(
@@ -104,7 +77,7 @@ def page(runs: Runs) -> str:
         "median time of a whole run, one thread, beside other work: local and global rows ran in turn.",
         DEFAULTS,
     ]
-    for network in NETWORKS:
+    for network in SMALL:
         teacher = [r for r in runs.find(network=network) if r["criterion"] == "teacher"]
         rows = []
         for criterion, scope, rounds in ROWS:
@@ -122,10 +95,10 @@ def page(runs: Runs) -> str:
         head = ["criterion", "ranking", "rounds", "seeds", "MACs left", "before", "validation", "test", "seconds"]
         parts.append(markdown(head, (cells for _, cells in rows)))
     means = {
-        row: [100 * np.mean([r["val"] for n in NETWORKS for r in runs.find(
+        row: [100 * np.mean([r["val"] for n in SMALL for r in runs.find(
             network=n, criterion=row[0], scope=row[1], rounds=row[2])])]
         for row in ROWS
-        if all(runs.find(network=n, criterion=row[0], scope=row[1], rounds=row[2]) for n in NETWORKS)
+        if all(runs.find(network=n, criterion=row[0], scope=row[1], rounds=row[2]) for n in SMALL)
     }  # fmt: skip
     if means:
         order = sorted(means, key=lambda r: -means[r][0])
@@ -140,7 +113,7 @@ def main(_: list[str]) -> None:
     for network in FLAGS.networks:
 
         def whole(network: str = network) -> dict[str, Any]:
-            data, teacher, _ = setting(network)
+            data, teacher, _ = small_setting(network)
             return {"val": accuracy(teacher, data.val), "test": accuracy(teacher, data.test)}
 
         runs.once({"network": network, "criterion": "teacher"}, whole)

@@ -41,10 +41,11 @@ _WHERE = {
     "preprocessing": ["Augment"],
     "profiling": ["profile"],
     "quantization": ["quantize_aware", "quantize_table", "strip_quantization"],
-    "ratios": ["ratios_for"],
+    "ratios": ["hybrid_for", "ratios_for"],
     "recipe": ["Preprocess", "Recipe"],
     "reporting": ["Report"],
     "scan": ["Scan", "sensitivity"],
+    "search": ["smallest"],
     "sparsity": ["keep_zeros", "sparsify", "strip"],
     "sparsity_report": ["sparsity_table"],
     "subclassed": ["as_graph"],
@@ -86,10 +87,11 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from orbit_kd.preprocessing import Augment
     from orbit_kd.profiling import profile
     from orbit_kd.quantization import quantize_aware, quantize_table, strip_quantization
-    from orbit_kd.ratios import ratios_for
+    from orbit_kd.ratios import hybrid_for, ratios_for
     from orbit_kd.recipe import Preprocess, Recipe
     from orbit_kd.reporting import Report
     from orbit_kd.scan import Scan, sensitivity
+    from orbit_kd.search import smallest
     from orbit_kd.sparsity import keep_zeros, sparsify, strip
     from orbit_kd.sparsity_report import sparsity_table
     from orbit_kd.subclassed import as_graph

@@ -96,6 +96,11 @@ def is_budget(name: str) -> bool:
     return name in _FRACTIONS or name in costs
 
 
+def absolute(name: str) -> str:
+    """The budget that a fraction is of ("keep_macs" -> "max_macs"); others are themselves."""
+    return _FRACTIONS.get(name, name)
+
+
 def limits(graph: ChannelGraph, given: Mapping[str, float | None]) -> list[Limit]:
     """The limits that a caller's budgets mean for this network.
 
@@ -106,8 +111,7 @@ def limits(graph: ChannelGraph, given: Mapping[str, float | None]) -> list[Limit
     for name, value in given.items():
         if value is None:
             continue
-        absolute = _FRACTIONS.get(name, name)
-        if absolute not in costs:
+        if absolute(name) not in costs:
             raise InputError(
                 f"Unknown budget {name!r}.",
                 expected="one of: " + ", ".join(sorted([*_FRACTIONS, *costs])),
@@ -119,7 +123,7 @@ def limits(graph: ChannelGraph, given: Mapping[str, float | None]) -> list[Limit
                 expected="a part in (0, 1]" if name in _FRACTIONS else "a number above 0",
                 fix=f"mend {name}",
             )
-        found.append(_limit(graph, name, costs.get(absolute), _LIKE.get(absolute, ""), value))
+        found.append(_limit(graph, name, costs.get(absolute(name)), _LIKE.get(absolute(name), ""), value))
     return found
 
 
@@ -145,7 +149,7 @@ def _limit(graph: ChannelGraph, name: str, cost: Cost, like: str, value: float) 
 
 def goals(graph: ChannelGraph, given: Mapping[str, float | None]) -> dict[str, tuple[float, float]]:
     """Absolute budget -> (what the network costs now, what it may cost), for the budgets that are given."""
-    return {_FRACTIONS.get(limit.name, limit.name): (limit.whole, limit.most) for limit in limits(graph, given)}
+    return {absolute(limit.name): (limit.whole, limit.most) for limit in limits(graph, given)}
 
 
 def fewest(count: int, stays: Callable[[int], np.ndarray], limits: Sequence[Limit]) -> int:
@@ -165,14 +169,14 @@ def fewest(count: int, stays: Callable[[int], np.ndarray], limits: Sequence[Limi
                 fix=f"raise {limit.name}, or lower min_channels, raise max_ratio, or exclude fewer layers",
             )
     cheap = [limit for limit in limits if limit.guide is None]
-    n = _first(0, count, lambda n: all(limit.cost(stays(n)) <= limit.most for limit in cheap))
+    n = first(0, count, lambda n: all(limit.cost(stays(n)) <= limit.most for limit in cheap))
     for limit in limits:
         if limit.guide is not None:
             n = _measured(n, count, stays, limit)
     return n
 
 
-def _first(low: int, high: int, meets: Callable[[int], bool]) -> int:
+def first(low: int, high: int, meets: Callable[[int], bool]) -> int:
     """The smallest n of low..high that meets; `high` does."""
     while low < high:
         middle = (low + high) // 2
@@ -184,7 +188,7 @@ def _first(low: int, high: int, meets: Callable[[int], bool]) -> int:
 
 
 def _measured(start: int, count: int, stays: Callable[[int], np.ndarray], limit: Limit) -> int:
-    """As `_first`, for a cost that is slow to measure: its guide, set right by each measurement, says where to look."""
+    """As `first`, for a cost that is slow to measure: its guide, set right by each measurement, says where to look."""
     guide = limit.guide or limit.cost
     above, below = start - 1, count  # known to be too much, known to be enough
     guess, off = start, 0.0
@@ -199,5 +203,5 @@ def _measured(start: int, count: int, stays: Callable[[int], np.ndarray], limit:
             above = guess
         off = real - guide(stays(guess))
         aim = (1 + _NEAR) / 2 * limit.most - off
-        guess = _first(above + 1, below, lambda n: guide(stays(n)) <= aim)  # noqa: B023  (called at once)
+        guess = first(above + 1, below, lambda n: guide(stays(n)) <= aim)  # noqa: B023  (called at once)
     return below

@@ -151,19 +151,20 @@ class ChannelGraph:
 
     def parameters(self, stays: np.ndarray) -> int:
         """Elements of all variables after a removal; `stays`: bool per unit."""
-        return sum(self._size(w, stays) for layer in self.layers.values() for w in layer.weights.values()) + sum(
+        return sum(self.size(w, stays) for layer in self.layers.values() for w in layer.weights.values()) + sum(
             self._unnamed(layer) for layer in self.layers.values()
         )
 
     def macs(self, stays: np.ndarray) -> float:
         """Multiply-accumulates of one image after a removal; NaN where an image size is not known."""
-        return sum(w.uses * self._size(w, stays) for la in self.layers.values() for w in la.weights.values() if w.uses)
+        return sum(w.uses * self.size(w, stays) for la in self.layers.values() for w in la.weights.values() if w.uses)
 
     def all_stay(self) -> np.ndarray:
         """bool per unit, all True: the network as it is."""
         return np.ones(int(self.unit_of.max(initial=-1)) + 1, bool)
 
-    def _size(self, weight: Weight, stays: np.ndarray) -> int:
+    def size(self, weight: Weight, stays: np.ndarray) -> int:
+        """Elements of one variable after a removal."""
         sizes = (
             n if ids is None else int(stays[self.unit_of[ids]].sum())
             for n, ids in zip(weight.shape, weight.axes, strict=True)

@@ -17,7 +17,7 @@ import numpy as np
 
 from orbit_kd import runtimes, timing
 from orbit_kd.errors import InputError
-from orbit_kd.exporters import Artifact, export, open_artifact
+from orbit_kd.exporters import Artifact, export, find, open_artifact
 from orbit_kd.exporters.c_array import read_c_array
 from orbit_kd.exporters.tflite import calibration_sample
 from orbit_kd.progress import track
@@ -93,11 +93,13 @@ def model_bytes(artifact: Artifact) -> bytes:
     return read_c_array(artifact.path) if artifact.target == "c_array" else read_bytes(artifact.path)
 
 
-def logits(models: Mapping[str, runtimes.Model], test: Any, *, threads: int = 1) -> tuple[np.ndarray, dict[str, Any]]:
+def logits(
+    models: Mapping[str, runtimes.Model | runtimes.Runner], test: Any, *, threads: int = 1
+) -> tuple[np.ndarray, dict[str, Any]]:
     """Runs several files on the test set in one pass, so that their outputs belong to the same images in any order.
 
     Args:
-        models: name -> path or bytes of a .tflite file.
+        models: name -> path or bytes of a .tflite file, or what `runtimes.load` gave for a file of any kind.
         test: batches (x, y): x real numbers (batch, ...) after Preprocess; y integers (batch,) or one-hot
             (batch, classes).
         threads: LiteRT threads.
@@ -109,7 +111,10 @@ def logits(models: Mapping[str, runtimes.Model], test: Any, *, threads: int = 1)
         InputError: an empty test set, labels the outputs cannot hold, outputs that are not finite, or what
             `runtimes.load` and `runtimes.run` raise.
     """
-    runners = {name: runtimes.load(model, threads=threads) for name, model in models.items()}
+    runners: dict[str, runtimes.Runner] = {
+        name: runtimes.load(model, threads=threads) if isinstance(model, (str, os.PathLike, bytes)) else model
+        for name, model in models.items()
+    }
     outputs: dict[str, list[np.ndarray]] = {name: [] for name in runners}
     labels: list[np.ndarray] = []
     for batch in track(iter(test), "test set", total=_length(test)):
@@ -169,11 +174,17 @@ def evaluate(
     """
     from orbit_kd.reporting import Report
 
-    students = [
+    everything = [
         _artifact(a) for a in ([artifacts] if isinstance(artifacts, (Artifact, str, os.PathLike)) else artifacts)
     ]
+    runtime = {id(a): find(a.target)[0].runtime for a in everything}
+    students = [a for a in everything if runtime[id(a)] == "litert"]
     if not students:
-        raise InputError("No artifacts to evaluate.", expected="at least one", fix="export the student first")
+        raise InputError(
+            f"No TensorFlow Lite file among {len(everything)} artifacts.",
+            expected="at least one: sizes, zeros and multiply-accumulates are counted in it",
+            fix="export the student to tflite_int8 as well",
+        )
     if iter(test) is test:
         raise InputError(
             "The test data can be read only once.",
@@ -181,32 +192,43 @@ def evaluate(
             fix="pass the data set itself, not an iterator over it",
         )
     with _teacher_file(teacher, workdir) as teacher_file:
-        models = {f"{i} ({a.path.name})": model_bytes(a) for i, a in enumerate(students)}
-        names = list(models)
+        models = {id(a): model_bytes(a) for a in students}
+        running: dict[str, Any] = {f"{i} ({a.path.name})": models[id(a)] for i, a in enumerate(students)}
+        names = {id(a): name for a, name in zip(students, running, strict=True)}
         if teacher_file:
-            models["teacher"] = model_bytes(teacher_file)
-        for model in models.values():
+            running["teacher"] = model_bytes(teacher_file)
+        for model in running.values():
             runtimes.probe(model)
-        labels, outputs = logits(models, test, threads=os.cpu_count() or 1)
+        for artifact in everything:
+            if runtime[id(artifact)] not in ("", "litert"):  # files of another kind, that something else runs
+                names[id(artifact)] = name = f"{artifact.target} ({artifact.path.name})"
+                running[name] = runtimes.runtimes.get(runtime[id(artifact)])(artifact.path.read_bytes(), 1)
+        labels, outputs = logits(running, test, threads=os.cpu_count() or 1)
         _same_classes(outputs, class_names)
-        summaries = [read(models[name]) for name in names]
-        reference = next((i for i, a in enumerate(students) if a.target == "tflite_float32"), None)
-        base = min(range(len(students)), key=lambda i: students[i].bytes) if reference is None else reference
+        summaries = {id(a): read(models[id(a)]) for a in students}
+        reference = next((a for a in students if a.target == "tflite_float32"), None)
+        base = reference or min(students, key=lambda a: a.bytes)
+        counted = summaries[id(base)]
         data: dict[str, Any] = {
-            "teacher": _teacher_section(teacher_file, models, labels, outputs),
-            "student": _student_section(students[base], summaries[base], labels, outputs[names[base]]),
-            "artifacts": [
-                _measured(artifact, summaries[i], summaries[base], labels, outputs[names[i]])
-                | {"zeros_from_int8": None if reference is None else zeros_added(summaries[base], summaries[i])}
-                | _against_teacher(labels, outputs.get("teacher"), outputs[names[i]])
-                for i, artifact in enumerate(students)
-            ],
+            "teacher": _teacher_section(teacher_file, running.get("teacher"), labels, outputs),
+            "student": _student_section(base, counted, labels, outputs[names[id(base)]]),
+            "artifacts": [],
         }
         images = calibration_sample(test, samples=tflm_images)
         against = {a.target: a for a in (*([teacher_file] if teacher_file else []), *teacher_artifacts)}
-        for row, artifact, name in zip(data["artifacts"], students, names, strict=True):
-            row |= _latency(artifact, models[name], against, runs=latency_runs, threads=threads)
-            row["tflm"] = dataclasses.asdict(runtimes.tflm_parity(models[name], images))
+        for artifact in everything:
+            row = _file(artifact)
+            if id(artifact) in names:
+                values = outputs[names[id(artifact)]]
+                row |= _scores(labels, values) | _against_teacher(labels, outputs.get("teacher"), values)
+            if id(artifact) in summaries:
+                summary, model = summaries[id(artifact)], models[id(artifact)]
+                row |= {"density": summary.density, "params": counted.params, "nonzero_params": counted.nonzero_params,
+                        "sparse_encoded": summary.sparse,
+                        "zeros_from_int8": None if reference is None else zeros_added(counted, summary)}  # fmt: skip
+                row |= _latency(artifact, model, against, runs=latency_runs, threads=threads)
+                row["tflm"] = dataclasses.asdict(runtimes.tflm_parity(model, images))
+            data["artifacts"].append(row)
     data["ratios"] = ratios(data)
     data["class_names"] = None if class_names is None else list(class_names)
     data["data"] = {"test": len(labels)}
@@ -309,11 +331,11 @@ def _scores(labels: np.ndarray, values: np.ndarray) -> dict[str, Any]:
 
 
 def _teacher_section(
-    file: Artifact | None, models: Mapping[str, bytes], labels: np.ndarray, outputs: Mapping[str, np.ndarray]
+    file: Artifact | None, model: bytes | None, labels: np.ndarray, outputs: Mapping[str, np.ndarray]
 ) -> dict[str, Any] | None:
-    if file is None:
+    if file is None or model is None:
         return None
-    summary = read(models["teacher"])
+    summary = read(model)
     sizes = {"params": summary.params, "nonzero_params": summary.nonzero_params, "macs": summary.macs,
              "tflite_bytes": file.bytes, "gzip_bytes": file.gzip_bytes}  # fmt: skip
     return sizes | _scores(labels, outputs["teacher"])
@@ -327,19 +349,10 @@ def _student_section(
     return counts | _scores(labels, values)
 
 
-def _measured(
-    artifact: Artifact, summary: TfliteSummary, reference: TfliteSummary, labels: np.ndarray, values: np.ndarray
-) -> dict[str, Any]:
-    return {
-        "target": artifact.target,
-        "path": str(artifact.path),
-        "bytes": artifact.bytes,
-        "gzip_bytes": artifact.gzip_bytes,
-        "density": summary.density,
-        "params": reference.params,
-        "nonzero_params": reference.nonzero_params,
-        "sparse_encoded": summary.sparse,
-    } | _scores(labels, values)
+def _file(artifact: Artifact) -> dict[str, Any]:
+    """What is known of any file without running it."""
+    return {"target": artifact.target, "path": str(artifact.path), "bytes": artifact.bytes,
+            "gzip_bytes": artifact.gzip_bytes, "details": artifact.details}  # fmt: skip
 
 
 def _against_teacher(labels: np.ndarray, teacher: np.ndarray | None, values: np.ndarray) -> dict[str, Any]:

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import tf_keras as keras
 
+from orbit_kd import automatic, budgets
+from orbit_kd.channel_graph import ChannelGraph
 from orbit_kd.datasets import Data
-from orbit_kd.distillation import Distiller, LogitsDistillation, TeacherCache, cache_teacher
-from orbit_kd.evaluation import evaluate
+from orbit_kd.distillation import TeacherCache, cache_teacher
+from orbit_kd.evaluation import accuracy, evaluate, logits, model_bytes
 from orbit_kd.exporters import Artifact, export_all, find
 from orbit_kd.files import write_file
 from orbit_kd.importance import criteria
@@ -25,11 +27,12 @@ from orbit_kd.preprocessing import Augment
 from orbit_kd.profiling import profile
 from orbit_kd.recipe import Recipe, digest
 from orbit_kd.reporting import Report
+from orbit_kd.retraining import distil
 from orbit_kd.sparsity import sparsify, strip
 from orbit_kd.sparsity_report import sparsity_table
 from orbit_kd.stages import Stages, log
 from orbit_kd.surgery import recalibrate_batchnorm, remove_filters
-from orbit_kd.training import check_fit, classification_loss, fit
+from orbit_kd.training import check_fit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,24 +71,41 @@ def compress(
     Raises:
         InputError: bad settings, data that do not fit the teacher, an unwritable folder, a loss that is not finite.
     """
-    recipe, augment = recipe or Recipe(), augment or Augment()
+    asked, augment = recipe or Recipe(), augment or Augment()
+    recipe = asked
     _check(teacher, data, recipe)
-    log.info("%s\n", _first_plan(teacher, recipe))
+    if not _automatic(recipe):
+        log.info("%s\n", _first_plan(teacher, recipe))
     stages = Stages(workdir, digest(fingerprint(teacher), _data_key(data)))
     with stages.stage("teacher") as (folder, done):
         originals = _export(teacher, ("tflite_float32", "tflite_int8"), folder, "teacher", data, done, recipe)
     with stages.stage("lessons", views=recipe.views, augment=augment.to_dict(), seed=recipe.seed) as (folder, _):
         views = [data.views(k, seed=recipe.seed, augment=augment) for k in range(recipe.views)]
         lessons = cache_teacher(teacher, views, path=folder, seed=recipe.seed, data_key=stages.key)
-    student = teacher
     history: list[dict[str, Any]] = []
-    for number in range(1, recipe.rounds + 1):
-        student = _removal_round(stages, student, teacher, lessons, data, recipe, number, history)
+    found: dict[str, Any] | None = None
+    if recipe.max_drop is not None:
+        student, found = automatic.search_student(stages, teacher, lessons, data, recipe)
+        recipe = automatic.fit_epochs(stages, student, teacher, lessons, data, recipe)
+        with stages.stage("distill", epochs=recipe.epochs, **_training_settings(recipe)) as (folder, done):
+            student = _learn(student, teacher, lessons, data, recipe, recipe.epochs, folder, done, history, lambda s: s)
+    else:
+        if recipe.budgets:
+            recipe = automatic.choose_ratios(stages, teacher, data, recipe)
+            log.info("%s\n", _first_plan(teacher, recipe))
+        smaller = remove_filters(teacher, _first_plan(teacher, recipe)) if recipe.time_budget else teacher
+        recipe = automatic.fit_epochs(stages, smaller, teacher, lessons, data, recipe)
+        student = teacher
+        for number in range(1, recipe.rounds + 1):
+            student = _removal_round(stages, student, teacher, lessons, data, recipe, number, history)
     if recipe.pattern != "dense":
         student = _sparse_training(stages, student, teacher, lessons, data, recipe, history)
     with stages.stage("export", targets=recipe.targets, calibration=recipe.calibration) as (folder, done):
         notes = {"class_names": data.class_names, "recipe": digest(recipe.to_dict()), "preprocess": _preprocess(data)}
         artifacts = _export(student, recipe.targets, folder, "student", data, done, recipe, notes)
+    if found is not None:
+        with stages.stage("validation") as (folder, done):
+            found = _validated(found, artifacts, data, folder, done)
     with stages.stage("report", title=title, command=command) as (folder, done):
         if not done:
             report = evaluate(
@@ -97,7 +117,8 @@ def compress(
             )
             report.save(folder)
         report = Report.load(folder)
-    report = Report(report.data | _story(report.data, teacher, student, data, recipe, augment, history, stages)
+    report = Report(report.data | _story(report.data, teacher, student, data, asked, augment, history, stages)
+                    | {"search": found, "chosen": _chosen(asked, recipe)}
                     | {"title": title or f"{teacher.name}, compressed", "command": command})  # fmt: skip
     save_model(student, stages.workdir / "student.keras")
     report.save(stages.workdir)
@@ -110,9 +131,16 @@ def _check(teacher: keras.Model, data: Data, recipe: Recipe) -> None:
     criteria.get(recipe.criterion)
     for target in recipe.targets:
         find(target)
+    if _automatic(recipe):
+        budgets.limits(ChannelGraph(teacher, unknown=recipe.unknown), recipe.budgets)
     plan = _first_plan(teacher, recipe)
     if recipe.pattern != "dense":
         _sparse(remove_filters(teacher, plan), recipe, steps=1)
+
+
+def _automatic(recipe: Recipe) -> bool:
+    """Whether a scan or a search decides what goes."""
+    return bool(recipe.budgets) or recipe.max_drop is not None
 
 
 def _first_plan(teacher: keras.Model, recipe: Recipe) -> RemovalPlan:
@@ -157,7 +185,11 @@ def _sparse_training(
     stages: Stages, student: keras.Model, teacher: keras.Model, lessons: TeacherCache, data: Data, recipe: Recipe,
     history: list[dict[str, Any]],
 ) -> keras.Model:  # fmt: skip
-    settings = {k: v for k, v in recipe.to_dict().items() if k in ("pattern", "sparsity", "schedule", "sparse_exclude")}
+    settings = {
+        k: v
+        for k, v in recipe.to_dict().items()
+        if k in ("pattern", "sparsity", "sparsities", "schedule", "sparse_exclude")
+    }
     epochs = recipe.sparse_epochs
     with stages.stage("sparsify", epochs=epochs, **settings, **_training_settings(recipe)) as (folder, done):
         sparse = _sparse(student, recipe, steps=max(1, epochs * lessons.steps(recipe.batch_size)))
@@ -171,7 +203,7 @@ def _sparse(student: keras.Model, recipe: Recipe, *, steps: int) -> keras.Model:
     return sparsify(
         student,
         recipe.pattern,
-        sparsity=recipe.sparsity if recipe.pattern == "magnitude" else None,
+        sparsity=(recipe.sparsities or recipe.sparsity) if recipe.pattern == "magnitude" else None,
         schedule=recipe.schedule,
         end_step=max(1, steps // 2) if gradual else None,
         exclude=recipe.sparse_exclude,
@@ -189,25 +221,10 @@ def _learn(
 ) -> keras.Model:  # fmt: skip
     """Trains the student with the teacher, once; returns the finished plain model as it was saved."""
     if not done:
-        keras.utils.set_random_seed(recipe.seed)
         curves: dict[str, list[float]] = {}
         if epochs:
-            curves = fit(
-                Distiller(
-                    student,
-                    teacher=teacher,
-                    losses=[LogitsDistillation(temperature=recipe.temperature)],
-                    alpha=recipe.alpha,
-                ),
-                lambda start: lessons.epochs(seed=recipe.seed, start=start, batch_size=recipe.batch_size),
-                steps=lessons.steps(recipe.batch_size),
-                epochs=epochs,
-                val=data.val,
-                loss=classification_loss(student, data),
-                learning_rate=recipe.learning_rate,
-                seed=recipe.seed,
-                folder=folder,
-                label=folder.name,
+            curves = distil(
+                student, teacher, lessons, data=data, recipe=recipe, epochs=epochs, folder=folder, label=folder.name
             )
         save_model(finish(student), folder / "student.keras")
         write_file(folder / "history.json", json.dumps(curves))
@@ -259,6 +276,26 @@ def _story(
         "seed": recipe.seed,
         "notes": _notes(measured, recipe),
     }
+
+
+def _chosen(asked: Recipe, done: Recipe) -> dict[str, Any]:
+    """What was decided on the way: the settings of the recipe that are not as asked."""
+    before = asked.to_dict()
+    return {k: v for k, v in done.to_dict().items() if v != before[k]}
+
+
+def _validated(
+    found: dict[str, Any], artifacts: list[Artifact], data: Data, folder: Path, done: bool
+) -> dict[str, Any]:
+    """The story of the search with what the shipped file reaches on the images it was chosen by."""
+    file = next((a for a in artifacts if a.target == "tflite_int8"), artifacts[0])
+    if not done:
+        labels, outputs = logits({"student": model_bytes(file)}, data.val)
+        write_file(folder / "validation.json", json.dumps({"accuracy": accuracy(labels, outputs["student"])}))
+    reached = json.loads((folder / "validation.json").read_text())["accuracy"]
+    verdict = "as asked" if reached >= found["target"] else "below what was asked, after int8 rounding"
+    log.info("validation: %.2f%% (%s), %s", 100 * reached, file.target, verdict)
+    return {**found, "reached": reached, "target_file": file.target, "verdict": verdict}
 
 
 def _notes(measured: dict[str, Any], recipe: Recipe) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import tf_keras as keras
@@ -12,8 +13,11 @@ from orbit_kd import budgets
 from orbit_kd.channel_graph import ChannelGraph, Group
 from orbit_kd.errors import InputError
 from orbit_kd.scan import Curve, Scan
+from orbit_kd.sparsity_layers import KernelRule, kernel_rule
 
 _LEVELS = 40  # steps from whole to the last ratio of the scan; narrower groups take one channel a step
+
+Levels = list[tuple[float, float]]  # (how much has gone, predicted loss), from nothing on; the loss never falls
 
 
 def ratios_for(
@@ -43,18 +47,14 @@ def ratios_for(
     """
     graph = ChannelGraph(model, unknown=unknown)
     limits = budgets.limits(graph, budget)
-    if scan.of != "filters" or {c.name for c in scan.curves} != {g.name for g in graph.groups}:
-        raise InputError(
-            f"The scan is of {scan.of} of {len(scan.curves)} groups, the model has {len(graph.groups)}.",
-            expected="a scan of the filters of this model",
-            fix="run okd.sensitivity(model, data) on it",
-        )
+    groups = _scanned_groups(graph, scan)
     if not limits:
         raise InputError(
             "There is no budget.", expected="one such as keep_macs=0.2 or max_bytes=200_000", fix="give one"
         )
-    groups = {g.name: g for g in graph.groups if scan[g.name].ratios}
-    order = _order(graph, scan, groups, limits[0], min_channels)
+    cost = limits[0].guide or limits[0].cost
+    levels = {name: _channel_levels(group, scan[name], scan.loss, min_channels) for name, group in groups.items()}
+    order = _order(levels, lambda gone: cost(_stays(graph, groups, gone)))
 
     def stays(n: int) -> np.ndarray:
         return _stays(graph, groups, dict(order[:n]))
@@ -63,27 +63,111 @@ def ratios_for(
     return {name: count / groups[name].width for name, count in gone.items()}
 
 
-def _order(
-    graph: ChannelGraph, scan: Scan, groups: dict[str, Group], limit: budgets.Limit, min_channels: int
-) -> list[tuple[str, int]]:
-    """(group, units gone by then) in the order in which to shrink, as far as the scan goes.
+def hybrid_for(
+    filters: Scan,
+    weights: Scan,
+    model: keras.Model,
+    *,
+    keep_params: float,
+    unknown: str = "error",
+    min_channels: int = 1,
+) -> tuple[dict[str, float], dict[str, float]]:
+    """How much goes by filters and how much by single weights, chosen together for a number of non-zero parameters.
+
+    Filters and weights compete step by step as groups do in `ratios_for`: whichever saves most non-zeros for the
+    predicted loss goes next. The first source paper prunes both and chooses by eye.
+
+        ratios, sparsity = hybrid_for(scan, weight_scan, teacher, keep_params=0.06)
+        student = okd.remove_filters(teacher, okd.plan_removal(teacher, ratios=ratios, ratio=0.0))
+        sparse = okd.sparsify(student, "magnitude", sparsity=sparsity)
+
+    Args:
+        filters: scan of the filters of this model.
+        weights: scan of its weights (`of="weights"`).
+        model: the model.
+        keep_params: part of the parameters that stay and are not zero.
+        unknown: as in the scan.
+        min_channels: no group shrinks below this many channels.
+
+    Returns:
+        Group -> part of its channels that goes; layer -> part of its remaining weights that becomes zero.
+
+    Raises:
+        InputError: scans of something else, or a budget that nothing within the scans meets.
+    """
+    graph = ChannelGraph(model, unknown=unknown)
+    groups = _scanned_groups(graph, filters)
+    kernels = _kernels(graph)
+    if weights.of != "weights" or not {c.name for c in weights.curves} <= set(kernels):
+        raise InputError(
+            f"The scan of weights is of {weights.of}.", expected='okd.sensitivity(model, data, of="weights")',
+            fix="run it on this model",
+        )  # fmt: skip
+    channel_levels = {n: _channel_levels(g, filters[n], filters.loss, min_channels) for n, g in groups.items()}
+    weight_levels = {"weights of " + c.name: _weight_levels(c, weights.loss) for c in weights.curves if c.ratios}
+
+    def left(gone: Mapping[str, float]) -> float:
+        """Parameters that stay and are not zero."""
+        stays = _stays(graph, groups, gone)
+        zeros = sum(gone.get(f"weights of {n}", 0.0) * size(stays) for n, size in kernels.items())
+        return graph.parameters(stays) - zeros
+
+    order = _order(channel_levels | weight_levels, left)
+    most = budgets.limits(graph, {"keep_params": keep_params})[0].most
+    if left(dict(order)) > most:
+        raise InputError(
+            f"keep_params={keep_params:g} cannot be reached.",
+            expected=f"at least {left(dict(order)) / graph.parameters(graph.all_stay()):.3g}, with these scans",
+            fix="scan higher ratios, or raise keep_params",
+        )
+    gone = dict(order[: budgets.first(0, len(order), lambda n: left(dict(order[:n])) <= most)])
+    ratios = {name: gone[name] / groups[name].width for name in groups if gone.get(name)}
+    return ratios, {name: gone[f"weights of {name}"] for name in kernels if gone.get(f"weights of {name}")}
+
+
+def _scanned_groups(graph: ChannelGraph, scan: Scan) -> dict[str, Group]:
+    """The groups that may shrink.
+
+    Raises:
+        InputError: a scan of weights or of another model.
+    """
+    if scan.of != "filters" or {c.name for c in scan.curves} != {g.name for g in graph.groups}:
+        raise InputError(
+            f"The scan is of {scan.of} of {len(scan.curves)} groups, the model has {len(graph.groups)}.",
+            expected="a scan of the filters of this model",
+            fix="run okd.sensitivity(model, data) on it",
+        )
+    return {g.name: g for g in graph.groups if scan[g.name].ratios}
+
+
+def _kernels(graph: ChannelGraph) -> dict[str, Callable[[np.ndarray], int]]:
+    """Layer -> (what stays -> elements of its kernel)."""
+    found: dict[str, Callable[[np.ndarray], int]] = {}
+    for record in graph.layers.values():
+        rule = None if isinstance(record.layer, keras.Model) else kernel_rule(record.layer)
+        if isinstance(rule, KernelRule) and rule.kernel in record.weights:
+            weight = record.weights[rule.kernel]
+            found[record.path] = lambda stays, weight=weight: graph.size(weight, stays)  # type: ignore[misc]
+    return found
+
+
+def _order(levels: Mapping[str, Levels], cost: Callable[[Mapping[str, float]], float]) -> list[tuple[str, float]]:
+    """(name, how much of it has gone by then) in the order in which to take, as far as the levels go.
 
     A step's worth falls as others are taken, and rarely rises, so that only the best of the queue is looked at anew.
     """
-    cost = limit.guide or limit.cost
-    levels = {name: _levels(group, scan[name], scan.loss, min_channels) for name, group in groups.items()}
-    gone: dict[str, int] = dict.fromkeys(groups, 0)
+    gone: dict[str, float] = {}
     taken: Counter[str] = Counter()
-    order: list[tuple[str, int]] = []
-    now = cost(graph.all_stay())
+    order: list[tuple[str, float]] = []
+    now = cost(gone)
 
     def price(name: str) -> float:
-        """Predicted loss for each part of the cost that the next step of a group saves."""
-        (_, before), (count, loss) = levels[name][taken[name] : taken[name] + 2]
-        saved = now - cost(_stays(graph, groups, {**gone, name: count}))
+        """Predicted loss for each part of the cost that the next step saves."""
+        (_, before), (amount, loss) = levels[name][taken[name] : taken[name] + 2]
+        saved = now - cost({**gone, name: amount})
         return (loss - before) / saved if saved > 0 else np.inf
 
-    queue = [(price(name), name) for name in groups if len(levels[name]) > 1]
+    queue = [(price(name), name) for name in levels if len(levels[name]) > 1]
     heapq.heapify(queue)
     while queue:
         _, name = heapq.heappop(queue)
@@ -94,24 +178,33 @@ def _order(
         taken[name] += 1
         gone[name] = levels[name][taken[name]][0]
         order.append((name, gone[name]))
-        now = cost(_stays(graph, groups, gone))
+        now = cost(gone)
         if taken[name] + 1 < len(levels[name]):
             heapq.heappush(queue, (price(name), name))
     return order
 
 
-def _levels(group: Group, curve: Curve, whole: float, min_channels: int) -> list[tuple[int, float]]:
-    """(units gone, predicted loss), from none gone on; the loss never falls."""
+def _channel_levels(group: Group, curve: Curve, whole: float, min_channels: int) -> Levels:
+    """Units gone, and the loss."""
     least = max(1, -(-min_channels // next(iter(group.members.values()))))
     most = max(min(round(group.width * curve.ratios[-1]), group.width - least), 0)
     counts = sorted({round(most * i / _LEVELS) for i in range(_LEVELS + 1)})
+    return [(c, _loss(curve, whole, c / group.width)) for c in counts]
+
+
+def _weight_levels(curve: Curve, whole: float) -> Levels:
+    """Part of the weights gone, and the loss."""
+    parts = np.linspace(0, curve.ratios[-1], _LEVELS + 1)
+    return [(part, _loss(curve, whole, part)) for part in parts.tolist()]
+
+
+def _loss(curve: Curve, whole: float, part: float) -> float:
     rising = np.maximum.accumulate([whole, *curve.loss])
-    losses = np.interp([c / group.width for c in counts], [0.0, *curve.ratios], rising)
-    return list(zip(counts, losses.tolist(), strict=True))
+    return float(np.interp(part, [0.0, *curve.ratios], rising))
 
 
-def _stays(graph: ChannelGraph, groups: dict[str, Group], gone: dict[str, int]) -> np.ndarray:
+def _stays(graph: ChannelGraph, groups: Mapping[str, Group], gone: Mapping[str, float]) -> np.ndarray:
     stays = graph.all_stay()
-    for name, count in gone.items():
-        stays[groups[name].units[:count]] = False
+    for name, group in groups.items():
+        stays[group.units[: int(gone.get(name, 0))]] = False
     return stays

@@ -66,8 +66,18 @@ class Recipe:
 
     Attributes:
         criterion: importance criterion that picks the filters to remove.
-        ratio: part of the filters that goes in each group, in [0, 1).
+        ratio: part of the filters that goes in each group, in [0, 1), where no budget below decides.
         ratios: the same per group: layer name (shell patterns allowed) -> part that goes.
+        keep_params: part of the parameters that stays; a sensitivity scan then picks the ratios, and with the pattern
+            "magnitude" also how many weights of each layer become zero.
+        keep_macs: part of the multiply-accumulates that stays, picked likewise.
+        max_macs: multiply-accumulates of one image at most.
+        max_bytes: bytes of the int8 TFLite file at most, without its metadata.
+        max_drop: accuracy on the validation images that may be lost, 0.01 for one point: the smallest network within it
+            is searched for.
+        search_epochs: training epochs after each step of that search.
+        scan_images: validation images of the sensitivity scans, at most.
+        time_budget: seconds for everything but the final measurements; epochs are cut to fit. None for no limit.
         rounds: removal in this many steps with a part of the epochs after each.
         round_to: widths are kept at multiples of this.
         min_channels: no group gets narrower than this.
@@ -76,6 +86,7 @@ class Recipe:
         epochs: training epochs after filter removal, over all rounds.
         pattern: sparsity of the remaining weights: "dense", "magnitude", "uhp", "2:4" or any "N:M".
         sparsity: part of the weights that "magnitude" sets to zero.
+        sparsities: the same per layer: layer name (shell patterns allowed) -> part; other layers stay dense.
         schedule: when the zeros come, see `orbit_kd.sparsity`.
         sparse_exclude: layers (shell patterns) that stay dense.
         sparse_epochs: training epochs with the sparsity pattern.
@@ -92,6 +103,14 @@ class Recipe:
     criterion: str = "l1_norm"
     ratio: float = 0.5
     ratios: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    keep_params: float | None = None
+    keep_macs: float | None = None
+    max_macs: float | None = None
+    max_bytes: float | None = None
+    max_drop: float | None = None
+    search_epochs: int = 6
+    scan_images: int = 500
+    time_budget: float | None = None
     rounds: int = 1
     round_to: int = 1
     min_channels: int = 1
@@ -100,6 +119,7 @@ class Recipe:
     epochs: int = 40
     pattern: str = "dense"
     sparsity: float = 0.5
+    sparsities: Mapping[str, float] = dataclasses.field(default_factory=dict)
     schedule: str = "polynomial"
     sparse_exclude: tuple[str, ...] = ()
     sparse_epochs: int = 20
@@ -123,17 +143,42 @@ class Recipe:
             need(name, 0 <= getattr(self, name) < 1, "a number in [0, 1)")
         for group, ratio in self.ratios.items():
             need("ratios", 0 <= ratio < 1, f"a number in [0, 1) for {group!r}")
+        for name in ("keep_params", "keep_macs"):
+            need(name, 0 < (getattr(self, name) or 1) <= 1, "a number in (0, 1]")
+        for name in ("max_macs", "max_bytes", "time_budget"):
+            need(name, (1 if getattr(self, name) is None else getattr(self, name)) > 0, "a number above 0")
+        need("max_drop", 0 <= (self.max_drop or 0) < 1, "a number in [0, 1): 0.01 is one point")
+        need("rounds", self.rounds == 1 or not (self.budgets or self.max_drop is not None), "1 with a budget")
+        need("sparsities", not self.sparsities or self.pattern == "magnitude", "the pattern magnitude")
+        for layer, part in self.sparsities.items():
+            need("sparsities", 0 <= part < 1, f"a number in [0, 1) for {layer!r}")
         need("alpha", 0 <= self.alpha <= 1, "a number in [0, 1]")
         for name in ("temperature", "learning_rate"):
             need(name, getattr(self, name) > 0, "a number above 0")
-        for name in ("rounds", "round_to", "min_channels", "epochs", "batch_size", "views", "calibration"):
+        for name in (
+            "search_epochs",
+            "scan_images",
+            "rounds",
+            "round_to",
+            "min_channels",
+            "epochs",
+            "batch_size",
+            "views",
+            "calibration",
+        ):
             need(name, getattr(self, name) >= 1, "a whole number of at least 1")
         need("sparse_epochs", self.sparse_epochs >= 0, "a whole number of at least 0")
         need("rounds", self.rounds <= self.epochs, "at most one round an epoch")
 
+    @property
+    def budgets(self) -> dict[str, float]:
+        """The budgets of `plan_removal` that are given."""
+        names = ("keep_params", "keep_macs", "max_macs", "max_bytes")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; `Recipe(**d)` gives it back."""
-        return {**dataclasses.asdict(self), "ratios": dict(self.ratios)}
+        return {**dataclasses.asdict(self), "ratios": dict(self.ratios), "sparsities": dict(self.sparsities)}
 
 
 def digest(*values: Any) -> str:

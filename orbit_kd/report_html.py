@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
-from pathlib import PurePath
 from typing import Any
 
 from orbit_kd import report_figures as figures
+from orbit_kd import report_tables as tables
 from orbit_kd import report_text as text
 from orbit_kd.report_text import NONE, number
 
@@ -121,11 +121,13 @@ def page(data: dict[str, Any]) -> str:
         _section("Before and after", _before_after(data)),
         _section("Findings", _notes(data)),
         _section("Layers", _grid(_layer_figures(data))),
+        _section("The search", tables.search(data)),
         _section("Training", _grid(_training(data))),
         _section("Right and wrong", _grid(_confusions(data))),
         _section("Size and time", _grid([_accuracy_bytes(data), figures.stage_times(rows(data, "stages"))])),
-        _section("Exported files", _artifacts(data)),
-        _section("All layers in numbers", _layer_table(rows(data, "layers"))),
+        _section("Exported files", tables.artifacts(data)),
+        _section("On the devices", tables.devices(data)),
+        _section("All layers in numbers", tables.layers(rows(data, "layers"))),
         _section("How it was made", _made(data)),
         _section("What these figures mean", f'<div class="card">{_pairs(DEFINITIONS)}</div>'),
     ]
@@ -186,7 +188,7 @@ def _before_after(data: dict[str, Any]) -> str:
         lines.append(f'<tr title="{escape(r.exact)}"><th scope="row">{escape(r.label)}</th>{cells}</tr>')
     if not lines:
         return ""
-    head = _head(["", "Teacher", "Student", "Change"])
+    head = tables.head(["", "Teacher", "Student", "Change"])
     return f'<div class="card scroll"><table class="big">{head}<tbody>{"".join(lines)}</tbody></table></div>'
 
 
@@ -220,7 +222,7 @@ def _history_table(history: Sequence[dict[str, Any]]) -> str:
         last = [(h[k][-1] if isinstance(h.get(k), list) and h[k] else None) for k in names]
         epochs = max((len(v) for v in h.values() if isinstance(v, list)), default=0)
         body.append([str(h.get("stage", "")), str(epochs), *(NONE if number(v) is None else f"{v:.4g}" for v in last)])
-    table = _table(["stage", "epochs", *names], body)
+    table = tables.table(["stage", "epochs", *names], body)
     return (
         f'<details class="card" style="grid-column:1/-1"><summary>Last value of every metric</summary>{table}</details>'
     )
@@ -267,7 +269,7 @@ def _mistakes(before: list[list[float]], after: list[list[float]], names: Sequen
         ]
         for n, i, j in top
     ]
-    table = _table(["", "teacher", "student", "images"], body)
+    table = tables.table(["", "teacher", "student", "images"], body)
     return f'<div class="card" style="grid-column:1/-1"><h3>The student\'s most frequent mistakes</h3>{table}</div>'
 
 
@@ -279,49 +281,6 @@ def _accuracy_bytes(data: dict[str, Any]) -> str:
             kind = str(a["target"]).removeprefix("tflite_")
             found.append((f"student {kind}", a.get("bytes"), a.get("accuracy")))
     return figures.accuracy_bytes([p for p in found if number(p[1]) and number(p[2]) is not None])
-
-
-def _artifacts(data: dict[str, Any]) -> str:
-    """All measured figures, an exported file a column."""
-    artifacts = rows(data, "artifacts")
-    if not artifacts:
-        return ""
-    teacher = part(data, "teacher")
-    lines: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
-        ("File", lambda a: PurePath(str(a.get("path", ""))).name),
-        ("Bytes", lambda a: text.exact(a.get("bytes"))),
-        ("Bytes, gzip", lambda a: text.exact(a.get("gzip_bytes"))),
-        (
-            "Against the teacher's float32 file",
-            lambda a: text.fewer(teacher.get("tflite_bytes"), a.get("bytes"), "smaller", "larger"),
-        ),
-        ("Accuracy", lambda a: text.percent(a.get("accuracy"))),
-        ("Change to the teacher", lambda a: text.points(teacher.get("accuracy"), a.get("accuracy"))),
-        ("McNemar p", lambda a: text.p_value(a.get("mcnemar_p"))),
-        ("Only the teacher right", lambda a: text.exact(a.get("teacher_only_right"), "images")),
-        ("Only the student right", lambda a: text.exact(a.get("student_only_right"), "images")),
-        ("Density", lambda a: text.percent(a.get("density"))),
-        ("Zeros added by int8 rounding", lambda a: text.exact(a.get("zeros_from_int8"))),
-        ("Latency", text.latency),
-        ("TFLite Micro arena", text.arena),
-        ("TFLite Micro against LiteRT", text.parity),
-    ]
-    body = [[label, *(tell(a) for a in artifacts)] for label, tell in lines]
-    kept = [r for r in body if any(c not in (NONE, "") for c in r[1:])]
-    return f'<div class="card">{_table(["", *(str(a.get("target", "")) for a in artifacts)], kept)}</div>'
-
-
-def _layer_table(layers: Sequence[dict[str, Any]]) -> str:
-    if not layers:
-        return ""
-    head = ["layer", "type", "channels", "parameters", "not zero", "density", "pattern", "MACs"]
-    body = []
-    for x in layers:
-        change = lambda key, x=x: f"{text.exact(x.get(f'{key}_before'))} → {text.exact(x.get(f'{key}_after'))}"  # noqa: E731
-        cells = [x.get("name"), x.get("type"), change("width"), change("params"), text.exact(x.get("nonzero_after"))]
-        cells += [text.percent(x.get("density")), x.get("pattern") or NONE, change("macs")]
-        body.append([NONE if c is None else str(c) for c in cells])
-    return f'<details class="card"><summary>{len(layers)} layers</summary>{_table(head, body)}</details>'
 
 
 def _made(data: dict[str, Any]) -> str:
@@ -358,19 +317,3 @@ def _value(value: Any) -> str:
     if isinstance(value, (list, dict)):
         return json.dumps(value, ensure_ascii=False) if value else "none"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) and value >= 10_000 else str(value)
-
-
-def _head(cells: Sequence[str]) -> str:
-    # An empty corner is a cell, not a header without a name.
-    return (
-        "<thead><tr>"
-        + "".join(f'<th scope="col">{escape(c)}</th>' if c else "<td></td>" for c in cells)
-        + "</tr></thead>"
-    )
-
-
-def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    lines = "".join(
-        f'<tr><th scope="row">{escape(r[0])}</th>{"".join(f"<td>{escape(c)}</td>" for c in r[1:])}</tr>' for r in body
-    )
-    return f'<div class="scroll"><table class="small">{_head(head)}<tbody>{lines}</tbody></table></div>'

@@ -18,7 +18,7 @@ from orbit_kd.errors import InputError
 from orbit_kd.report_text import before_after, headline, table
 
 SCHEMA = 1
-DICTS = ("teacher", "student", "ratios", "recipe", "preprocess", "data", "versions")
+DICTS = ("teacher", "student", "ratios", "recipe", "preprocess", "data", "versions", "search", "chosen")
 RECORDS = ("artifacts", "layers", "history", "stages")
 LISTS = (*RECORDS, "class_names", "notes")
 

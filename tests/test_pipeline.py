@@ -123,7 +123,7 @@ def test_the_same_call_again_trains_nothing(done, teacher, data, monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError("trained or evaluated again")
 
-    monkeypatch.setattr(pipeline, "fit", fail)
+    monkeypatch.setattr(pipeline, "distil", fail)
     monkeypatch.setattr(pipeline, "evaluate", fail)
     again = compress(teacher, data, recipe=RECIPE, workdir=done.artifacts[0].path.parent.parent)
     assert again.report.artifacts == done.report.artifacts
@@ -133,8 +133,8 @@ def test_the_same_call_again_trains_nothing(done, teacher, data, monkeypatch):
 def test_a_killed_run_goes_on_and_a_changed_recipe_starts_where_it_differs(teacher, data, tmp_path, monkeypatch):
     recipe = Recipe(ratio=0.5, epochs=2, views=1, batch_size=32, calibration=16, targets=("tflite_int8",))
     trained = []
-    real_fit, real_export = pipeline.fit, pipeline.export_all
-    monkeypatch.setattr(pipeline, "fit", lambda *a, **k: trained.append(k["label"]) or real_fit(*a, **k))
+    real_distil, real_export = pipeline.distil, pipeline.export_all
+    monkeypatch.setattr(pipeline, "distil", lambda *a, **k: trained.append(k["label"]) or real_distil(*a, **k))
 
     def killed(model, names, **kwargs):
         if kwargs["stem"] == "student":
@@ -198,3 +198,67 @@ def test_nan_in_training_stops_with_its_place(teacher, data, tmp_path):
     bad = Data((x, y), data.val, data.test)
     with pytest.raises(InputError, match=r"(?i)nan|finite"):
         compress(teacher, bad, recipe=Recipe(epochs=1, views=1), workdir=tmp_path)
+
+
+def test_max_drop_searches_the_smallest_network_and_says_how(teacher, data, tmp_path):
+    recipe = Recipe(
+        max_drop=0.1, search_epochs=4, epochs=6, views=2, batch_size=16, calibration=32, targets=("tflite_int8",)
+    )
+    done = compress(teacher, data, recipe=recipe, workdir=tmp_path)
+    story = done.report.data["search"]
+    assert any(t["accepted"] for t in story["trials"])
+    assert done.student.count_params() == min(t["params"] for t in story["trials"] if t["accepted"])
+    assert story["verdict"] == (
+        "as asked" if story["reached"] >= story["target"] else "below what was asked, after int8 rounding"
+    )
+    before = (tmp_path / "search" / "trials.json").stat().st_mtime_ns
+    again = compress(teacher, data, recipe=recipe, workdir=tmp_path)
+    assert (tmp_path / "search" / "trials.json").stat().st_mtime_ns == before
+    assert fingerprint(again.student) == fingerprint(done.student)
+
+
+def test_a_byte_budget_is_met_by_the_file(teacher, data, tmp_path):
+    recipe = Recipe(max_bytes=60_000, epochs=1, views=1, batch_size=32, calibration=32, targets=("tflite_int8",))
+    done = compress(teacher, data, recipe=recipe, workdir=tmp_path)
+    note = 2_000  # class names and the preprocessing lie in the file, too
+    assert 0.9 * 60_000 <= done.artifacts[0].bytes <= 60_000 + note
+    assert set(done.report.data["chosen"]["ratios"]) and done.report.data["recipe"]["max_bytes"] == 60_000
+    assert {"filters.json", "filters.csv", "filters.png"} <= {p.name for p in (tmp_path / "sensitivity").iterdir()}
+
+
+def test_filters_and_weights_are_chosen_together(teacher, data, tmp_path):
+    recipe = Recipe(keep_params=0.2, pattern="magnitude", epochs=1, sparse_epochs=1, views=1, batch_size=32,
+                    calibration=32, targets=("tflite_float32",))  # fmt: skip
+    done = compress(teacher, data, recipe=recipe, workdir=tmp_path)
+    kept = sum(int(np.count_nonzero(w)) for w in done.student.get_weights()) / teacher.count_params()
+    assert 0.17 <= kept <= 0.205
+    assert done.report.data["chosen"]["ratios"] or done.report.data["chosen"]["sparsities"]
+
+
+def test_a_time_budget_cuts_the_epochs(teacher, data, tmp_path):
+    recipe = Recipe(epochs=1000, time_budget=20, views=1, batch_size=32, calibration=32, targets=("tflite_float32",))
+    done = compress(teacher, data, recipe=recipe, workdir=tmp_path)
+    epochs = len(done.report.history[0]["val_accuracy"])
+    assert 1 <= epochs < 1000
+    assert epochs == done.report.data["chosen"]["epochs"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_drop": 1.5}, "max_drop"),
+        ({"keep_params": 0.0}, "keep_params"),
+        ({"max_bytes": -1}, "max_bytes"),
+        ({"time_budget": 0}, "time_budget"),
+        ({"max_drop": 0.01, "rounds": 2, "epochs": 4}, "rounds"),
+        ({"sparsities": {"a": 0.5}}, "sparsities"),
+    ],
+)
+def test_budgets_that_make_no_sense_are_refused_in_the_recipe(settings, message):
+    with pytest.raises(InputError, match=message):
+        Recipe(**settings)
+
+
+def test_a_budget_out_of_reach_is_refused_and_says_what_can_be_reached(teacher, data, tmp_path):
+    with pytest.raises(InputError, match="cannot be reached"):
+        compress(teacher, data, recipe=Recipe(max_bytes=2_000, views=1), workdir=tmp_path)

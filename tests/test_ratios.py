@@ -93,3 +93,46 @@ def test_what_cannot_be_met_or_does_not_fit_is_refused(network):
         okd.ratios_for(scan, network)
     with pytest.raises(InputError, match="scan of the filters of this model"):
         okd.ratios_for(scan, networks.build("resnet20", (8, 8, 1), classes=3), keep_params=0.5)
+
+
+def scans(model: keras.Model, filters: dict[str, float], weights: dict[str, float]) -> tuple[Scan, Scan]:
+    """Scans in which a group (a layer) loses so much for each part that goes; 1 where not named."""
+    of_weights = okd.sensitivity(
+        model, [(np.zeros((2, 32, 32, 1), "float32"), np.zeros(2, int))], ratios=(0.5,), of="weights"
+    )
+    curves = tuple(
+        Curve(c.name, c.members, c.width, RATIOS, (0.5,) * 4, tuple(0.1 + weights.get(c.name, 1.0) * r for r in RATIOS),
+              (10,) * 4)
+        for c in of_weights.curves
+    )  # fmt: skip
+    return a_scan(model, filters), Scan("weights", 0.9, 0.1, 10, curves)
+
+
+def nonzeros(model: keras.Model, ratios: dict[str, float], sparsities: dict[str, float]) -> float:
+    small = okd.remove_filters(model, okd.plan_removal(model, ratios=ratios, ratio=0.0))
+    if sparsities:
+        small = okd.strip(okd.sparsify(small, "magnitude", sparsity=sparsities), finish=True)
+    return sum(int(np.count_nonzero(w)) for w in small.get_weights()) / model.count_params()
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.1])
+def test_filters_and_weights_together_meet_the_number_of_non_zeros(network, keep):
+    found = okd.hybrid_for(*scans(network, {}, {}), network, keep_params=keep)
+    assert 0.95 * keep <= nonzeros(network, *found) <= keep * 1.001
+
+
+def test_what_predicts_less_loss_goes_filters_or_weights(network):
+    free = dict.fromkeys((g.name for g in ChannelGraph(network).groups), 0.0)
+    ratios, sparsities = okd.hybrid_for(*scans(network, free, {}), network, keep_params=0.3)
+    assert ratios and not sparsities
+    layers = {la.name: 0.0 for la in network.layers}
+    ratios, sparsities = okd.hybrid_for(*scans(network, {}, layers), network, keep_params=0.3)
+    assert sparsities and not ratios
+
+
+def test_hybrid_refuses_scans_of_something_else_and_budgets_out_of_reach(network):
+    filters, weights = scans(network, {}, {})
+    with pytest.raises(InputError, match="of weights is of filters"):
+        okd.hybrid_for(filters, filters, network, keep_params=0.3)
+    with pytest.raises(InputError, match="cannot be reached"):
+        okd.hybrid_for(filters, weights, network, keep_params=1e-4)

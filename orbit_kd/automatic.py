@@ -1,0 +1,172 @@
+"""The parts of `compress` that decide: ratios from a scan, the smallest network by search, epochs for the time left."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import tf_keras as keras
+
+from orbit_kd.datasets import Data
+from orbit_kd.distillation import TeacherCache
+from orbit_kd.errors import InputError
+from orbit_kd.files import write_file
+from orbit_kd.model_io import load_model, save_model
+from orbit_kd.ratios import hybrid_for, ratios_for
+from orbit_kd.recipe import Recipe
+from orbit_kd.retraining import distil, seconds_an_epoch
+from orbit_kd.scan import Scan, sensitivity
+from orbit_kd.search import RATIOS, smallest
+from orbit_kd.stages import Stages
+from orbit_kd.surgery import recalibrate_batchnorm
+
+log = logging.getLogger("orbit_kd")
+
+_SEARCH_PART = 0.4  # of the time that is left when the search begins
+_TRAINING_PART = 0.8  # of the time that is left when the long training begins: estimates err, and files are yet to come
+_WHAT_GOES = ("criterion", "min_channels", "exclude", "unknown", "seed")
+
+
+def choose_ratios(stages: Stages, teacher: keras.Model, data: Data, recipe: Recipe) -> Recipe:
+    """The recipe with the ratios (and sparsities of layers) that meet its budgets at the least predicted loss.
+
+    Raises:
+        InputError: a budget that cannot be met.
+    """
+    how = {name: getattr(recipe, name) for name in _WHAT_GOES}
+    hybrid = recipe.pattern == "magnitude" and recipe.keep_params is not None
+    with stages.stage("sensitivity", **how, images=recipe.scan_images, hybrid=hybrid) as (folder, done):
+        scans = {}
+        for of in ("filters", "weights") if hybrid else ("filters",):
+            if not done:
+                scan = _scan(teacher, data, recipe, of, folder)
+                scan.to_json(folder / f"{of}.json")
+                scan.to_csv(folder / f"{of}.csv")
+                scan.plot(folder / f"{of}.png")
+            scans[of] = Scan.from_json((folder / f"{of}.json").read_text())
+    log.info("%s\n", scans["filters"])
+    limits: dict[str, Any] = {"unknown": recipe.unknown, "min_channels": recipe.min_channels}
+    sparsities: dict[str, float] = dict(recipe.sparsities)
+    if hybrid:
+        if len(recipe.budgets) > 1:
+            raise InputError(
+                f"keep_params with the pattern magnitude, and {' and '.join(set(recipe.budgets) - {'keep_params'})}.",
+                expected="keep_params alone: filters and weights are chosen together for it",
+                fix="drop the other budget, or the pattern",
+            )
+        ratios, sparsities = hybrid_for(
+            scans["filters"], scans["weights"], teacher, keep_params=float(recipe.keep_params or 1), **limits
+        )
+    else:
+        ratios = ratios_for(scans["filters"], teacher, **(limits | recipe.budgets))
+    return dataclasses.replace(
+        recipe, ratio=0.0, ratios=ratios, sparsities=sparsities, keep_params=None, keep_macs=None, max_macs=None,
+        max_bytes=None,
+    )  # fmt: skip
+
+
+def _scan(teacher: keras.Model, data: Data, recipe: Recipe, of: str, folder: Path) -> Scan:
+    about: dict[str, Any] = {"criterion": recipe.criterion, "train": data.train} if of == "filters" else {}
+    return sensitivity(
+        teacher,
+        data.val,
+        ratios=RATIOS,
+        of=of,
+        images=recipe.scan_images,
+        lost=0.5,
+        exclude=recipe.exclude if of == "filters" else recipe.sparse_exclude,
+        unknown=recipe.unknown,
+        seed=recipe.seed,
+        path=folder / f"{of}.state.json",
+        **about,
+    )
+
+
+def search_student(
+    stages: Stages, teacher: keras.Model, lessons: TeacherCache, data: Data, recipe: Recipe
+) -> tuple[keras.Model, dict[str, Any]]:
+    """The smallest student within `max_drop`, and how it was found, for the report.
+
+    Raises:
+        InputError: it is larger than another budget allows.
+    """
+    names = (*_WHAT_GOES, "max_drop", "search_epochs", "scan_images", "alpha", "temperature", "batch_size",
+             "learning_rate", "time_budget", "keep_params", "keep_macs", "max_macs", "max_bytes")  # fmt: skip
+    with stages.stage("search", **{name: getattr(recipe, name) for name in names}) as (folder, done):
+        if not done:
+
+            def retrain(student: keras.Model, number: int) -> None:
+                recalibrate_batchnorm(student, data.train)
+                state = folder / f"training_{number}"
+                distil(student, teacher, lessons, data=data, recipe=recipe, epochs=recipe.search_epochs, folder=state,
+                       label=f"trial {number + 1}")  # fmt: skip
+                recalibrate_batchnorm(student, data.train)
+                shutil.rmtree(state, ignore_errors=True)
+
+            found = smallest(
+                teacher,
+                retrain,
+                data=data.val,
+                max_drop=recipe.max_drop or 0.0,
+                train=data.train,
+                images=recipe.scan_images,
+                criterion=recipe.criterion,
+                min_channels=recipe.min_channels,
+                exclude=recipe.exclude,
+                unknown=recipe.unknown,
+                seconds=None if recipe.time_budget is None else _SEARCH_PART * _left(stages, recipe),
+                path=folder,
+            )
+            log.info("%s\n", found)
+            story = {"target": found.target, "images": found.images,
+                     "trials": [dataclasses.asdict(t) for t in found.trials]}  # fmt: skip
+            write_file(folder / "search.json", json.dumps(story))
+            save_model(found.student, folder / "student.keras")
+        student = load_model(folder / "student.keras")
+    _check_budgets(student, teacher, recipe)
+    return student, json.loads((folder / "search.json").read_text())
+
+
+def _check_budgets(student: keras.Model, teacher: keras.Model, recipe: Recipe) -> None:
+    """Raises InputError where the smallest network within `max_drop` is too large for another budget."""
+    from orbit_kd import budgets
+    from orbit_kd.channel_graph import ChannelGraph
+
+    graph = ChannelGraph(student, unknown=recipe.unknown)
+    for limit in budgets.limits(ChannelGraph(teacher, unknown=recipe.unknown), recipe.budgets):
+        cost = budgets.costs.get(budgets.absolute(limit.name))(graph, graph.all_stay())
+        if cost > limit.most:
+            raise InputError(
+                f"The smallest network found within max_drop={recipe.max_drop:g} is too large for "
+                f"{limit.name}={limit.most / limit.scale:g}.",
+                expected=f"at least {cost / limit.scale:g} at this accuracy",
+                fix="raise max_drop, raise the budget, or give the search more time (search_epochs, time_budget)",
+            )
+
+
+def fit_epochs(
+    stages: Stages, student: keras.Model, teacher: keras.Model, lessons: TeacherCache, data: Data, recipe: Recipe
+) -> Recipe:
+    """The recipe with as many epochs as its time budget leaves time for, at most what it says and at least one."""
+    if recipe.time_budget is None:
+        return recipe
+    with stages.stage("timing", time_budget=recipe.time_budget, epochs=recipe.epochs) as (folder, done):
+        if not done:
+            each = seconds_an_epoch(student, teacher, lessons, data=data, recipe=recipe)
+            wanted = recipe.epochs + (recipe.sparse_epochs if recipe.pattern != "dense" else 0)
+            part = min(1.0, _TRAINING_PART * _left(stages, recipe) / (each * wanted))
+            write_file(folder / "part.json", json.dumps({"part": max(0.0, part), "seconds_an_epoch": each}))
+        part = json.loads((folder / "part.json").read_text())["part"]
+    epochs, sparse = (max(1, int(part * n)) if n else 0 for n in (recipe.epochs, recipe.sparse_epochs))
+    if part < 1:
+        log.info("time_budget: %d of %d epochs fit", epochs, recipe.epochs)
+    return dataclasses.replace(recipe, epochs=epochs, sparse_epochs=sparse)
+
+
+def _left(stages: Stages, recipe: Recipe) -> float:
+    """Seconds left of the time budget after the stages so far."""
+    return max(0.0, float(recipe.time_budget or 0.0) - sum(s["seconds"] for s in stages.seconds))

@@ -1,0 +1,123 @@
+"""The tables of the report page: exported files, layers, the search, and what each device's tools said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from html import escape
+from pathlib import PurePath
+from typing import Any
+
+from orbit_kd import report_text as text
+from orbit_kd.report_text import NONE, number
+
+
+def head(cells: Sequence[str]) -> str:
+    # An empty corner is a cell, not a header without a name.
+    return (
+        "<thead><tr>"
+        + "".join(f'<th scope="col">{escape(c)}</th>' if c else "<td></td>" for c in cells)
+        + "</tr></thead>"
+    )
+
+
+def table(titles: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    lines = "".join(
+        f'<tr><th scope="row">{escape(r[0])}</th>{"".join(f"<td>{escape(c)}</td>" for c in r[1:])}</tr>' for r in body
+    )
+    return f'<div class="scroll"><table class="small">{head(titles)}<tbody>{lines}</tbody></table></div>'
+
+
+def artifacts(data: dict[str, Any]) -> str:
+    """All measured figures, an exported file a column."""
+    files = data.get("artifacts") or []
+    if not files:
+        return ""
+    teacher = data.get("teacher") or {}
+    lines: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
+        ("File", lambda a: PurePath(str(a.get("path", ""))).name),
+        ("Bytes", lambda a: text.exact(a.get("bytes"))),
+        ("Bytes, gzip", lambda a: text.exact(a.get("gzip_bytes"))),
+        (
+            "Against the teacher's float32 file",
+            lambda a: text.fewer(teacher.get("tflite_bytes"), a.get("bytes"), "smaller", "larger"),
+        ),
+        ("Accuracy", lambda a: text.percent(a.get("accuracy"))),
+        ("Change to the teacher", lambda a: text.points(teacher.get("accuracy"), a.get("accuracy"))),
+        ("McNemar p", lambda a: text.p_value(a.get("mcnemar_p"))),
+        ("Only the teacher right", lambda a: text.exact(a.get("teacher_only_right"), "images")),
+        ("Only the student right", lambda a: text.exact(a.get("student_only_right"), "images")),
+        ("Density", lambda a: text.percent(a.get("density"))),
+        ("Zeros added by int8 rounding", lambda a: text.exact(a.get("zeros_from_int8"))),
+        ("Latency", text.latency),
+        ("TFLite Micro arena", text.arena),
+        ("TFLite Micro against LiteRT", text.parity),
+    ]
+    body = [[label, *(tell(a) for a in files)] for label, tell in lines]
+    kept = [r for r in body if any(c not in (NONE, "") for c in r[1:])]
+    return f'<div class="card">{table(["", *(str(a.get("target", "")) for a in files)], kept)}</div>'
+
+
+def layers(found: Sequence[dict[str, Any]]) -> str:
+    if not found:
+        return ""
+    titles = ["layer", "type", "channels", "parameters", "not zero", "density", "pattern", "MACs"]
+    body = []
+    for x in found:
+        change = lambda key, x=x: f"{text.exact(x.get(f'{key}_before'))} → {text.exact(x.get(f'{key}_after'))}"  # noqa: E731
+        cells = [x.get("name"), x.get("type"), change("width"), change("params"), text.exact(x.get("nonzero_after"))]
+        cells += [text.percent(x.get("density")), x.get("pattern") or NONE, change("macs")]
+        body.append([NONE if c is None else str(c) for c in cells])
+    return f'<details class="card"><summary>{len(found)} layers</summary>{table(titles, body)}</details>'
+
+
+def search(data: dict[str, Any]) -> str:
+    """What was tried on the way to the smallest network that is accurate enough."""
+    found = data.get("search") or {}
+    trials = found.get("trials") or []
+    if not trials:
+        return ""
+    asked = f"At least {text.percent(found.get('target'))} of {found.get('images')} validation images"
+    reached = number(found.get("reached"))
+    verdict = "" if reached is None else (
+        f" After the long training the {found.get('target_file')} file reaches {text.percent(reached)} there: "
+        f"{found.get('verdict')}."
+    )  # fmt: skip
+    body = [
+        [str(i), text.exact(t.get("params")), text.exact(t.get("macs")), text.percent(t.get("accuracy")),
+         "taken" if t.get("accepted") else "too small", text.seconds(t.get("seconds"))]
+        for i, t in enumerate(trials, 1)
+    ]  # fmt: skip
+    titles = ["trial", "parameters", "MACs", "accuracy after short training", "verdict", "time"]
+    return f'<div class="card"><p>{escape(asked)}.{escape(verdict)}</p>{table(titles, body)}</div>'
+
+
+def devices(data: dict[str, Any]) -> str:
+    """What the tools of each target said about its file: figures, and a table for each list of records."""
+    cards = []
+    for artifact in data.get("artifacts") or []:
+        details = artifact.get("details") or {}
+        plain = {k: v for k, v in details.items() if not isinstance(v, (list, dict))}
+        lists = {k: v for k, v in details.items() if isinstance(v, list) and v and all(isinstance(r, dict) for r in v)}
+        if not plain and not lists:
+            continue
+        items = "".join(f"<dt>{escape(_words(k))}</dt><dd>{escape(_value(v))}</dd>" for k, v in plain.items())
+        body = f"<dl>{items}</dl>" if items else ""
+        for name, records in lists.items():
+            titles = list(dict.fromkeys(k for r in records for k in r))
+            lines = [[_value(r.get(k)) for k in titles] for r in records]
+            inside = table([_words(t) for t in titles], lines)
+            body += f"<details><summary>{escape(_words(name))}</summary>{inside}</details>"
+        cards.append(f'<div class="card"><h3>{escape(str(artifact.get("target")))}</h3>{body}</div>')
+    return f'<div class="stack">{"".join(cards)}</div>' if cards else ""
+
+
+def _words(key: str) -> str:
+    return key.replace("_", " ")
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return NONE if value in (None, "") else "yes" if value is True else "no" if value is False else str(value)

@@ -1,0 +1,217 @@
+"""The smallest network within an accuracy budget, found by removing filters and retraining in ever smaller steps.
+
+Progressive shrinking in the manner of NetAdapt (Yang et al., ECCV 2018, arXiv:1804.03230): every step starts from the
+last network that was good enough, takes what its own sensitivity scan predicts to cost least, and trains briefly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tf_keras as keras
+
+from orbit_kd.errors import InputError
+from orbit_kd.files import write_file
+from orbit_kd.model_io import fingerprint, load_model, save_model
+from orbit_kd.planning import RemovalPlan, plan_removal
+from orbit_kd.ratios import ratios_for
+from orbit_kd.recipe import digest
+from orbit_kd.scan import Scan, sensitivity
+from orbit_kd.scan_evaluation import Evaluator, batches_of
+from orbit_kd.surgery import remove_filters
+
+log = logging.getLogger("orbit_kd")
+
+RATIOS = (0.2, 0.4, 0.6, 0.75, 0.85, 0.92, 0.96)
+_FIRST, _LEAST = 8.0, 1.15  # a step divides the parameters by so much; at smaller ones the search ends
+_LOST = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One step of the search.
+
+    Attributes:
+        params: parameters of the network that was tried.
+        macs: its multiply-accumulates for one image.
+        accuracy: on the validation images after its short training, in [0, 1].
+        accepted: whether that was enough.
+        seconds: of scan, removal and training.
+    """
+
+    params: int
+    macs: float
+    accuracy: float
+    accepted: bool
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What `smallest` found; prints as a table.
+
+    Attributes:
+        student: the smallest network that was accurate enough; a copy of the teacher where none was.
+        target: the accuracy that was asked for, in [0, 1].
+        images: number of validation images: accuracies move in steps of one part in so many.
+        trials: every network that was tried, in order.
+    """
+
+    student: keras.Model
+    target: float
+    images: int
+    trials: tuple[Trial, ...]
+
+    def __str__(self) -> str:
+        lines = [f"at least {self.target:.2%} of {self.images} validation images"]
+        for t in self.trials:
+            verdict = "taken" if t.accepted else "too small"
+            lines.append(f"{t.params:>12,} parameters {t.macs:>14,.0f} MACs {t.accuracy:8.2%}  {verdict}")
+        return "\n".join(lines)
+
+
+def smallest(
+    teacher: keras.Model,
+    retrain: Callable[[keras.Model, int], Any],
+    *,
+    data: Any,
+    max_drop: float,
+    train: Any = None,
+    images: int | None = None,
+    criterion: str = "l1_norm",
+    min_channels: int = 1,
+    exclude: Sequence[str] = (),
+    unknown: str = "error",
+    seconds: float | None = None,
+    path: str | os.PathLike[str] | None = None,
+) -> Found:
+    """Shrinks a network as far as short retraining keeps it within `max_drop` of the teacher on validation data.
+
+    The first step aims at an eighth of the parameters; a step that loses too much is taken back and tried again half as
+    far (on a logarithmic scale), until steps are smaller than 15%. The multiply-accumulates fall with each step by the
+    square root of the same factor at least, so that a network never gets small without getting faster.
+
+    The training that follows the search can be long; what this returns was accurate enough after the short ones.
+
+    Args:
+        teacher: Functional or Sequential classifier; it is not changed.
+        retrain: trains in place the network it is given (recalibrate BatchNormalization first); its second argument is
+            the number of the trial, from 0 on.
+        data: validation batches (x, y), integer labels: the search chooses on them.
+        max_drop: accuracy that may be lost, in [0, 1): 0.01 is one point.
+        train: batches for criteria that learn from data.
+        images: validation images for the scans; None takes all. Accuracies are always measured on all.
+        criterion, min_channels, exclude, unknown: as in `plan_removal`.
+        seconds: start no trial that would end later than this, as far as the last one tells.
+        path: folder for what each trial leaves; the same call goes on from it.
+
+    Returns:
+        The smallest network, trained, with the list of trials.
+
+    Raises:
+        InputError: an impossible max_drop, and what `sensitivity` raises.
+    """
+    if not 0 <= max_drop < 1:
+        raise InputError(
+            f"max_drop={max_drop!r}.", expected="a part of 1: 0.01 is one point of accuracy", fix="mend it"
+        )
+    batches = batches_of(data, None)
+    target = _accuracy(teacher, batches) - max_drop
+    log.info("search: at least %.2f%% of %d validation images", 100 * target, sum(len(y) for _, y in batches))
+    key = digest(fingerprint(teacher), [str(np.sum(x)) + str(y.tolist()) for x, y in batches], max_drop, criterion,
+                 min_channels, list(exclude), unknown, images)  # fmt: skip
+    state = _State.load(path, key)
+    student = load_model(state.student) if state.student else teacher
+    factor, scan, start = _FIRST, None, time.monotonic()
+    for trial in state.trials:
+        factor = _next(factor, trial.accepted)
+    while factor >= _LEAST:
+        spent = sum(t.seconds for t in state.trials)
+        last = state.trials[-1].seconds if state.trials else 0.0
+        if seconds is not None and max(spent, time.monotonic() - start) + last > seconds:
+            log.info("search: the time is up")
+            break
+        begun = time.monotonic()
+        if scan is None:
+            scan = sensitivity(student, batches, ratios=RATIOS, criterion=criterion, train=train, images=images,
+                               lost=_LOST, exclude=exclude, unknown=unknown)  # fmt: skip
+        plan = _step(student, scan, factor, train, criterion, min_channels, exclude, unknown)
+        if plan is None:
+            factor = _next(factor, False)
+            continue
+        small = remove_filters(student, plan)
+        retrain(small, len(state.trials))
+        accuracy = _accuracy(small, batches)
+        trial = Trial(plan.params[1], plan.macs[1], accuracy, accuracy >= target, time.monotonic() - begun)
+        verdict = "taken" if trial.accepted else "too small"
+        log.info("search: %s parameters, %.2f%%, %s", f"{trial.params:,}", 100 * accuracy, verdict)
+        if trial.accepted:
+            student, scan = small, None
+        state.add(trial, small)
+        factor = _next(factor, trial.accepted)
+    if student is teacher:
+        student = remove_filters(teacher, plan_removal(teacher, ratio=0.0, unknown=unknown))
+    return Found(student, target, sum(len(y) for _, y in batches), tuple(state.trials))
+
+
+def _next(factor: float, accepted: bool) -> float:
+    return factor if accepted else factor**0.5
+
+
+def _step(
+    student: keras.Model, scan: Scan, factor: float, train: Any, criterion: str, min_channels: int,
+    exclude: Sequence[str], unknown: str,
+) -> RemovalPlan | None:  # fmt: skip
+    """The plan that divides the parameters by `factor`; None where the scan does not go so far."""
+    try:
+        ratios = ratios_for(scan, student, unknown=unknown, min_channels=min_channels, keep_params=1 / factor,
+                            keep_macs=factor**-0.5)  # fmt: skip
+    except InputError:
+        return None
+    plan = plan_removal(student, criterion=criterion, ratio=0.0, ratios=ratios, min_channels=min_channels,
+                        exclude=exclude, unknown=unknown, data=train)  # fmt: skip
+    return plan if plan.params[1] < plan.params[0] else None
+
+
+def _accuracy(model: keras.Model, batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
+    return Evaluator(model, batches, memory=0).measure(None)[0]
+
+
+class _State:
+    """Trials of a search and the last network that was accepted, in a folder where one is given."""
+
+    def __init__(self, folder: Path | None, key: str, trials: list[Trial], student: Path | None) -> None:
+        self.folder, self.key, self.trials, self.student = folder, key, trials, student
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str] | None, key: str) -> _State:
+        folder = None if path is None else Path(path)
+        try:
+            saved = json.loads((folder / "trials.json").read_text()) if folder else {}
+        except (OSError, ValueError):
+            saved = {}
+        if saved.get("key") != key:
+            return cls(folder, key, [], None)
+        student = Path(folder or "", saved["student"]) if saved["student"] else None
+        return cls(folder, key, [Trial(**t) for t in saved["trials"]], student)
+
+    def add(self, trial: Trial, model: keras.Model) -> None:
+        self.trials.append(trial)
+        if self.folder is None:
+            return
+        if trial.accepted:
+            previous, self.student = self.student, self.folder / f"trial_{len(self.trials) - 1}.keras"
+            save_model(model, self.student)
+        name = self.student.name if self.student else ""
+        trials = [dataclasses.asdict(t) for t in self.trials]
+        write_file(self.folder / "trials.json", json.dumps({"key": self.key, "trials": trials, "student": name}))
+        if trial.accepted and previous:
+            previous.unlink(missing_ok=True)
