@@ -6,6 +6,8 @@ from setuptools import find_packages, setup
 
 EXTRAS = {
     "mcu": ["tflite-micro>=0.dev20261023182759"],  # only dev releases exist; naming one admits them without --pre
+    "npu": ["ethos-u-vela>=5"],
+    "fpga": ["onnx>=1.17", "onnxruntime>=1.20", "tf2onnx>=1.16", "hls4ml>=1.1", "da4ml>=0.4"],
 }
 DEV = ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "ruff>=0.15", "mypy>=1.15", "dill>=0.3"]
 

@@ -29,14 +29,15 @@ ROWS = [(c, s, 1) for c in CRITERIA for s in ("local", "global")]
 ROWS += [(c, s, 4) for c in ("l1_norm", "taylor") for s in ("local", "global")]
 DEFAULTS = """The defaults of `plan_removal` follow from this table: `l1_norm`, local, one round.
 
-- The criteria differ by little once the network has been retrained: all but `apoz` lie within about two points of
-  each other, random removal among them. `l1_norm` is among the best on both networks and needs no data.
-- Global ranking gains about half a point with `l1_norm` and `bn_scale` on both networks, mostly within the spread; with
-  `l2_norm` and `geometric_median` it gains on VGG-16 and loses on ResNet-20, with `taylor` it loses on both. VGG-16's
-  global networks take longer for equal MACs, as the seconds show: they keep wide first layers. So local stays the
-  default; where accuracy at equal MACs is all that counts, say `scope="global"`.
-- Four rounds of three epochs do worse than one round of twelve: at so few epochs the last round is retrained too
-  little.
+- The criteria differ by little once the network has been retrained: of the one-round rows all but those of `apoz` lie
+  within two points of the best, random removal among them. `l1_norm` is among the best on both networks and needs no
+  data.
+- Global ranking gains half a point with `l1_norm` on both networks, about one spread; with `bn_scale`, `l2_norm` and
+  `geometric_median` it gains on VGG-16 and not on ResNet-20, with `taylor` it loses on both. VGG-16's global networks
+  take longer for equal MACs, as the seconds show: they keep wide first layers. So local stays the default; where
+  accuracy at equal MACs is all that counts, say `scope="global"`.
+- Four rounds of three epochs do no better than one round of twelve, and on VGG-16 worse: at so few epochs the last
+  round is retrained too little.
 """
 
 
