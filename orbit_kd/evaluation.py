@@ -90,7 +90,7 @@ def model_bytes(artifact: Artifact) -> bytes:
     Raises:
         InputError: the file is gone or damaged.
     """
-    return read_c_array(artifact.path) if artifact.target == "c_array" else read_bytes(artifact.path)
+    return read_c_array(artifact.path) if artifact.path.suffix == ".cc" else read_bytes(artifact.path)
 
 
 def logits(

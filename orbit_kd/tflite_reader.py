@@ -145,7 +145,7 @@ def read(path_or_bytes: str | os.PathLike[str] | bytes) -> TfliteSummary:
         InputError: it does not exist or is no .tflite file.
     """
     data = read_bytes(path_or_bytes)
-    graph = _Graph(parse(data))
+    graph = Graph(parse(data))
     ops = tuple(graph.row(op) for op in graph.operators)
     stored = {graph.tensors[i].buffer: i for op in graph.operators for i in graph.parameters(op)}
     counts = [graph.count(i) for i in stored.values()]
@@ -170,7 +170,7 @@ def check_n_m(path_or_bytes: str | os.PathLike[str] | bytes, *, n: int = 2, m: i
     Raises:
         InputError: no .tflite file, or a sparse-encoded one.
     """
-    graph = _Graph(parse(read_bytes(path_or_bytes)))
+    graph = Graph(parse(read_bytes(path_or_bytes)))
     checks = []
     for op in graph.operators:
         kernel = graph.kernel(op)
@@ -230,7 +230,7 @@ def parse(data: bytes) -> Any:
     )
 
 
-class _Graph:
+class Graph:
     """The main subgraph, with the questions the counts ask."""
 
     def __init__(self, model: Any) -> None:
@@ -263,7 +263,9 @@ class _Graph:
                 yield position, index
 
     def parameters(self, op: Any) -> list[int]:
-        """Tensors of the operator's parameters, by the module's rule."""
+        """Tensors of the operator's parameters, by the module's rule; those of custom operators are not known."""
+        if self.name(op) == "CUSTOM":
+            return []
         bias = _KERNEL_AND_BIAS.get(self.name(op), (None, None))[1]
         return [
             index

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -36,3 +39,27 @@ def teachers(real_data: Path) -> Path:
     if not (folder / "vgg16_mstar64.keras").is_file():
         pytest.skip("no models/ folder beside ORBIT_KD_DATA: real-teacher test not run")
     return folder
+
+
+@pytest.fixture
+def tool(monkeypatch, capsys):
+    """Runs a tool in this process, which has loaded TensorFlow already."""
+
+    def run(name: str, *flags: str) -> subprocess.CompletedProcess:
+        from absl.flags import FLAGS
+
+        before = set(FLAGS)
+        monkeypatch.setattr(sys, "argv", [f"tools/{name}.py", *flags])
+        code, said = 0, ""
+        try:
+            runpy.run_path(str(Path(__file__).parent.parent / "tools" / f"{name}.py"), run_name="__main__")
+        except SystemExit as stop:
+            code, said = (1, stop.code) if isinstance(stop.code, str) else (stop.code or 0, "")
+        finally:
+            for flag in set(FLAGS) - before:
+                delattr(FLAGS, flag)
+            FLAGS.unparse_flags()
+        out = capsys.readouterr()
+        return subprocess.CompletedProcess(flags, code, out.out, out.err + said)
+
+    return run

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 from test_multi_worker import make_place
-from test_tools import process, tool  # noqa: F401 -- a fixture
+from test_tools import process
 
 from orbit_kd import training
 from orbit_kd.distillation import Piecewise
@@ -44,7 +44,7 @@ def events(folder):
     return found
 
 
-def test_plan_losses_schedules_and_tensorboard(place, tmp_path, tool):  # noqa: F811
+def test_plan_losses_schedules_and_tensorboard(place, tmp_path, tool):
     flags = flags_for(place, tmp_path / "s.keras", f"--plan={place}/teacher_plan.json", "--temperature=0:6,2:2",
                       "--losses=logits:1,attention:0.5,hints:0.1", "--alpha=0:0.9,2:0.5",
                       f"--tensorboard={tmp_path}/logs")  # fmt: skip
@@ -66,7 +66,7 @@ def test_plan_losses_schedules_and_tensorboard(place, tmp_path, tool):  # noqa: 
 
 
 def test_interrupted_run_goes_on_to_the_same_figures_and_a_changed_one_starts_anew(
-    place, tmp_path, tool, monkeypatch  # noqa: F811
+    place, tmp_path, tool, monkeypatch
 ):  # fmt: skip
     def stop(self, epoch, logs=None):
         if epoch == 1:
@@ -92,7 +92,7 @@ def test_interrupted_run_goes_on_to_the_same_figures_and_a_changed_one_starts_an
     assert json.loads((tmp_path / "cut.history.json").read_text())["loss"][0] != histories[0]["loss"][0]
 
 
-def test_label_free_with_fresh_augmentation_and_a_new_network(place, tmp_path, tool):  # noqa: F811
+def test_label_free_with_fresh_augmentation_and_a_new_network(place, tmp_path, tool):
     flags = flags_for(place, tmp_path / "s.keras", "--network=resnet20", "--width=0.125", "--label_free", "--views=0",
                       "--epochs=1", "--losses=decoupled", "--strategy=mirrored")  # fmt: skip
     result = tool("distill", *flags)
@@ -126,7 +126,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_gets_one_message_and_leaves_nothing(case, place, tmp_path, tool):  # noqa: F811
+def test_bad_input_gets_one_message_and_leaves_nothing(case, place, tmp_path, tool):
     flags, said = BAD[case]
     flags = flags_for(place, tmp_path / "s.keras", f"--student={place}/student.keras",
                       *[f.format(p=place) for f in flags])  # fmt: skip

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import subprocess
 import sys
 import time
@@ -13,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tf_keras as keras
-from absl.flags import FLAGS
 from PIL import Image
 
 from orbit_kd import networks
@@ -25,28 +23,6 @@ def process(name: str, *flags: str) -> subprocess.CompletedProcess:
     """Runs a tool as a user does."""
     command = [sys.executable, ROOT / "tools" / f"{name}.py", *flags]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-
-
-@pytest.fixture
-def tool(monkeypatch, capsys):
-    """Runs a tool in this process, which has loaded TensorFlow already."""
-
-    def run(name: str, *flags: str) -> subprocess.CompletedProcess:
-        before = set(FLAGS)
-        monkeypatch.setattr(sys, "argv", [f"tools/{name}.py", *flags])
-        code, said = 0, ""
-        try:
-            runpy.run_path(str(ROOT / "tools" / f"{name}.py"), run_name="__main__")
-        except SystemExit as stop:
-            code, said = (1, stop.code) if isinstance(stop.code, str) else (stop.code or 0, "")
-        finally:
-            for flag in set(FLAGS) - before:
-                delattr(FLAGS, flag)
-            FLAGS.unparse_flags()
-        out = capsys.readouterr()
-        return subprocess.CompletedProcess(flags, code, out.out, out.err + said)
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -1,21 +1,33 @@
 """Writes a Keras model in the formats of other runtimes.
 
-python tools/export.py --model=student.keras --targets=tflite_float32,tflite_int8,c_array --data=images/ --output=out/
+python tools/export.py --model=student.keras --targets=tflite_float32,tflite_int8,tflm --data=images/ --output=out/
+python tools/export.py --model=student_tflite_int8.tflite --targets=tflm --max_flash=262144 --max_arena=65536
 """
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
+from orbit_kd.errors import InputError
 from orbit_kd_tools.common import FLAGS, define_data, load_data, required, run
 
-flags.DEFINE_string("model", None, "A .keras or .h5 file or a SavedModel folder.")
+flags.DEFINE_string(
+    "model", None, "A .keras or .h5 file or a SavedModel folder; a .tflite file for targets made of one."
+)
 flags.DEFINE_list("targets", ["tflite_float32", "tflite_int8"], "Export targets, comma-separated.")
 flags.DEFINE_string("output", "out", "Folder to write to.")
 flags.DEFINE_integer("calibration", 256, "Training images that set the int8 ranges.", lower_bound=1)
+flags.DEFINE_integer("max_flash", None, "Bytes the model may take of a microcontroller's flash (tflm).", lower_bound=1)
+flags.DEFINE_integer("max_arena", None, "Bytes the tensor arena may take of its RAM (tflm).", lower_bound=1)
+flags.DEFINE_boolean("compress", None, "Store clustered weights as indices into a table (tflm).")
 define_data(teacher=False)
+
+_NO_DATA = {"tflite_float32", "tflite_float16", "tflite_dynamic"}  # nothing in them is calibrated
 
 
 def main() -> None:
@@ -24,10 +36,13 @@ def main() -> None:
     from orbit_kd.exporters import export_all, find
     from orbit_kd.model_io import load_model
 
-    for target in FLAGS.targets:
-        find(target)
-    model = load_model(FLAGS.model, trust_code=FLAGS.trust_model_code)
-    images = load_data().train if any(t != "tflite_float32" for t in FLAGS.targets) else None
+    options = given_options([find(target)[0].write for target in FLAGS.targets])
+    if FLAGS.model.endswith(".tflite"):  # its ranges are set; an image of the data, where given, is the golden input
+        model, calibrate = FLAGS.model, bool(FLAGS.data or FLAGS.data_dir)
+    else:
+        model = load_model(FLAGS.model, trust_code=FLAGS.trust_model_code)
+        calibrate = not set(FLAGS.targets) <= _NO_DATA
+    images = load_data().train if calibrate else None
     for artifact in export_all(
         model,
         FLAGS.targets,
@@ -35,8 +50,27 @@ def main() -> None:
         stem=Path(FLAGS.model).stem,
         calibration=images,
         samples=FLAGS.calibration,
+        **options,
     ):
         print(f"{artifact.target}: {artifact.path} ({artifact.bytes:,} bytes, {artifact.gzip_bytes:,} after gzip)")
+
+
+def given_options(writers: list[Callable]) -> dict[str, Any]:
+    """The options of single targets that were given.
+
+    Raises:
+        InputError: one that none of the targets knows.
+    """
+    options = {name: FLAGS[name].value for name in ("max_flash", "max_arena", "compress")}
+    options = {name: value for name, value in options.items() if value is not None}
+    for name in options:
+        if not any(name in inspect.signature(write).parameters for write in writers):
+            raise InputError(
+                f"None of the targets {', '.join(FLAGS.targets)} looks at --{name}.",
+                expected="a target for microcontrollers",
+                fix="add tflm to --targets",
+            )
+    return options
 
 
 if __name__ == "__main__":

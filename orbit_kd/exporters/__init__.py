@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from orbit_kd.errors import InputError
-from orbit_kd.exporters import c_array, tflite  # noqa: F401  each files its targets
+from orbit_kd.exporters import (  # noqa: F401  each files its targets
+    c_array,
+    hls4ml_project,
+    onnx_file,
+    packed,
+    tflite,
+    tflite_variants,
+    tflm,
+    vela,
+)
 from orbit_kd.exporters.artifact import Artifact, Target, find, target, targets
 from orbit_kd.exporters.metadata import read_metadata
 from orbit_kd.tflite_reader import read, read_bytes
@@ -122,4 +131,6 @@ def open_artifact(path: str | os.PathLike[str]) -> Artifact:
             expected=f"one of: {', '.join(_KINDS.values())}",
             fix="export the model with okd.export",
         )
-    return Artifact.of(data, target=kinds[0], files=(path,), details={})
+    # dynamic-range quantization leaves small kernels in float
+    target = "tflite_dynamic" if "tflite_dynamic" in kinds else kinds[0]
+    return Artifact.of(data, target=target, files=(path,), details={})

@@ -42,14 +42,9 @@ def export_float32(
     Raises:
         InputError: more than one input, open sizes, weights that are not finite, or an operator TFLite lacks.
     """
-    if _is_quantization_aware(model):
-        raise InputError(
-            f"Model {model.name!r} is quantization-aware: its float file would round to 8 bits at every layer.",
-            expected="a plain model",
-            fix="export okd.strip_quantization(model), or the target 'tflite_int8'",
-        )
-    data = _convert(model, input_shape, lambda converter: None)
-    return _save(data, "tflite_float32", path, metadata, {})
+    refuse_quantization_aware(model, "its float file would round to 8 bits at every layer")
+    data = convert(model, input_shape, lambda converter: None)
+    return save(data, "tflite_float32", path, metadata, {})
 
 
 @target("tflite_int8")
@@ -86,16 +81,10 @@ def export_int8(
     """
     import tensorflow as tf
 
-    shape = _input_shape(model, input_shape)
+    shape = fixed_shape(model, input_shape)
     # Trained with quantization, a model brings its ranges, and the converter would not look at calibration data.
-    trained = _is_quantization_aware(model)
-    images = None if trained else calibration_sample(calibration, samples=samples, seed=seed)
-    if images is not None and images.shape[1:] != shape:
-        raise InputError(
-            f"The calibration images have shape {images.shape[1:]}.",
-            expected=f"{shape}, the model's input without the batch",
-            fix="calibrate with the training data after its Preprocess (crop, resize, channels)",
-        )
+    trained = is_quantization_aware(model)
+    images = None if trained else calibration_images(calibration, shape=shape, samples=samples, seed=seed)
 
     def settings(converter: Any) -> None:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -107,18 +96,28 @@ def export_int8(
 
     if trained:
         _check_ranges(model)
-    data = _convert(model, shape, settings)
+    data = convert(model, shape, settings)
     if images is not None:
         details = {"calibration_images": len(images), "seed": seed}
     else:
         _check_all_int8(data, model)
         details = {"quantization_aware": True}
-    return _save(data, "tflite_int8", path, metadata, details)
+    return save(data, "tflite_int8", path, metadata, details)
 
 
-def _is_quantization_aware(model: Any) -> bool:
+def is_quantization_aware(model: Any) -> bool:
     """Whether tfmot's quantization wrappers are in the model, or those of `quantize_aware`."""
     return any(hasattr(module, "quantize_config") for module in getattr(model, "submodules", ()))
+
+
+def refuse_quantization_aware(model: Any, why: str) -> None:
+    """Raises InputError for a quantization-aware model; `why` says what would go wrong."""
+    if is_quantization_aware(model):
+        raise InputError(
+            f"Model {model.name!r} is quantization-aware: {why}.",
+            expected="a plain model",
+            fix="export okd.strip_quantization(model), or the target 'tflite_int8'",
+        )
 
 
 def _check_ranges(model: Any) -> None:
@@ -185,6 +184,22 @@ def calibration_sample(calibration: Any, *, samples: int = 256, seed: int = 0) -
     return np.stack(chosen)
 
 
+def calibration_images(calibration: Any, *, shape: tuple[int, ...], samples: int, seed: int) -> np.ndarray:
+    """`calibration_sample` of images that have the shape of the model's input.
+
+    Raises:
+        InputError: as `calibration_sample`; or images of another shape.
+    """
+    images = calibration_sample(calibration, samples=samples, seed=seed)
+    if images.shape[1:] != shape:
+        raise InputError(
+            f"The calibration images have shape {images.shape[1:]}.",
+            expected=f"{shape}, the model's input without the batch",
+            fix="calibrate with the training data after its Preprocess (crop, resize, channels)",
+        )
+    return images
+
+
 def _batches(calibration: Any) -> Iterator[np.ndarray]:
     if isinstance(calibration, np.ndarray):
         calibration = [calibration]
@@ -192,7 +207,7 @@ def _batches(calibration: Any) -> Iterator[np.ndarray]:
         yield np.asarray(batch[0] if isinstance(batch, (tuple, list)) else batch, np.float32)
 
 
-def _input_shape(model: Any, given: tuple[int, ...] | None) -> tuple[int, ...]:
+def fixed_shape(model: Any, given: tuple[int, ...] | None) -> tuple[int, ...]:
     """The shape to fix, without the batch."""
     if not hasattr(model, "inputs") or not hasattr(model, "get_weights"):
         raise InputError(
@@ -217,11 +232,15 @@ def _input_shape(model: Any, given: tuple[int, ...] | None) -> tuple[int, ...]:
     return shape
 
 
-def _convert(model: Any, input_shape: tuple[int, ...] | None, settings: Callable[[Any], None]) -> bytes:
-    """Runs the converter, quietly; `settings` sets its options."""
+def convert(model: Any, input_shape: tuple[int, ...] | None, settings: Callable[[Any], None]) -> bytes:
+    """Runs the converter, quietly; `settings` sets its options.
+
+    Raises:
+        InputError: as `export_float32`.
+    """
     import tensorflow as tf
 
-    shape = _input_shape(model, input_shape)
+    shape = fixed_shape(model, input_shape)
     bad = next((v.name for v in model.weights if not np.isfinite(v.numpy()).all()), None)
     if bad is not None:
         raise InputError(
@@ -251,9 +270,10 @@ def _convert(model: Any, input_shape: tuple[int, ...] | None, settings: Callable
             ) from RuntimeError(f"{error}\n{log.text}")
 
 
-def _save(
+def save(
     data: bytes, target: str, path: str | os.PathLike[str], metadata: dict[str, Any] | None, details: dict[str, Any]
 ) -> Artifact:
+    """Writes a .tflite file, with its metadata."""
     if metadata is not None:
         data = add_metadata(data, metadata)
     return Artifact.of(data, target=target, files=(write_file(path, data),), details=details)

@@ -1,0 +1,233 @@
+"""ONNX: the float network for toolchains that read it (FINN, Vitis AI, onnxruntime), checked against Keras.
+
+Specification: https://onnx.ai/onnx/intro/concepts.html; conversion by tf2onnx (extra `fpga`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from orbit_kd.errors import InputError
+from orbit_kd.exporters.artifact import Artifact, target
+from orbit_kd.exporters.keras_source import input_shape
+from orbit_kd.extras import require
+from orbit_kd.files import write_file
+from orbit_kd.tflite_reader import read_bytes
+
+TOLERANCE = 1e-5
+
+
+@target("onnx", suffix=".onnx", runtime="onnx")
+def export_onnx(
+    model: Any,
+    *,
+    path: str | os.PathLike[str],
+    calibration: Any = None,
+    metadata: dict[str, Any] | None = None,
+    opset: int = 17,
+    batch: int | None = 1,
+    samples: int = 16,
+    seed: int = 0,
+) -> Artifact:
+    """A float32 ONNX file with the model's own input name and layout (batch, height, width, channels).
+
+    Args:
+        model: tf_keras model, one input (batch, ...) float32.
+        path: the .onnx file to write.
+        calibration: images to compare on, see `export`; without any, seeded noise of 0 to 255.
+        metadata: stored as metadata_props, one entry each: text as it is, anything else as JSON.
+        opset: ONNX operator set, 13 or later.
+        batch: images a call takes; None leaves it open.
+        samples: number of images to compare on.
+        seed: which ones.
+
+    Returns:
+        Artifact; details: opset, batch, operators (name -> count), max_difference (onnxruntime against Keras,
+        absolute), relative_difference (to the largest output), compared (images).
+
+    Raises:
+        InputError: the extra is missing, no tf_keras model with one input of fixed sizes, an operator that tf2onnx or
+            onnxruntime lacks, metadata JSON cannot hold, or results more than 1e-5 of the largest output apart.
+    """
+    require("tf2onnx", "onnx", "onnxruntime", extra="fpga")
+    shape = input_shape(model)
+    if opset < 13 or (batch is not None and batch < 1):
+        raise InputError(
+            f"opset={opset}, batch={batch}.", expected="an opset of 13 or later, a batch of 1 or more, or None",
+            fix="leave both out: opset 17, batch 1",
+        )  # fmt: skip
+    entries = _entries(metadata or {})
+    proto = _convert(model, shape, opset=opset, batch=batch)
+    for key, text in entries.items():
+        proto.metadata_props.add(key=key, value=text)
+    data = proto.SerializeToString()
+    images = _images(calibration, shape, samples=samples, seed=seed)
+    details = {
+        "opset": opset,
+        "batch": batch,
+        "operators": _counts([node.op_type for node in proto.graph.node]),
+        **_compare(data, model, images),
+    }
+    return Artifact.of(data, target="onnx", files=(write_file(path, data),), details=details)
+
+
+def read_onnx_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The metadata of `export_onnx`, with JSON read back.
+
+    Raises:
+        InputError: the extra is missing, or not an ONNX file.
+    """
+    require("onnx", extra="fpga")
+    import onnx
+
+    try:
+        proto = onnx.load_model_from_string(read_bytes(path))
+    except Exception as error:  # protobuf's DecodeError, which has moved between its versions
+        raise InputError(f"{Path(path)} is no ONNX file.", expected="an .onnx file", fix="export the model") from error
+    return {entry.key: _read_entry(entry.value) for entry in proto.metadata_props}
+
+
+def _entries(metadata: dict[str, Any]) -> dict[str, str]:
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return dataclasses.asdict(value)
+        raise TypeError(f"{type(value).__name__} is no JSON value")
+
+    try:
+        return {
+            key: value if isinstance(value, str) else json.dumps(value, sort_keys=True, allow_nan=False, default=plain)
+            for key, value in metadata.items()
+        }
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"The metadata cannot be stored: {error}.",
+            expected="a dict of JSON values: text, finite numbers, lists, dicts, None, or dataclasses of these",
+            fix="convert the value first, for example arrays with .tolist()",
+        ) from error
+
+
+def _read_entry(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _convert(model: Any, shape: tuple[int, ...], *, opset: int, batch: int | None) -> Any:
+    """The ONNX model; outputs and input are called as in Keras."""
+    import tensorflow as tf
+    import tf2onnx
+
+    from orbit_kd.exporters.tflite import _quiet
+    from orbit_kd.native_log import native_stderr
+
+    name = model.output_names[0]
+    function = tf.function(lambda image: {name: model(image, training=False)}, autograph=False)
+    signature = [tf.TensorSpec((batch, *shape), tf.float32, name=model.input_names[0])]
+    with _quiet(), native_stderr():
+        try:
+            proto, _ = tf2onnx.convert.from_function(function, signature, opset=opset)
+        except Exception as error:  # tf2onnx raises nearly anything on what it does not know
+            raise InputError(
+                f"tf2onnx cannot convert model {model.name!r}: {str(error).strip()[:300]}",
+                expected=f"layers made of operators that ONNX opset {opset} has",
+                fix="replace that layer, or try a later opset",
+            ) from error
+    if batch is None:
+        for end in (*proto.graph.input, *proto.graph.output):
+            end.type.tensor_type.shape.dim[0].dim_param = "batch"
+    _steady_names(proto.graph, model.name)
+    return proto
+
+
+def _steady_names(graph: Any, name: str) -> None:
+    """Names by the place in the graph, so that a model gives the same file each time.
+
+    tf2onnx's own counters go on from one export to the next, and of equal constants it keeps any one's name.
+    """
+    graph.name, graph.doc_string = name, ""
+    if any(attribute.HasField("g") for node in graph.node for attribute in node.attribute):
+        return  # a graph inside (a loop) may use names of this one
+    rename = _renamer([])
+    for node in graph.node:
+        node.name = rename(node.name)
+    constants = {value.name: value for value in graph.initializer}
+    rename = _renamer(["", *(end.name for end in (*graph.input, *graph.output))])
+    used = {}
+    for node in graph.node:
+        for place, value in enumerate(node.input):
+            if value in constants and value not in used:
+                used[value] = f"{node.name}:in{place}"
+            node.input[place] = used.get(value) or rename(value)
+        node.output[:] = [rename(value) for value in node.output]
+    for value in graph.value_info:
+        value.name = rename(value.name)
+    del graph.initializer[:]
+    for old, new in used.items():
+        constants[old].name = new
+        graph.initializer.append(constants[old])
+
+
+def _renamer(kept: list[str]) -> Callable[[str], str]:
+    """Old name -> the same without tf2onnx's "__123", made unique; `kept` stay as they are."""
+    new = {name: name for name in kept}
+
+    def rename(old: str) -> str:
+        if old not in new:
+            plain, taken = re.sub(r"__\d+", "", old), set(new.values())
+            tries = (f"{plain}__{i}" if i else plain for i in itertools.count())
+            new[old] = next(name for name in tries if name not in taken)
+        return new[old]
+
+    return rename
+
+
+def _images(calibration: Any, shape: tuple[int, ...], *, samples: int, seed: int) -> np.ndarray:
+    """What to compare on, (n, ...) float32."""
+    if calibration is None:
+        return np.random.default_rng(seed).uniform(0, 255, (samples, *shape)).astype(np.float32)
+    from orbit_kd.exporters.tflite import calibration_sample
+
+    images = calibration_sample(calibration, samples=samples, seed=seed)
+    if images.shape[1:] != shape:
+        raise InputError(
+            f"The calibration images have shape {images.shape[1:]}.",
+            expected=f"{shape}, the model's input without the batch",
+            fix="give the training data after its Preprocess (crop, resize, channels)",
+        )
+    return images
+
+
+def _compare(data: bytes, model: Any, images: np.ndarray) -> dict[str, Any]:
+    """Runs both on the same images.
+
+    Raises:
+        InputError: they differ.
+    """
+    from orbit_kd.onnx_runtime import load_onnx
+
+    expected = model.predict(images, verbose=0)
+    difference = float(np.abs(load_onnx(data, 1).raw(images) - expected).max())
+    largest = float(np.abs(expected).max())
+    relative = difference / largest if largest else difference
+    if not relative <= TOLERANCE:  # NaN must not pass
+        raise InputError(
+            f"The ONNX file of model {model.name!r} gives other results than Keras: {difference:.3g} apart, which is "
+            f"{relative:.2g} of the largest output.",
+            expected=f"at most {TOLERANCE:g} of it, over {len(images)} images",
+            fix="compare on real images (calibration=...); if it stays, replace the layer that ONNX computes otherwise",
+        )
+    return {"max_difference": difference, "relative_difference": relative, "compared": len(images)}
+
+
+def _counts(names: list[str]) -> dict[str, int]:
+    return {name: names.count(name) for name in sorted(set(names))}

@@ -1,0 +1,146 @@
+"""A folder of C++ for TensorFlow Lite Micro: model, operators, arena size, a golden pair, and a main that checks it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from orbit_kd import runtimes
+from orbit_kd.errors import InputError
+from orbit_kd.exporters.artifact import Artifact, target
+from orbit_kd.exporters.c_array import export_c_array
+from orbit_kd.exporters.metadata import add_metadata
+from orbit_kd.exporters.source import tflite_of
+from orbit_kd.exporters.tflite import calibration_sample
+from orbit_kd.exporters.tflm_compression import compress_weights
+from orbit_kd.exporters.tflm_memory import arena_margin, arena_size, check_arena, check_flash, require_dense
+from orbit_kd.exporters.tflm_operators import add_methods
+from orbit_kd.exporters.tflm_sources import Golden, sources
+from orbit_kd.extras import require
+from orbit_kd.files import write_file
+from orbit_kd.tflite_reader import parse
+
+
+@target("tflm", suffix="", made_of="tflite_int8", runtime="tflm")
+def export_tflm(
+    model: Any,
+    *,
+    path: str | os.PathLike[str],
+    calibration: Any = None,
+    metadata: dict[str, Any] | None = None,
+    samples: int = 256,
+    seed: int = 0,
+    max_flash: int | None = None,
+    max_arena: int | None = None,
+    compress: bool = False,
+    **options: Any,
+) -> Artifact:
+    """model_data.cc/.h, model_operators.h, model_settings.h, golden.cc/.h and main.cc, checked before they are written.
+
+    The arena is measured by TFLM's interpreter, and a margin added (see `tflm_memory.arena_margin`). The golden output
+    is TFLM's own, and LiteRT's reference kernels must agree within one step.
+
+    Args:
+        model: an int8 or int16x8 .tflite file (path or Artifact), or a tf_keras model, which is converted to
+            "tflite_int8" first.
+        path: the folder; files of an earlier export are replaced.
+        calibration: inputs as the network sees them: for the conversion of a Keras model, and one of them, drawn with
+            `seed`, becomes the golden input. Without it that is random.
+        metadata: stored in the flatbuffer.
+        samples: calibration images for the conversion of a Keras model.
+        seed: of these, and of the golden input.
+        max_flash: bytes the model's array may take.
+        max_arena: bytes the tensor arena may take, its margin included.
+        compress: store clustered kernels as indices (see `tflm_compression.py`).
+        **options: of "tflite_int8", for the conversion of a Keras model.
+
+    Returns:
+        Artifact of model_data.cc; `bytes` is the length of the array. `details`: "arena_bytes" as measured,
+        "arena_margin", "tensor_arena_bytes" (their sum), "operators", "golden" and what the compression knows.
+
+    Raises:
+        InputError: TFLM is not installed; no .tflite file, a sparse-encoded one, one with float input or output; an
+            operator TFLM lacks; too large for `max_flash` or `max_arena`; or what "tflite_int8" raises.
+    """
+    require("tflite_micro", extra="mcu")
+    original, details = tflite_of(model, calibration=calibration, samples=samples, seed=seed, **options)
+    add_methods(require_dense(original))
+    if metadata is not None:
+        original = add_metadata(original, metadata)
+    for runtime in ("litert_reference", "tflm"):
+        runtimes.probe(original, runtime=runtime)
+    golden = _golden(original, calibration, seed)
+    data = original
+    if compress:
+        data, saved = compress_weights(original, seed=seed)
+        details |= saved
+    check_flash(data, max_flash, original=original)
+    runner = runtimes.load(data, runtime="tflm")
+    arena, margin = _arena_bytes(runner), arena_margin(original)
+    check_arena(data, arena, margin, max_arena)
+    methods = add_methods(parse(data))
+    texts = sources(
+        input=runner.input, output=runner.output, golden=golden, methods=methods, arena=arena, margin=margin
+    )
+    with tempfile.TemporaryDirectory() as temporary:
+        array = export_c_array(write_file(Path(temporary, "model.tflite"), data), path=Path(path, "model_data"))
+    written = [write_file(Path(path, name), text) for name, text in texts.items()]
+    details |= {
+        "symbol": array.details["symbol"],
+        "arena_bytes": arena,
+        "arena_margin": margin,
+        "tensor_arena_bytes": arena_size(arena, margin),
+        "operators": methods,
+        "golden": golden.origin,
+    }
+    return Artifact.of(data, target="tflm", files=(*array.files, *written), details=details)
+
+
+def _golden(data: bytes, calibration: Any, seed: int) -> Golden:
+    """An input and TFLM's output, which LiteRT's reference kernels confirm.
+
+    Raises:
+        InputError: float input or output, an image of another shape, or another output by LiteRT.
+    """
+    micro, reference = (runtimes.load(data, runtime=name) for name in ("tflm", "litert_reference"))
+    for side, port in (("input", micro.input), ("output", micro.output)):
+        if not port.scale:
+            raise InputError(
+                f"The file's {side} is {port.dtype.name}.",
+                expected="int8 or int16, as sensors and firmware hand it over",
+                fix="export tflite_int8 without float_io",
+            )
+    if calibration is None:
+        limits = np.iinfo(micro.input.dtype)
+        origin = f"A random input, seed {seed}, as no calibration data was given"
+        given = np.random.default_rng(seed).integers(
+            limits.min, limits.max + 1, (1, *micro.input.shape), micro.input.dtype
+        )
+    else:
+        origin = f"An image of the calibration data, drawn with seed {seed}"
+        image = calibration_sample(calibration, samples=1, seed=seed)
+        runtimes.run(micro, image)  # refuses an image of another shape
+        given = micro.input.quantize(image)
+    found, expected = micro.raw(given), reference.raw(given)
+    steps = int(np.abs(found.astype(np.int64) - expected).max())
+    if steps > 1:
+        raise InputError(
+            f"TensorFlow Lite Micro and LiteRT's reference kernels differ by {steps} steps on the golden input.",
+            expected="at most 1",
+            fix="compare layer by layer; a kernel of this version of TFLM or LiteRT is at fault",
+        )
+    return Golden(given[0], found[0], origin)
+
+
+def _arena_bytes(runner: Any) -> int:
+    if runner.arena_bytes is None:
+        raise InputError(
+            "TensorFlow Lite Micro did not say how much of its arena it took.",
+            expected="'Arena allocation total N bytes' from print_allocations()",
+            fix=f"install the version this package knows: {runtimes.MCU_HINT}",
+        )
+    return runner.arena_bytes
