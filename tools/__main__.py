@@ -5,7 +5,7 @@ from __future__ import annotations
 import runpy
 import sys
 
-TOOLS = ("train", "sensitivity", "prune", "distill", "compress", "evaluate", "export", "inspect_model")
+TOOLS = ("train", "sensitivity", "prune", "distill", "compress", "evaluate", "export", "benchmark", "inspect_model")
 
 
 def main() -> None:

@@ -113,7 +113,7 @@ def required(*names: str) -> None:
         InputError: one is missing.
     """
     for name in names:
-        if FLAGS[name].value in (None, ""):
+        if FLAGS[name].value in (None, "", []):
             raise InputError(f"--{name} is missing.", expected=f"--{name}=...", fix="see --help for its meaning")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from orbit_kd.errors import InputError
 from orbit_kd.tflite_reader import parse, read_bytes
+from orbit_kd.tflite_writer import pack
 
 NAME = b"orbit_kd"
 
@@ -27,17 +28,8 @@ def add_metadata(data: bytes, metadata: dict[str, Any]) -> bytes:
     Raises:
         InputError: `data` is no .tflite file, or `metadata` holds something JSON cannot.
     """
-    import flatbuffers
     import numpy as np
     from ai_edge_litert import schema_py_generated as schema
-
-    class AlignedBuffer(schema.BufferT):
-        # The schema's force_align: 16, which the Python generator drops; without it weights may start at any byte,
-        # and microcontrollers that read the file in place fault or slow down.
-        def Pack(self, builder: Any) -> int:
-            if self.data is not None:
-                builder.Prep(16, len(self.data))
-            return super().Pack(builder)
 
     try:
         text = json.dumps(metadata, sort_keys=True, allow_nan=False, default=_plain)
@@ -57,10 +49,7 @@ def add_metadata(data: bytes, metadata: dict[str, Any]) -> bytes:
         old = [schema.MetadataT(name=NAME, buffer=len(model.buffers))]
         model.buffers.append(schema.BufferT(data=content))
     model.metadata = notes + old
-    model.buffers = [AlignedBuffer(b.data, b.offset, b.size) for b in model.buffers]
-    builder = flatbuffers.Builder(len(data) + 4096)
-    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
-    return bytes(builder.Output())
+    return pack(model)
 
 
 def read_metadata(path_or_bytes: str | os.PathLike[str] | bytes) -> dict[str, Any]:
