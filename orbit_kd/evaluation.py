@@ -202,7 +202,7 @@ def evaluate(
         for artifact in everything:
             if runtime[id(artifact)] not in ("", "litert"):  # files of another kind, that something else runs
                 names[id(artifact)] = name = f"{artifact.target} ({artifact.path.name})"
-                running[name] = runtimes.runtimes.get(runtime[id(artifact)])(artifact.path.read_bytes(), 1)
+                running[name] = runtimes.load(artifact.path, runtime=runtime[id(artifact)])
         labels, outputs = logits(running, test, threads=os.cpu_count() or 1)
         _same_classes(outputs, class_names)
         summaries = {id(a): read(models[id(a)]) for a in students}

@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from orbit_kd.errors import InputError
+from orbit_kd.extras import require
 from orbit_kd.native_log import native_stderr
 from orbit_kd.registry import Registry
 from orbit_kd.tflite_reader import parse, read_bytes
@@ -72,12 +73,12 @@ runtimes: Registry[Callable[[bytes, int], Runner]] = Registry("runtime")
 
 
 def load(model: Model, *, runtime: str = "litert", threads: int = 1) -> Runner:
-    """Loads a .tflite file, given by its path or its bytes.
+    """Loads a .tflite file (an .onnx file for "onnx"), given by its path or its bytes.
 
     Args:
         model: the file.
         runtime: "litert" (the kernels a phone or Linux board runs), "litert_reference" (plain kernels, the yardstick
-            for bit-exactness) or "tflm" (TensorFlow Lite Micro; extra `mcu`).
+            for bit-exactness), "tflm" (TensorFlow Lite Micro; extra `mcu`) or "onnx" (onnxruntime; extra `fpga`).
         threads: for LiteRT; TFLM always has one.
 
     Raises:
@@ -86,11 +87,10 @@ def load(model: Model, *, runtime: str = "litert", threads: int = 1) -> Runner:
     """
     if threads < 1:
         raise InputError(f"threads={threads}.", expected="at least 1", fix="1 is a single core")
-    return runtimes.get(runtime)(_one_in_one_out(model), threads)
+    return runtimes.get(runtime)(read_bytes(model), threads)
 
 
-def _one_in_one_out(model: Model) -> bytes:
-    data = read_bytes(model)
+def _one_in_one_out(data: bytes) -> bytes:
     graph = parse(data).subgraphs[0]
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
         raise InputError(
@@ -250,18 +250,20 @@ def _same(a: np.ndarray, b: np.ndarray) -> bool:
 
 @runtimes.register("litert")
 def _litert(data: bytes, threads: int) -> Runner:
+    data = _one_in_one_out(data)
     return _runnable(lambda: _Litert(data, threads), "LiteRT")
 
 
 @runtimes.register("litert_reference")
 def _litert_reference(data: bytes, threads: int) -> Runner:
+    data = _one_in_one_out(data)
     return _runnable(lambda: _Litert(data, threads, reference=True), "LiteRT")
 
 
 @runtimes.register("tflm")
 def _tflm(data: bytes, threads: int) -> Runner:
-    if not has_tflm():
-        raise InputError("tflite_micro is not installed.", expected="the extra `mcu`", fix=MCU_HINT)
+    require("tflite_micro", extra="mcu")
+    data = _one_in_one_out(data)
     return _runnable(lambda: _Tflm(data), "TensorFlow Lite Micro")
 
 
@@ -376,3 +378,6 @@ def tflm_parity(model: Model, x: Any) -> TflmParity:
         return TflmParity(False, error.what, None, None, 0)
     steps = np.abs(actual.astype(np.int64) - expected.astype(np.int64))
     return TflmParity(True, "", getattr(micro, "arena_bytes", None), int(steps.max()), len(expected))
+
+
+import orbit_kd.onnx_runtime  # noqa: E402, F401  files the runtime "onnx"

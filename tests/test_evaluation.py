@@ -280,3 +280,21 @@ def test_an_output_that_is_not_finite_is_refused(tmp_path, images):
     file = export(model, "tflite_float32", path=tmp_path / "m.tflite")
     with pytest.raises(InputError, match="puts out NaN or Inf"):
         evaluate(file, [images])
+
+
+def test_files_that_litert_does_not_run_stand_beside_those_it_does(made, images, tmp_path):
+    files, student = made[3], net(6, seed=1)
+    more = [export(student, "onnx", path=tmp_path / "s.onnx"), export(files[1], "packed", path=tmp_path / "packed")]
+    test = tf.data.Dataset.from_tensor_slices(images).batch(20)
+    report = evaluate([files[0], *more], test, latency_runs=1, tflm_images=2)
+    flat, onnx, packed = report.artifacts
+    assert onnx["accuracy"] == flat["accuracy"] and onnx["bytes"] == (tmp_path / "s.onnx").stat().st_size
+    assert "accuracy" not in packed and packed["details"]["pattern"] == "2:4"
+    page = report.save(tmp_path / "page").read_text(encoding="utf-8")
+    assert "On the devices" in page and "packed layers" in page
+
+
+def test_a_file_that_only_a_compiler_reads_is_no_evaluation(made, images, tmp_path):
+    packed = export(made[3][1], "packed", path=tmp_path / "packed")
+    with pytest.raises(InputError, match="No TensorFlow Lite file"):
+        evaluate([packed], [images])

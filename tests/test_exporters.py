@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import json
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from orbit_kd import runtimes
 from orbit_kd.errors import InputError
-from orbit_kd.exporters import export, open_artifact, read_metadata, targets
+from orbit_kd.exporters import Artifact, export, export_all, file_of, open_artifact, read_metadata, targets
 from orbit_kd.exporters.c_array import read_c_array
 from orbit_kd.exporters.tflite import calibration_sample
 from orbit_kd.recipe import Preprocess
@@ -327,3 +328,25 @@ def test_conversion_is_silent(tmp_path):
 def test_the_package_is_light_to_import():
     code = "import sys, orbit_kd.exporters, orbit_kd.evaluation; sys.exit('tensorflow' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_export_all_hands_one_targets_file_to_the_next_and_names_variants(tmp_path, images):
+    names = ["packed:uhp:4", "tflite_int8", "c_array"]
+    packed, int8, array = export_all(net(), names, folder=tmp_path, stem="m", calibration=images)
+    assert [a.target for a in (packed, int8, array)] == names
+    assert packed.path.parent == tmp_path / "m_packed_uhp_4" == file_of("packed:uhp:4", tmp_path, stem="m")
+    assert read_c_array(array.path) == int8.path.read_bytes()
+    assert Artifact.from_dict(json.loads(json.dumps(packed.to_dict()))) == packed
+
+
+def test_a_target_without_variants_refuses_one(tmp_path, images):
+    with pytest.raises(InputError, match="'tflite_int8' has no variants"):
+        export(net(), "tflite_int8:small", path=tmp_path / "m.tflite", calibration=images)
+
+
+def test_a_dynamic_range_file_is_known_although_small_kernels_stay_float(tmp_path):
+    image = layers.Input((8, 8, 2))
+    model = keras.Model(image, layers.Conv2D(64, 3)(layers.Conv2D(4, 3)(image)))
+    file = export(model, "tflite_dynamic", path=tmp_path / "m.tflite")
+    assert [op.dtype for op in read(file.path).ops if op.weight_shape] == ["float32", "int8"]
+    assert open_artifact(file.path).target == "tflite_dynamic"

@@ -114,16 +114,18 @@ def export_all(
 
 
 def open_artifact(path: str | os.PathLike[str]) -> Artifact:
-    """The artifact of a .tflite file, or of a .cc file of "c_array", that is on disk already.
+    """The artifact of a .tflite or .onnx file, or of a .cc file of "c_array", that is on disk already.
 
     Raises:
-        InputError: it does not exist, is neither, or holds no convolution or dense layer to tell its target from.
+        InputError: it does not exist, is none of them, or holds no convolution or dense layer to tell its target from.
     """
     path = Path(path)
     if path.suffix == ".cc":
         data, files = c_array.read_c_array(path), (path, path.with_suffix(".h"))
         return Artifact.of(data, target="c_array", files=files, details={})
     data = read_bytes(path)
+    if path.suffix == ".onnx":
+        return Artifact.of(data, target="onnx", files=(path,), details={})
     kinds = [_KINDS.get((op.dtype, op.output_dtype)) for op in read(data).ops if op.weight_shape]
     if not kinds or kinds[0] is None:
         raise InputError(

@@ -127,13 +127,13 @@ def _convert(model: Any, shape: tuple[int, ...], *, opset: int, batch: int | Non
     import tensorflow as tf
     import tf2onnx
 
-    from orbit_kd.exporters.tflite import _quiet
+    from orbit_kd.exporters.tflite import quiet
     from orbit_kd.native_log import native_stderr
 
     name = model.output_names[0]
     function = tf.function(lambda image: {name: model(image, training=False)}, autograph=False)
     signature = [tf.TensorSpec((batch, *shape), tf.float32, name=model.input_names[0])]
-    with _quiet(), native_stderr():
+    with quiet(), native_stderr():
         try:
             proto, _ = tf2onnx.convert.from_function(function, signature, opset=opset)
         except Exception as error:  # tf2onnx raises nearly anything on what it does not know

@@ -248,7 +248,7 @@ def convert(model: Any, input_shape: tuple[int, ...] | None, settings: Callable[
             expected="finite weights",
             fix="training diverged: go back to an earlier checkpoint, or lower the learning rate",
         )
-    with _quiet(), native_stderr() as log:
+    with quiet(), native_stderr() as log:
         try:
             function = tf.function(lambda image: model(image, training=False), autograph=False)
             signature = tf.TensorSpec((1, *shape), tf.float32, name="image")
@@ -280,7 +280,7 @@ def save(
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No Python warnings or log lines of the converter, for this block only."""
     loggers = [logging.getLogger(name) for name in ("tensorflow", "absl")]
     levels = [logger.level for logger in loggers]
