@@ -249,7 +249,7 @@ def test_bad_test_data_is_refused(made, images):
 
 def test_bad_files_are_refused(made, images, tmp_path):
     test = [images]
-    with pytest.raises(InputError, match="No artifacts"):
+    with pytest.raises(InputError, match="among 0 artifacts"):
         evaluate([], test)
     with pytest.raises(InputError, match="No such file"):
         evaluate([tmp_path / "none.tflite"], test)

@@ -184,7 +184,7 @@ def test_a_file_that_aborts_ends_only_its_own_process(files, monkeypatch):
 
 def test_bad_arguments_are_refused(files, images):
     file = files["tflite_int8"]
-    with pytest.raises(InputError, match="litert_reference, tflm"):
+    with pytest.raises(InputError, match="litert_reference, onnx, tflm"):
         runtimes.predict(file, images, runtime="paper")
     with pytest.raises(InputError, match=r"shape \(12, 12, 1\)"):
         runtimes.predict(file, images[..., :1])
