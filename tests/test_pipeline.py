@@ -262,3 +262,18 @@ def test_budgets_that_make_no_sense_are_refused_in_the_recipe(settings, message)
 def test_a_budget_out_of_reach_is_refused_and_says_what_can_be_reached(teacher, data, tmp_path):
     with pytest.raises(InputError, match="cannot be reached"):
         compress(teacher, data, recipe=Recipe(max_bytes=2_000, views=1), workdir=tmp_path)
+
+
+def test_every_kind_of_target_can_be_asked_for(teacher, data, tmp_path):
+    targets = ("tflite_int8", "tflm", "vela:ethos-u55-128", "packed", "onnx")
+    recipe = Recipe(ratio=0.5, epochs=1, views=1, batch_size=32, calibration=16, targets=targets)
+    done = compress(teacher, data, recipe=recipe, workdir=tmp_path)
+    rows = {a["target"]: a for a in done.report.artifacts}
+    assert tuple(rows) == targets
+    assert rows["tflm"]["accuracy"] == rows["tflite_int8"]["accuracy"]
+    assert rows["onnx"]["accuracy"] > 0.3 and "accuracy" not in rows["packed"]
+    assert rows["vela:ethos-u55-128"]["details"]["cycles"] > 0
+    assert all((tmp_path / a["path"]).exists() for a in rows.values())
+    assert "ethos-u55-128" in (tmp_path / "report.html").read_text()
+    again = compress(teacher, data, recipe=recipe, workdir=tmp_path)
+    assert again.report.artifacts == done.report.artifacts

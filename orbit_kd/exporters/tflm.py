@@ -25,7 +25,7 @@ from orbit_kd.files import write_file
 from orbit_kd.tflite_reader import parse
 
 
-@target("tflm", suffix="", made_of="tflite_int8", runtime="tflm")
+@target("tflm", suffix="", made_of="tflite_int8", runtime="litert")
 def export_tflm(
     model: Any,
     *,
