@@ -63,10 +63,9 @@ def choose_ratios(stages: Stages, teacher: keras.Model, data: Data, recipe: Reci
         )
     else:
         ratios = ratios_for(scans["filters"], teacher, **(limits | recipe.budgets))
-    return dataclasses.replace(
-        recipe, ratio=0.0, ratios=ratios, sparsities=sparsities, keep_params=None, keep_macs=None, max_macs=None,
-        max_bytes=None,
-    )  # fmt: skip
+    pattern = recipe.pattern if sparsities or not hybrid else "dense"  # filters alone were the better choice
+    chosen: dict[str, Any] = {"ratio": 0.0, "ratios": ratios, "sparsities": sparsities if pattern != "dense" else {}}
+    return dataclasses.replace(recipe, pattern=pattern, **(chosen | dict.fromkeys(recipe.budgets)))
 
 
 def _scan(teacher: keras.Model, data: Data, recipe: Recipe, of: str, folder: Path) -> Scan:

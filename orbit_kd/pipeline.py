@@ -117,7 +117,8 @@ def compress(
             )
             report.save(folder)
         report = Report.load(folder)
-    report = Report(report.data | _story(report.data, teacher, student, data, asked, augment, history, stages)
+    story = _story(report.data, teacher, student, data, asked, recipe.pattern, augment, history, stages)
+    report = Report(report.data | story
                     | {"search": found, "chosen": _chosen(asked, recipe)}
                     | {"title": title or f"{teacher.name}, compressed", "command": command})  # fmt: skip
     save_model(student, stages.workdir / "student.keras")
@@ -247,8 +248,8 @@ def _export(
 
 
 def _story(
-    measured: dict[str, Any], teacher: keras.Model, student: keras.Model, data: Data, recipe: Recipe, augment: Augment,
-    history: list[dict[str, Any]], stages: Stages,
+    measured: dict[str, Any], teacher: keras.Model, student: keras.Model, data: Data, recipe: Recipe, pattern: str,
+    augment: Augment, history: list[dict[str, Any]], stages: Stages,
 ) -> dict[str, Any]:  # fmt: skip
     """The sections of the report that tell how the figures came about."""
     before = {row.name: row for row in profile(teacher).layers}
@@ -274,7 +275,7 @@ def _story(
         "preprocess": _preprocess(data),
         "data": {**dict(data.counts), **measured["data"], "fingerprint": data.fingerprint},
         "seed": recipe.seed,
-        "notes": _notes(measured, recipe),
+        "notes": _notes(measured, pattern),
     }
 
 
@@ -298,11 +299,11 @@ def _validated(
     return {**found, "reached": reached, "target_file": file.target, "verdict": verdict}
 
 
-def _notes(measured: dict[str, Any], recipe: Recipe) -> list[str]:
+def _notes(measured: dict[str, Any], pattern: str) -> list[str]:
     notes = []
-    if recipe.pattern != "dense":
+    if pattern != "dense":
         notes.append(
-            f"The {recipe.pattern} zeros make no CPU faster and no file smaller by themselves: they pay off after gzip "
+            f"The {pattern} zeros make no CPU faster and no file smaller by themselves: they pay off after gzip "
             "and on hardware that skips them, such as an Ethos-U85."
         )
     slower = [a for a in measured["artifacts"] if a.get("latency") and a["latency"]["ratio"] < 0.5 * (

@@ -144,7 +144,7 @@ class Recipe:
         for group, ratio in self.ratios.items():
             need("ratios", 0 <= ratio < 1, f"a number in [0, 1) for {group!r}")
         for name in ("keep_params", "keep_macs"):
-            need(name, 0 < (getattr(self, name) or 1) <= 1, "a number in (0, 1]")
+            need(name, 0 < (1 if getattr(self, name) is None else getattr(self, name)) <= 1, "a number in (0, 1]")
         for name in ("max_macs", "max_bytes", "time_budget"):
             need(name, (1 if getattr(self, name) is None else getattr(self, name)) > 0, "a number above 0")
         need("max_drop", 0 <= (self.max_drop or 0) < 1, "a number in [0, 1): 0.01 is one point")
