@@ -140,10 +140,10 @@ def curves(runs: Runs) -> None:
     patterns = list(dict.fromkeys(pattern for pattern, _ in HALF))
     figure, panels = plt.subplots(1, len(patterns), figsize=(3.2 * len(patterns), 3), sharey=True)
     for panel, pattern in zip(panels, patterns, strict=True):
-        for method in METHODS:
+        for number, method in enumerate(METHODS):
             found = [whole_curve(runs, r) for r in runs.find(dataset="mstar", pattern=pattern, method=method)]
             if found:
-                panel.plot(range(1, len(found[0]) + 1), 100 * np.mean(found, 0), label=method)
+                panel.plot(range(1, len(found[0]) + 1), 100 * np.mean(found, 0), f"C{number}", label=method)
         panel.axvline(FLAGS.dense_epochs + 0.5, color="0.7", linewidth=0.8)
         panel.set(title=pattern, xlabel="epoch", ylim=(50, 100))
         panel.grid(alpha=0.3)
@@ -195,7 +195,7 @@ def page(runs: Runs) -> str:
         "epochs. The table says what a short training reaches, with the teacher and without, and not what a long one "
         "would."
         if np.mean(gains) > 1
-        else f"The runs have converged: validation gains {np.mean(gains):.1f} points in the last three epochs."
+        else f"The runs have converged: validation gains {abs(np.mean(gains)):.1f} points in the last three epochs."
     )
     parts = [
         "# Sparse students, with and without a teacher",
