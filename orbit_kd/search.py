@@ -24,7 +24,7 @@ from orbit_kd.model_io import fingerprint, load_model, save_model
 from orbit_kd.planning import RemovalPlan, plan_removal
 from orbit_kd.ratios import ratios_for
 from orbit_kd.recipe import digest
-from orbit_kd.scan import Scan, sensitivity
+from orbit_kd.scan import Curve, Scan, sensitivity
 from orbit_kd.scan_evaluation import Evaluator, batches_of
 from orbit_kd.surgery import remove_filters
 
@@ -97,7 +97,8 @@ def smallest(
 
     The first step aims at an eighth of the parameters; a step that loses too much is taken back and tried again half as
     far (on a logarithmic scale), until steps are smaller than 15%. The multiply-accumulates fall with each step by the
-    square root of the same factor at least, so that a network never gets small without getting faster.
+    square root of the same factor at least, so that a network never gets small without getting faster, and no group
+    shrinks more in one step than all parameters together do.
 
     The training that follows the search can be long; what this returns was accurate enough after the short ones.
 
@@ -172,13 +173,31 @@ def _step(
 ) -> RemovalPlan | None:  # fmt: skip
     """The plan that divides the parameters by `factor`; None where the scan does not go so far."""
     try:
-        ratios = ratios_for(scan, student, unknown=unknown, min_channels=min_channels, keep_params=1 / factor,
-                            keep_macs=factor**-0.5)  # fmt: skip
+        ratios = ratios_for(_up_to(scan, 1 - 1 / factor), student, unknown=unknown, min_channels=min_channels,
+                            keep_params=1 / factor, keep_macs=factor**-0.5)  # fmt: skip
     except InputError:
         return None
     plan = plan_removal(student, criterion=criterion, ratio=0.0, ratios=ratios, min_channels=min_channels,
                         exclude=exclude, unknown=unknown, data=train)  # fmt: skip
     return plan if plan.params[1] < plan.params[0] else None
+
+
+def _up_to(scan: Scan, most: float) -> Scan:
+    """The scan without what lies above a ratio.
+
+    Where an untrained network has lost everything its curves are flat, and the rest of a group looks free. So no group
+    may shrink more in one step than all parameters together do.
+    """
+
+    def cut(curve: Curve) -> Curve:
+        ratios = (*(r for r in curve.ratios if r < most), min(most, max(curve.ratios, default=0.0)))
+        if not curve.ratios:
+            return curve
+        accuracy, loss = (tuple(np.interp(ratios, curve.ratios, v).tolist()) for v in (curve.accuracy, curve.loss))
+        return dataclasses.replace(curve, ratios=ratios, accuracy=accuracy, loss=loss,
+                                   images=(scan.images,) * len(ratios))  # fmt: skip
+
+    return dataclasses.replace(scan, curves=tuple(cut(c) for c in scan.curves))
 
 
 def _accuracy(model: keras.Model, batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:

@@ -67,6 +67,18 @@ def test_macs_fall_with_the_parameters(teacher, val, graded):
     assert first.params <= before.params / 8 and first.macs <= before.macs / 8**0.5
 
 
+def test_no_group_shrinks_more_in_one_step_than_the_whole_network(teacher, val, graded):
+    before = {la.name: la.kernel.shape[-1] for la in teacher.layers if hasattr(la, "kernel") and la.name != "logits"}
+    kept = []
+
+    def retrain(student, number):
+        kept.append(min(student.get_layer(name).kernel.shape[-1] / width for name, width in before.items()))
+
+    graded(0)
+    smallest(teacher, retrain, data=val, max_drop=0.1)
+    assert kept[0] >= 1 / 8 - 0.02
+
+
 def test_the_teacher_stays_and_comes_back_as_a_copy_where_nothing_is_good_enough(teacher, val, graded):
     known = fingerprint(teacher)
     found = smallest(teacher, graded(teacher.count_params()), data=val, max_drop=0.0)
