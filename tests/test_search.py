@@ -19,13 +19,18 @@ from orbit_kd.search import Trial, smallest
 @pytest.fixture(scope="module")
 def teacher() -> keras.Model:
     keras.utils.set_random_seed(2)
-    return randomize(networks.build("vgg16", (32, 32, 1), classes=4, width=0.25))
+    layers = keras.layers
+    x = image = keras.Input((16, 16, 1))
+    for i, width in enumerate((32, 64, 64)):
+        x = layers.Conv2D(width, 3, strides=1 + i % 2, padding="same", activation="relu", name=f"conv{i}")(x)
+    x = layers.Dense(48, activation="relu", name="hidden")(layers.Flatten()(layers.MaxPooling2D()(x)))
+    return randomize(keras.Model(image, layers.Dense(4, name="logits")(x)))
 
 
 @pytest.fixture(scope="module")
 def val(teacher):
     """Images and the teacher's own answers: the teacher is right on all of them."""
-    x = np.random.default_rng(0).uniform(0, 255, (24, 32, 32, 1)).astype("float32")
+    x = np.random.default_rng(0).uniform(0, 255, (24, 16, 16, 1)).astype("float32")
     return [(x, teacher(x).numpy().argmax(-1))]
 
 
@@ -143,7 +148,7 @@ def test_real_training_finds_a_smaller_network_that_still_answers(tmp_path):
     teacher = networks.build("resnet20", (16, 16, 1), classes=2, width=0.5)
     fit(teacher, 4)
     found = smallest(
-        teacher, lambda m, _: fit(m, 3), data=[(x[120:], labels[120:])], max_drop=0.05, seconds=30.0, path=tmp_path
+        teacher, lambda m, _: fit(m, 3), data=[(x[120:], labels[120:])], max_drop=0.05, seconds=15.0, path=tmp_path
     )
     assert found.student.count_params() < teacher.count_params() / 4
     right = found.student.predict(x[120:], verbose=0).argmax(-1) == labels[120:]

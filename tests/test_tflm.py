@@ -370,9 +370,9 @@ def test_a_compressed_file_that_computes_otherwise_is_refused(clustered, tmp_pat
 
 
 def per_tensor_candidates(data: bytes) -> list[int]:
-    from orbit_kd.tflite_reader import _Graph
+    from orbit_kd.tflite_reader import Graph
 
-    graph = _Graph(parse(data))
+    graph = Graph(parse(data))
     kernels = [k for k in map(graph.kernel, graph.operators) if k is not None]
     found = [
         k for k in kernels if len(np.unique(graph.dense(k))) <= 128 and len(graph.tensors[k].quantization.scale) > 1
