@@ -131,7 +131,7 @@ def page(runs: Runs) -> str:
     known = runs.find(part="whole", runs=FLAGS.runs)
     parts = [
         "# Latency on a CPU",
-        f"Written by `{intro[1]}` from `benchmarks/results/latency.jsonl`"
+        f"Written by `{intro[1].strip()} --runs={FLAGS.runs}` from `benchmarks/results/latency.jsonl`"
         + (f", on {known[0]['cpu']}, {FLAGS.runs} turns." if known else "."),
         *intro[2:],
         verdict(runs),
