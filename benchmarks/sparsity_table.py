@@ -156,22 +156,26 @@ def curves(runs: Runs) -> None:
 def claims(runs: Runs) -> str:
     """What was asked of the table, and whether it holds: means over seeds, in points, on validation and test."""
 
-    def mean(pattern: str, method: str, split: str) -> float:
-        found = runs.find(dataset="mstar", pattern=pattern, method=method)
-        return 100 * float(np.mean([r[split] for r in found])) if found else np.nan
+    def apart(one: tuple[str, str], other: tuple[str, str]) -> tuple[float, float, int] | None:
+        """Validation and test of a row less those of another, over the seeds that both have."""
+        rows = [{r["seed"]: r for r in runs.find(dataset="mstar", pattern=p, method=m)} for p, m in (one, other)]
+        both = sorted(rows[0].keys() & rows[1].keys())
+        gains = [[100 * (rows[0][s][split] - rows[1][s][split]) for s in both] for split in ("val", "test")]
+        return (float(np.mean(gains[0])), float(np.mean(gains[1])), len(both)) if both else None
 
     lines = []
     for pattern in ("dense", "unstructured", "2:4", "uhp8", "80%", "90%", "95%"):
-        gain = [mean(pattern, "dst", split) - mean(pattern, "ce", split) for split in ("val", "test")]
-        if not np.isnan(gain).any():
-            lines.append(f"- {pattern}: with the teacher {gain[0]:+.2f} points on validation, {gain[1]:+.2f} on test.")
-    apart = [mean("2:4", "dst", split) - mean("dense", "dst", split) for split in ("val", "test")]
-    refreshed = [mean("2:4", "dst_sr_ste", split) - mean("2:4", "dst", split) for split in ("val", "test")]
+        if gain := apart((pattern, "dst"), (pattern, "ce")):
+            lines.append(f"- {pattern}: with the teacher {gain[0]:+.2f} points on validation, {gain[1]:+.2f} on test "
+                         f"({gain[2]} seeds).")  # fmt: skip
+    level, refreshed = apart(("2:4", "dst"), ("dense", "dst")), apart(("2:4", "dst_sr_ste"), ("2:4", "dst"))
+    if level is None or refreshed is None:
+        return "\n".join(lines)
     return "\n".join([
         "DST against cross-entropy alone, means over seeds:\n",
         *lines,
-        f"\nThe 2:4 student of DST against the dense distilled student (asked: within 0.5): {apart[0]:+.2f} points on "
-        f"validation, {apart[1]:+.2f} on test. Masks refreshed by SR-STE against fixed ones, 2:4: {refreshed[0]:+.2f} "
+        f"\nThe 2:4 student of DST against the dense distilled student (asked: within 0.5): {level[0]:+.2f} points on "
+        f"validation, {level[1]:+.2f} on test. Masks refreshed by SR-STE against fixed ones, 2:4: {refreshed[0]:+.2f} "
         f"and {refreshed[1]:+.2f}.",
     ])  # fmt: skip
 
