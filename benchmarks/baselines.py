@@ -63,7 +63,9 @@ def tfmot_alone(nonzero: int, seed: int, epochs: int) -> keras.Model:
     prunable = sum(la.kernel.shape.num_elements() for la in kernels)
     others = teacher.count_params() - prunable
     steps = epochs * lessons.steps()
-    schedule = tfmot.sparsity.keras.PolynomialDecay(0.0, 1 - (nonzero - others) / prunable, 0, steps // 2)
+    every = max(1, steps // 2 // 20)  # its masks move at multiples of this alone: the end must be one of them
+    sparsity = 1 - (nonzero - others) / prunable
+    schedule = tfmot.sparsity.keras.PolynomialDecay(0.0, sparsity, 0, 20 * every, frequency=every)
     copy = keras.models.clone_model(teacher)
     copy.set_weights(teacher.get_weights())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tf_keras as keras
-from absl.flags import FLAGS
 from ai_edge_litert.interpreter import Interpreter
 
 from orbit_kd.errors import InputError
@@ -142,22 +140,12 @@ def test_a_file_for_an_npu_is_refused_with_a_word_about_it(paths, tmp_path):
 
 
 @pytest.fixture
-def tool(monkeypatch, capsys):
-    """Runs the tool in this process: exit code, what it printed, what it complained of."""
+def tool(tool):
+    """Runs the tool: exit code, what it printed, what it complained of."""
 
     def run(*flags: str) -> tuple[int, str, str]:
-        before, code, said = set(FLAGS), 0, ""
-        monkeypatch.setattr(sys, "argv", ["tools/benchmark.py", *flags])
-        try:
-            runpy.run_path(str(TOOL), run_name="__main__")
-        except SystemExit as stop:
-            code, said = (1, stop.code) if isinstance(stop.code, str) else (stop.code or 0, "")
-        finally:
-            for flag in set(FLAGS) - before:
-                delattr(FLAGS, flag)
-            FLAGS.unparse_flags()
-        out = capsys.readouterr()
-        return code, out.out, out.err + said
+        done = tool("benchmark", *flags)
+        return done.returncode, done.stdout, done.stderr
 
     return run
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import tf_keras as keras
 from oracle import randomize
 
 import orbit_kd as okd
-from orbit_kd import networks
+from orbit_kd import automatic, networks
 from orbit_kd.errors import InputError
 from orbit_kd.model_io import fingerprint
-from orbit_kd.search import Trial, smallest
+from orbit_kd.search import smallest
 
 
 @pytest.fixture(scope="module")
@@ -35,22 +33,23 @@ def val(teacher):
 
 
 class Graded:
-    """Stands for training: a network answers as the teacher did as long as it keeps `least` parameters."""
+    """Stands for training, and remembers what was to be trained."""
 
-    def __init__(self, least: int, labels: np.ndarray) -> None:
-        self.least, self.labels, self.tried = least, labels, []
+    def __init__(self) -> None:
+        self.tried: list[tuple[int, int]] = []
 
     def __call__(self, student: keras.Model, number: int) -> None:
         self.tried.append((number, student.count_params()))
 
 
 @pytest.fixture
-def graded(monkeypatch, val):
+def graded(monkeypatch):
     def make(least: int) -> Graded:
+        """From here on a network is good as long as it keeps `least` parameters."""
         monkeypatch.setattr(
             "orbit_kd.search._accuracy", lambda model, batches: 1.0 if model.count_params() >= least else 0.5
         )
-        return Graded(least, val[0][1])
+        return Graded()
 
     return make
 
@@ -118,10 +117,9 @@ def test_another_question_does_not_go_on_from_the_old_answers(teacher, val, grad
     assert retrain.tried[0][0] == 0
 
 
-def test_no_trial_starts_that_would_end_too_late(teacher, val, graded, tmp_path):
-    smallest(teacher, graded(0), data=val, max_drop=0.1, path=tmp_path, seconds=0.0)
-    state = json.loads((tmp_path / "trials.json").read_text()) if (tmp_path / "trials.json").is_file() else {}
-    assert len(state.get("trials", [])) <= 1
+def test_no_trial_starts_that_would_end_too_late(teacher, val, graded):
+    retrain = graded(0)
+    assert smallest(teacher, retrain, data=val, max_drop=0.1, seconds=0.0).trials == () and not retrain.tried
 
 
 @pytest.mark.parametrize("drop", [-0.1, 1.0])
@@ -155,5 +153,9 @@ def test_real_training_finds_a_smaller_network_that_still_answers(tmp_path):
     assert right.mean() >= found.target
 
 
-def test_a_trial_is_plain_data():
-    assert Trial(**json.loads(json.dumps(Trial(1, 2.0, 0.5, True, 3.0).__dict__))) == Trial(1, 2.0, 0.5, True, 3.0)
+def test_a_student_that_is_accurate_and_too_large_for_another_budget_is_refused(teacher):
+    recipe = okd.Recipe(max_drop=0.1, keep_params=0.2)
+    with pytest.raises(InputError, match=r"within max_drop=0.1 is too large for keep_params=0.2"):
+        automatic._check_budgets(teacher, teacher, recipe)
+    small = okd.remove_filters(teacher, okd.plan_removal(teacher, keep_params=0.19))
+    automatic._check_budgets(small, teacher, recipe)

@@ -158,3 +158,20 @@ def test_prune_makes_a_plan_that_can_be_edited_and_applied(place, tmp_path, tool
     assert result.returncode == 0, result.stderr
     small = keras.models.load_model(tmp_path / "small.keras", compile=False)
     assert small.get_layer("stage3_block1_1_conv").filters == 1
+
+
+def test_export_notes_classes_and_preprocessing_in_the_file(tmp_path, tool):
+    from orbit_kd.exporters import read_metadata
+
+    for k, name in enumerate(("ship", "sea")):
+        for split in ("train", "test"):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            for i in range(4):
+                pixels = np.random.default_rng(10 * k + i).integers(0, 255, (16, 16), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "data" / split / name / f"{i}.png")
+    networks.build("resnet20", (8, 8, 1), classes=2, width=0.25).save(tmp_path / "m.keras")
+    done = tool("export", f"--model={tmp_path}/m.keras", f"--data_dir={tmp_path}/data", "--crop=8", "--validation=0.5",
+                "--targets=tflite_int8", f"--output={tmp_path}/out")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    note = read_metadata(tmp_path / "out" / "m_tflite_int8.tflite")
+    assert note["class_names"] == ["sea", "ship"] and note["preprocess"]["crop"] == [8, 8]

@@ -42,13 +42,15 @@ def main() -> None:
     else:
         model = load_model(FLAGS.model, trust_code=FLAGS.trust_model_code)
         calibrate = not set(FLAGS.targets) <= _NO_DATA
-    images = load_data().train if calibrate else None
+    data = load_data() if calibrate else None
+    if data and not isinstance(model, str):  # a file keeps the note it has
+        options["metadata"] = {"class_names": data.class_names, "preprocess": data.preprocess}
     for artifact in export_all(
         model,
         FLAGS.targets,
         folder=FLAGS.output,
         stem=Path(FLAGS.model).stem,
-        calibration=images,
+        calibration=data and data.train,
         samples=FLAGS.calibration,
         **options,
     ):

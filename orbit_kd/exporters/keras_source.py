@@ -35,6 +35,12 @@ def input_shape(model: Any) -> tuple[int, ...]:
             expected="one fixed size for every axis",
             fix="build the network for the size it will see, with the same weights",
         )
+    check_finite(model)
+    return shape
+
+
+def check_finite(model: Any) -> None:
+    """Raises InputError where a weight of a tf_keras model is NaN or infinite."""
     bad = next((v.name for v in model.weights if not np.isfinite(v.numpy()).all()), None)
     if bad is not None:
         raise InputError(
@@ -42,4 +48,3 @@ def input_shape(model: Any) -> tuple[int, ...]:
             expected="finite weights",
             fix="training diverged: go back to an earlier checkpoint, or lower the learning rate",
         )
-    return shape

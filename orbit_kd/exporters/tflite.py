@@ -13,6 +13,7 @@ import numpy as np
 
 from orbit_kd.errors import InputError
 from orbit_kd.exporters.artifact import Artifact, target
+from orbit_kd.exporters.keras_source import check_finite
 from orbit_kd.exporters.metadata import add_metadata
 from orbit_kd.files import write_file
 from orbit_kd.native_log import native_stderr
@@ -241,13 +242,7 @@ def convert(model: Any, input_shape: tuple[int, ...] | None, settings: Callable[
     import tensorflow as tf
 
     shape = fixed_shape(model, input_shape)
-    bad = next((v.name for v in model.weights if not np.isfinite(v.numpy()).all()), None)
-    if bad is not None:
-        raise InputError(
-            f"Weight {bad!r} of model {model.name!r} holds NaN or Inf.",
-            expected="finite weights",
-            fix="training diverged: go back to an earlier checkpoint, or lower the learning rate",
-        )
+    check_finite(model)
     with quiet(), native_stderr() as log:
         try:
             function = tf.function(lambda image: model(image, training=False), autograph=False)
