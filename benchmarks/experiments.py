@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
-import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -69,17 +69,20 @@ def small_setting(network: str) -> tuple[Data, keras.Model, TeacherCache]:
 
 
 class Runs:
-    """Finished runs in a JSON-lines file under results/; `once` runs what is not there."""
+    """Finished runs in a JSON-lines file under results/; `once` runs what is not there.
+
+    The file is read anew before each run: two sittings side by side share it, each with its own --workdir.
+    """
 
     def __init__(self, name: str) -> None:
         absl_logging.set_verbosity(absl_logging.WARNING)
         self.file = RESULTS / f"{name}.jsonl"
-        self.rows = [json.loads(line) for line in self.file.read_text().splitlines()] if self.file.is_file() else []
+        self.rows = self._read()
         self._end = time.monotonic() + 60 * flags.FLAGS.minutes
 
     def once(self, settings: dict[str, Any], run: Callable[[], dict[str, Any]]) -> None:
         """Runs and files `settings`, unless that is done or the time is up."""
-        settings = json.loads(json.dumps(settings))
+        settings, self.rows = json.loads(json.dumps(settings)), self._read()
         if self.find(**settings) or time.monotonic() > self._end:
             return
         keras.backend.clear_session()
@@ -90,6 +93,9 @@ class Runs:
         with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         print(json.dumps({k: v for k, v in row.items() if k != "curve"}), flush=True)
+
+    def _read(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.file.read_text().splitlines()] if self.file.is_file() else []
 
     def find(self, **settings: Any) -> list[dict[str, Any]]:
         """The rows with these settings."""
@@ -127,23 +133,22 @@ def teach(
     learning_rate: float = 2e-3,
 ) -> list[float]:
     """Trains a student as `compress` does; alpha = 0 learns from the labels alone. Returns the validation curve."""
-    folder = Path(flags.FLAGS.workdir, "state")
-    shutil.rmtree(folder, ignore_errors=True)
     distiller = Distiller(
         student, teacher=teacher, losses=list(losses or [LogitsDistillation(temperature=5.0)]), alpha=alpha
     )
-    history = fit(
-        distiller,
-        lambda start: lessons.epochs(seed=seed, start=start),
-        steps=lessons.steps(),
-        epochs=epochs,
-        val=data.val,
-        loss=classification_loss(student, data),
-        learning_rate=learning_rate,
-        seed=seed,
-        folder=folder,
-        label="run",
-    )
+    with tempfile.TemporaryDirectory() as folder:  # a row that was killed starts anew: it is not resumed
+        history = fit(
+            distiller,
+            lambda start: lessons.epochs(seed=seed, start=start),
+            steps=lessons.steps(),
+            epochs=epochs,
+            val=data.val,
+            loss=classification_loss(student, data),
+            learning_rate=learning_rate,
+            seed=seed,
+            folder=Path(folder),
+            label="run",
+        )
     return [round(v, 4) for v in history["val_accuracy"]]
 
 
