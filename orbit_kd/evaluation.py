@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import math
 import os
-import platform
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,13 +20,10 @@ from orbit_kd.exporters.c_array import read_c_array
 from orbit_kd.exporters.tflite import calibration_sample
 from orbit_kd.progress import track
 from orbit_kd.tflite_reader import TfliteSummary, read, read_bytes
+from orbit_kd.versions import versions
 
 if TYPE_CHECKING:
     from orbit_kd.reporting import Report
-
-_PACKAGES = (
-    "orbit-kd", "tensorflow", "tf_keras", "tensorflow-model-optimization", "ai-edge-litert", "tflite-micro", "numpy"
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,15 +251,6 @@ def ratios(data: Mapping[str, Any]) -> dict[str, float]:
     }
     float32 = next((a for a in data["artifacts"] if a["target"] == "tflite_float32"), None)
     return found | ({"float32_bytes": teacher["tflite_bytes"] / float32["bytes"]} if float32 else {})
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python, the platform and the packages that are installed."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
-    for package in _PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package.replace("-", "_")] = importlib.metadata.version(package)
-    return found
 
 
 def _length(data: Any) -> int | None:

@@ -18,6 +18,7 @@ from orbit_kd.datasets import Data
 from orbit_kd.distillation import TeacherCache, cache_teacher
 from orbit_kd.evaluation import accuracy, evaluate, logits, model_bytes
 from orbit_kd.exporters import Artifact, export_all, find
+from orbit_kd.exporters.metadata import note
 from orbit_kd.files import write_file
 from orbit_kd.importance import criteria
 from orbit_kd.iterative import ratio_of_round
@@ -101,7 +102,7 @@ def compress(
     if recipe.pattern != "dense":
         student = _sparse_training(stages, student, teacher, lessons, data, recipe, history)
     with stages.stage("export", targets=recipe.targets, calibration=recipe.calibration) as (folder, done):
-        notes = {"class_names": data.class_names, "recipe": digest(recipe.to_dict()), "preprocess": _preprocess(data)}
+        notes = note(data.class_names, _preprocess(data), recipe=digest(recipe.to_dict()))
         artifacts = _export(student, recipe.targets, folder, "student", data, done, recipe, notes)
     if found is not None:
         with stages.stage("validation") as (folder, done):

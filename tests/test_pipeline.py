@@ -11,9 +11,10 @@ import tf_keras as keras
 from orbit_kd import networks, pipeline
 from orbit_kd.datasets import Data
 from orbit_kd.errors import InputError
+from orbit_kd.exporters import read_metadata
 from orbit_kd.model_io import fingerprint
 from orbit_kd.pipeline import compress
-from orbit_kd.recipe import Recipe
+from orbit_kd.recipe import Recipe, digest
 
 RECIPE = Recipe(ratio=0.5, rounds=2, epochs=16, pattern="2:4", sparse_epochs=6, views=2, batch_size=16, calibration=32)
 
@@ -62,6 +63,9 @@ def test_all_files_are_written_and_run(done):
     assert {"student.keras", "report.json", "report.html"} <= {p.name for p in folder.iterdir()}
     assert [a.target for a in done.artifacts] == ["tflite_float32", "tflite_int8", "c_array"]
     assert all(p.stat().st_size > 0 for a in done.artifacts for p in a.files)
+    said = read_metadata(done.artifacts[1].path)
+    assert said["class_names"] == ["rows", "columns", "diagonals"] and said["recipe"] == digest(RECIPE.to_dict())
+    assert set(said["versions"]) == {"orbit_kd", "tensorflow", "tf_keras"} and said["preprocess"] is None
     report = json.loads((folder / "report.json").read_text())
     assert {
         "teacher",

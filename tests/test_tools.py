@@ -14,6 +14,7 @@ import pytest
 import tf_keras as keras
 from PIL import Image
 
+import orbit_kd
 from orbit_kd import networks
 
 ROOT = Path(__file__).parent.parent
@@ -175,3 +176,4 @@ def test_export_notes_classes_and_preprocessing_in_the_file(tmp_path, tool):
     assert done.returncode == 0, done.stderr
     note = read_metadata(tmp_path / "out" / "m_tflite_int8.tflite")
     assert note["class_names"] == ["sea", "ship"] and note["preprocess"]["crop"] == [8, 8]
+    assert note["versions"]["orbit_kd"] == orbit_kd.__version__ and set(note["versions"]) >= {"tensorflow", "tf_keras"}

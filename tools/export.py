@@ -34,6 +34,7 @@ def main() -> None:
     required("model")
 
     from orbit_kd.exporters import export_all, find
+    from orbit_kd.exporters.metadata import note
     from orbit_kd.model_io import load_model
 
     options = given_options([find(target)[0].write for target in FLAGS.targets])
@@ -44,7 +45,7 @@ def main() -> None:
         calibrate = not set(FLAGS.targets) <= _NO_DATA
     data = load_data() if calibrate else None
     if data and not isinstance(model, str):  # a file keeps the note it has
-        options["metadata"] = {"class_names": data.class_names, "preprocess": data.preprocess}
+        options["metadata"] = note(data.class_names, data.preprocess)
     for artifact in export_all(
         model,
         FLAGS.targets,

@@ -9,13 +9,26 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from orbit_kd.errors import InputError
 from orbit_kd.tflite_reader import parse, read_bytes
 from orbit_kd.tflite_writer import pack
+from orbit_kd.versions import MADE_WITH, of
 
 NAME = b"orbit_kd"
+
+
+def note(class_names: Sequence[str], preprocess: Any, **more: Any) -> dict[str, Any]:
+    """What an exported file says about itself, for `add_metadata`.
+
+    Args:
+        class_names: in the order of the outputs.
+        preprocess: the `Preprocess` (or its dict) that images went through.
+        **more: further entries, such as the recipe's hash.
+    """
+    return {"class_names": list(class_names), "preprocess": preprocess, "versions": of(MADE_WITH), **more}
 
 
 def add_metadata(data: bytes, metadata: dict[str, Any]) -> bytes:
@@ -40,8 +53,8 @@ def add_metadata(data: bytes, metadata: dict[str, Any]) -> bytes:
             fix="convert the value first, for example arrays with .tolist()",
         ) from error
     model = parse(data)
-    notes = [note for note in model.metadata or [] if note.name != NAME]
-    old = [note for note in model.metadata or [] if note.name == NAME]
+    notes = [entry for entry in model.metadata or [] if entry.name != NAME]
+    old = [entry for entry in model.metadata or [] if entry.name == NAME]
     content = np.frombuffer(text.encode(), np.uint8)
     if old:
         model.buffers[old[0].buffer].data = content
@@ -59,9 +72,9 @@ def read_metadata(path_or_bytes: str | os.PathLike[str] | bytes) -> dict[str, An
         InputError: not a .tflite file.
     """
     model = parse(read_bytes(path_or_bytes))
-    for note in model.metadata or []:
-        if note.name == NAME:
-            return json.loads(bytes(model.buffers[note.buffer].data))
+    for entry in model.metadata or []:
+        if entry.name == NAME:
+            return json.loads(bytes(model.buffers[entry.buffer].data))
     return {}
 
 
