@@ -37,7 +37,7 @@ LOSSES: dict[str, Any] = {
     "relational": lambda t: kd.RelationalDistillation(match=["fc1"]),
     "similarity": lambda t: kd.SimilarityPreserving(match=["fc1"], weight=3000.0),
 }
-NEEDS = {"hints": POOLS, "attention": POOLS, "relational": ["fc1"], "similarity": ["fc1"]}
+ON_FEATURES = ("hints", "attention", "relational", "similarity")
 
 
 def row(losses: str = "logits", alpha: float = 0.8, temperature: float = 5.0, views: int = 4) -> dict[str, Any]:
@@ -48,7 +48,7 @@ POINTS = [(0.3, 5.0), (0.7, 5.0), (0.8, 5.0), (0.8, 1.0), (0.8, 10.0), (0.95, 5.
 ROWS = [row(alpha=0.0), *(row(losses=name) for name in LOSSES if name != "logits"),
         *(row(alpha=a, temperature=t) for a, t in POINTS)]  # fmt: skip
 # the renderings of the teacher's own loss, and those of labels alone: what does the number of views do by itself?
-VIEWS = [row(views=k) for k in (1, 8)] + [row(alpha=0.0, views=k) for k in (1, 8)]
+VIEWS = [(0.8, 1), (0.8, 8), (0.8, 0), (0.0, 1), (0.0, 8), (0.0, 0)]  # 0: one for each epoch
 
 
 @functools.cache
@@ -60,8 +60,8 @@ def setting(dataset: str) -> tuple[Any, keras.Model]:
 def lessons(dataset: str, views: int, losses: str) -> kd.TeacherCache:
     data, teacher = setting(dataset)
     rendered = [data.views(k, seed=0, augment=AUGMENT[dataset]) for k in range(views)]
-    layers = sorted({layer for name in losses.split("+") for layer in NEEDS.get(name, [])})
-    path = Path(FLAGS.workdir, f"lessons_{dataset}_{'_'.join(layers) or 'logits'}")
+    layers = [*POOLS, "fc1"] if any(name in ON_FEATURES for name in losses.split("+")) else []
+    path = Path(FLAGS.workdir, f"lessons_{dataset}_{'features' if layers else 'logits'}")
     return kd.cache_teacher(teacher, rendered, path=path, layers=layers)
 
 
@@ -121,7 +121,7 @@ def main(_: list[str]) -> None:
                 settings = {"dataset": dataset, **how, "seed": seed, "epochs": FLAGS.epochs}
                 runs.once(settings, functools.partial(run, dataset, how, seed))
 
-    rows = [*ROWS, *VIEWS, row(views=FLAGS.epochs), row(alpha=0.0, views=FLAGS.epochs)]
+    rows = [*ROWS, *(row(alpha=a, views=k or FLAGS.epochs) for a, k in VIEWS)]
     if "mstar" in FLAGS.datasets:
         do("mstar", rows)
     singles = [r for r in ROWS if r["losses"] != "logits"]
