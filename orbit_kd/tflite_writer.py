@@ -6,12 +6,15 @@ from typing import Any
 
 
 def pack(model: Any) -> bytes:
-    """The flatbuffer of a `ModelT`, with every constant at a multiple of 16 bytes.
+    """The flatbuffer of a `ModelT`, with every constant at a multiple of 16 bytes and equal vectors stored once.
 
-    That is the schema's `force_align: 16`, which the Python generator drops; without it weights may start at any byte,
-    and runtimes that read the file in place fault or slow down.
+    The alignment is the schema's `force_align: 16`, which the Python generator drops; without it weights may start at
+    any byte, and runtimes that read the file in place fault or slow down. Sharing vectors is what the FlatBuffers
+    format allows and the converter does not do: the zero points of a per-channel int8 kernel alone are 8 bytes a
+    channel, all zero, once for the kernel and once for its bias.
     """
     import flatbuffers
+    import numpy as np
     from ai_edge_litert import schema_py_generated as schema
 
     class AlignedBuffer(schema.BufferT):
@@ -20,8 +23,21 @@ def pack(model: Any) -> bytes:
                 builder.Prep(16, len(self.data))
             return super().Pack(builder)
 
+    class SharingBuilder(flatbuffers.Builder):
+        def __init__(self, size: int) -> None:
+            super().__init__(size)
+            self.known: dict[tuple[str, bytes], int] = {}
+
+        def CreateNumpyVector(self, x: Any) -> int:
+            if x.dtype == np.uint8:  # constants: they need their alignment, and the converter shares them already
+                return super().CreateNumpyVector(x)
+            key = (x.dtype.str, x.tobytes())
+            if key not in self.known:
+                self.known[key] = super().CreateNumpyVector(x)
+            return self.known[key]
+
     model.buffers = [AlignedBuffer(b.data, b.offset, b.size) for b in model.buffers]
     size = sum(0 if b.data is None else len(b.data) for b in model.buffers)
-    builder = flatbuffers.Builder(size + 4096)
+    builder = SharingBuilder(size + 4096)
     builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
     return bytes(builder.Output())

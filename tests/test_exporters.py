@@ -124,6 +124,25 @@ def test_int8_keeps_zeros_and_2_4_and_never_holds_minus_128(tmp_path, images):
 
 
 @pytest.mark.parametrize("runtime", ["litert", "litert_reference", "tflm"])
+def test_equal_vectors_are_stored_once_and_the_file_says_the_same(tmp_path, images, runtime):
+    import flatbuffers
+
+    path = export(net(), "tflite_int8", path=tmp_path / "m.tflite", calibration=images).path
+    builder = flatbuffers.Builder(4096)
+    builder.Finish(parse(path.read_bytes()).Pack(builder), file_identifier=b"TFL3")
+    apart = bytes(builder.Output())
+    graph = schema.Model.GetRootAs(path.read_bytes(), 0).Subgraphs(0)
+    points = [graph.Tensors(i).Quantization() for i in range(graph.TensorsLength())]
+    starts = [q._tab.Vector(q._tab.Offset(10)) for q in points if q is not None and q.ZeroPointLength() > 1]
+    assert len(starts) >= 4 and len(set(starts)) < len(starts)
+    assert path.stat().st_size < 0.97 * len(apart)
+    np.testing.assert_array_equal(
+        runtimes.predict(path, images[:8], runtime=runtime, raw=True),
+        runtimes.predict(apart, images[:8], runtime=runtime, raw=True),
+    )
+
+
+@pytest.mark.parametrize("runtime", ["litert", "litert_reference", "tflm"])
 def test_metadata_comes_back_and_the_file_still_runs(tmp_path, images, runtime):
     plain = export(net(), "tflite_int8", path=tmp_path / "plain.tflite", calibration=images)
     note = {"classes": ["T72", "Straße"], "preprocess": Preprocess(crop=64, mean=(1.5,)), "recipe": "9f2c"}

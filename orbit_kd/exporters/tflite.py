@@ -17,7 +17,8 @@ from orbit_kd.exporters.keras_source import check_finite
 from orbit_kd.exporters.metadata import add_metadata
 from orbit_kd.files import write_file
 from orbit_kd.native_log import native_stderr
-from orbit_kd.tflite_reader import read
+from orbit_kd.tflite_reader import parse, read
+from orbit_kd.tflite_writer import pack
 
 _SCAN_LIMIT = 20_000
 
@@ -234,7 +235,7 @@ def fixed_shape(model: Any, given: tuple[int, ...] | None) -> tuple[int, ...]:
 
 
 def convert(model: Any, input_shape: tuple[int, ...] | None, settings: Callable[[Any], None]) -> bytes:
-    """Runs the converter, quietly; `settings` sets its options.
+    """Runs the converter, quietly, and packs what it wrote closer; `settings` sets its options.
 
     Raises:
         InputError: as `export_float32`.
@@ -255,7 +256,7 @@ def convert(model: Any, input_shape: tuple[int, ...] | None, settings: Callable[
                 [function.get_concrete_function(signature)], holder
             )
             settings(converter)
-            return converter.convert()
+            data = converter.convert()
         except Exception as error:
             reason = next((line for line in str(error).splitlines() if "error" in line.lower()), str(error))
             raise InputError(
@@ -263,6 +264,7 @@ def convert(model: Any, input_shape: tuple[int, ...] | None, settings: Callable[
                 expected="layers made of TFLite's builtin operators, with shapes known for a batch of 1",
                 fix="replace that layer; the converter's whole report is the `__cause__` of this error",
             ) from RuntimeError(f"{error}\n{log.text}")
+    return pack(parse(data))
 
 
 def save(
