@@ -4,7 +4,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 
-.PHONY: demo vgg16_mstar test lint test-fast test-slow install clean
+.PHONY: demo vgg16_mstar resnet20_mstar mobilenet_mstar test lint test-fast test-slow install clean
 
 demo: $(READY)
 	$(PY) tools/train.py --flagfile=models/demo/train.flags --output=out/demo/teacher.keras
@@ -14,6 +14,12 @@ demo: $(READY)
 vgg16_mstar: $(READY)
 	$(PY) tools/compress.py --flagfile=models/vgg16_mstar/recipe.flags --teacher=$(TEACHER) --data_dir=$(DATA) \
 		--workdir=out/vgg16_mstar
+
+# these train their teachers too: make resnet20_mstar DATA=mstar10
+resnet20_mstar mobilenet_mstar: $(READY)
+	$(PY) tools/train.py --flagfile=models/$@/train.flags --data_dir=$(DATA) --output=out/$@/teacher.keras
+	$(PY) tools/compress.py --flagfile=models/$@/recipe.flags --teacher=out/$@/teacher.keras --data_dir=$(DATA) \
+		--workdir=out/$@
 
 test: lint
 	$(PY) -m pytest -m "not slow" -n 2 --dist loadfile
