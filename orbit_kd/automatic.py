@@ -93,7 +93,7 @@ def search_student(
     Raises:
         InputError: it is larger than another budget allows.
     """
-    names = (*_WHAT_GOES, "max_drop", "search_epochs", "scan_images", "alpha", "temperature", "batch_size",
+    names = (*_WHAT_GOES, "max_drop", "search_epochs", "scan_images", "losses", "alpha", "temperature", "batch_size",
              "learning_rate", "time_budget", "keep_params", "keep_macs", "max_macs", "max_bytes")  # fmt: skip
     with stages.stage("search", **{name: getattr(recipe, name) for name in names}) as (folder, done):
         if not done:

@@ -28,7 +28,7 @@ from orbit_kd.preprocessing import Augment
 from orbit_kd.profiling import profile
 from orbit_kd.recipe import Recipe, digest
 from orbit_kd.reporting import Report
-from orbit_kd.retraining import distil
+from orbit_kd.retraining import distil, lesson_layers, losses_of
 from orbit_kd.sparsity import sparsify, strip
 from orbit_kd.sparsity_report import sparsity_table
 from orbit_kd.stages import Stages, log
@@ -80,9 +80,11 @@ def compress(
     stages = Stages(workdir, digest(fingerprint(teacher), _data_key(data)))
     with stages.stage("teacher") as (folder, done):
         originals = _export(teacher, ("tflite_float32", "tflite_int8"), folder, "teacher", data, done, recipe)
-    with stages.stage("lessons", views=recipe.views, augment=augment.to_dict(), seed=recipe.seed) as (folder, _):
+    layers = lesson_layers(teacher, recipe)
+    settings = {"views": recipe.views, "augment": augment.to_dict(), "seed": recipe.seed, "layers": layers}
+    with stages.stage("lessons", **settings) as (folder, _):
         views = [data.views(k, seed=recipe.seed, augment=augment) for k in range(recipe.views)]
-        lessons = cache_teacher(teacher, views, path=folder, seed=recipe.seed, data_key=stages.key)
+        lessons = cache_teacher(teacher, views, path=folder, seed=recipe.seed, layers=layers, data_key=stages.key)
     history: list[dict[str, Any]] = []
     found: dict[str, Any] | None = None
     if recipe.max_drop is not None:
@@ -131,6 +133,7 @@ def _check(teacher: keras.Model, data: Data, recipe: Recipe) -> None:
     """All that can be refused before hours are spent."""
     check_fit(teacher, data)
     criteria.get(recipe.criterion)
+    losses_of(recipe)
     for target in recipe.targets:
         find(target)
     if _automatic(recipe):
@@ -213,7 +216,7 @@ def _sparse(student: keras.Model, recipe: Recipe, *, steps: int) -> keras.Model:
 
 
 def _training_settings(recipe: Recipe) -> dict[str, Any]:
-    names = ("alpha", "temperature", "batch_size", "learning_rate", "seed")
+    names = ("losses", "alpha", "temperature", "batch_size", "learning_rate", "seed")
     return {name: getattr(recipe, name) for name in names}
 
 

@@ -90,8 +90,9 @@ class Recipe:
         schedule: when the zeros come, see `orbit_kd.sparsity`.
         sparse_exclude: layers (shell patterns) that stay dense.
         sparse_epochs: training epochs with the sparsity pattern.
-        alpha: weight of the teacher's loss; 1 - alpha is that of the labels.
-        temperature: of the logits distillation.
+        losses: what is learned from the teacher: names of `orbit_kd.distillation.distillation_losses`, or name:weight.
+        alpha: weight of the teacher's losses; 1 - alpha is that of the labels.
+        temperature: of the losses on logits.
         batch_size: images a step.
         learning_rate: at the start of each training; it falls to zero on a cosine.
         views: augmented renderings of each training image that the teacher sees once.
@@ -123,6 +124,7 @@ class Recipe:
     schedule: str = "polynomial"
     sparse_exclude: tuple[str, ...] = ()
     sparse_epochs: int = 20
+    losses: tuple[str, ...] = ("logits",)
     alpha: float = 0.8
     temperature: float = 5.0
     batch_size: int = 64
@@ -152,6 +154,7 @@ class Recipe:
         need("sparsities", not self.sparsities or self.pattern == "magnitude", "the pattern magnitude")
         for layer, part in self.sparsities.items():
             need("sparsities", 0 <= part < 1, f"a number in [0, 1) for {layer!r}")
+        need("losses", bool(self.losses), "at least one; alpha=0 is for labels alone")
         need("alpha", 0 <= self.alpha <= 1, "a number in [0, 1]")
         for name in ("temperature", "learning_rate"):
             need(name, getattr(self, name) > 0, "a number above 0")

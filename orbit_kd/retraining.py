@@ -8,7 +8,7 @@ from pathlib import Path
 import tf_keras as keras
 
 from orbit_kd.datasets import Data
-from orbit_kd.distillation import Distiller, LogitsDistillation, TeacherCache
+from orbit_kd.distillation import DistillationLoss, Distiller, TeacherCache, get_loss
 from orbit_kd.recipe import Recipe
 from orbit_kd.training import classification_loss, fit
 
@@ -66,6 +66,22 @@ def seconds_an_epoch(
     return seconds() / steps * lessons.steps(recipe.batch_size) + time.monotonic() - start
 
 
+def losses_of(recipe: Recipe) -> list[DistillationLoss]:
+    """The recipe's distillation losses.
+
+    Raises:
+        InputError: a name that no loss has, or a bad weight.
+    """
+    return [get_loss(text, temperature=recipe.temperature) for text in recipe.losses]
+
+
+def lesson_layers(teacher: keras.Model, recipe: Recipe) -> list[str]:
+    """The teacher's layers that these losses look at, in a student that has its layer names."""
+    losses = losses_of(recipe)
+    for loss in losses:
+        loss.build(teacher, teacher)
+    return sorted({theirs for loss in losses for _, theirs in loss.pairs})
+
+
 def _distiller(student: keras.Model, teacher: keras.Model, recipe: Recipe) -> Distiller:
-    losses = [LogitsDistillation(temperature=recipe.temperature)]
-    return Distiller(student, teacher=teacher, losses=losses, alpha=recipe.alpha)
+    return Distiller(student, teacher=teacher, losses=losses_of(recipe), alpha=recipe.alpha)

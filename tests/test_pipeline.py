@@ -159,6 +159,18 @@ def test_a_killed_run_goes_on_and_a_changed_recipe_starts_where_it_differs(teach
     assert lessons == {p: p.stat().st_mtime_ns for p in (tmp_path / "lessons").rglob("*.npy")}
 
 
+def test_losses_on_inner_layers_are_taught_through_filters_and_masks(teacher, data, tmp_path):
+    recipe = Recipe(ratio=0.5, epochs=2, pattern="2:4", sparse_epochs=1, views=2, batch_size=16, calibration=32,
+                    losses=("logits", "similarity:10", "hints"))  # fmt: skip
+    result = compress(teacher, data, recipe=recipe, workdir=tmp_path)
+    trained = [stage for stage in result.report.history if stage["stage"] in ("distill_1", "sparsify")]
+    assert len(trained) == 2
+    for stage in trained:
+        for name in ("similarity_preserving_loss", "feature_hints_loss"):
+            assert all(0 < value < 100 for value in stage[name])
+    assert not any("hint" in layer.name for layer in result.student.layers)  # the projectors are gone
+
+
 def test_a_softmax_teacher_and_one_hot_labels(tmp_path):
     def one_hot(n, seed):
         x, y = stripes(n, seed)
@@ -178,6 +190,9 @@ def test_a_softmax_teacher_and_one_hot_labels(tmp_path):
         ({"targets": ("paper",)}, "Unknown export target"),
         ({"ratio": 1.0}, "ratio=1.0"),
         ({"alpha": 2.0}, "alpha=2.0"),
+        ({"losses": ("wisdom",)}, "Unknown distillation loss"),
+        ({"losses": ("logits:much",)}, "is no weight"),
+        ({"losses": ()}, "losses="),
     ],
 )
 def test_a_bad_recipe_is_refused_before_anything_is_written(recipe, message, data, tmp_path):

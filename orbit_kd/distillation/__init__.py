@@ -14,6 +14,7 @@ from orbit_kd.distillation.losses import (
     DistillationLoss,
     LogitsDistillation,
     distillation_losses,
+    get_loss,
 )
 from orbit_kd.distillation.monitor import StopOnNonFinite
 from orbit_kd.distillation.resume import Resume
@@ -37,4 +38,5 @@ __all__ = [
     "Teachers",
     "cache_teacher",
     "distillation_losses",
+    "get_loss",
 ]
