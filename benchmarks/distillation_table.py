@@ -36,8 +36,9 @@ LOSSES: dict[str, Any] = {
     "attention": lambda t: kd.AttentionTransfer(match=POOLS, weight=10.0),
     "relational": lambda t: kd.RelationalDistillation(match=["fc1"]),
     "similarity": lambda t: kd.SimilarityPreserving(match=["fc1"], weight=3000.0),
+    "similarity_auto": lambda t: kd.SimilarityPreserving(weight=3000.0),  # takes block5_pool, as `compress` would
 }
-ON_FEATURES = ("hints", "attention", "relational", "similarity")
+ON_FEATURES = ("hints", "attention", "relational", "similarity", "similarity_auto")
 
 
 def row(losses: str = "logits", alpha: float = 0.8, temperature: float = 5.0, views: int = 4) -> dict[str, Any]:
@@ -47,8 +48,7 @@ def row(losses: str = "logits", alpha: float = 0.8, temperature: float = 5.0, vi
 POINTS = [(0.3, 5.0), (0.7, 5.0), (0.8, 5.0), (0.8, 1.0), (0.8, 10.0), (0.95, 5.0)]
 ROWS = [row(alpha=0.0), *(row(losses=name) for name in LOSSES if name != "logits"),
         *(row(alpha=a, temperature=t) for a, t in POINTS)]  # fmt: skip
-# the renderings of the teacher's own loss, and those of labels alone: what does the number of views do by itself?
-VIEWS = [(0.8, 1), (0.8, 8), (0.8, 0), (0.0, 1), (0.0, 8), (0.0, 0)]  # 0: one for each epoch
+VIEWS = (1, 8, 0)  # 0: one for each epoch
 
 
 @functools.cache
@@ -121,7 +121,7 @@ def main(_: list[str]) -> None:
                 settings = {"dataset": dataset, **how, "seed": seed, "epochs": FLAGS.epochs}
                 runs.once(settings, functools.partial(run, dataset, how, seed))
 
-    rows = [*ROWS, *(row(alpha=a, views=k or FLAGS.epochs) for a, k in VIEWS)]
+    rows = [*ROWS, *(row(views=k or FLAGS.epochs) for k in VIEWS)]
     if "mstar" in FLAGS.datasets:
         do("mstar", rows)
     singles = [r for r in ROWS if r["losses"] != "logits"]
