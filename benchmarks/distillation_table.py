@@ -8,7 +8,8 @@ unless the row says otherwise. Losses on features take the pools of blocks 3 to 
 fc1. Validation is a fifth of the training images; the test split is read once for each finished run, and decides
 nothing.
 
-Fresh augmentation is one rendering for each epoch: no image comes twice alike, and the teacher sees every one.
+Fresh augmentation is one rendering for each epoch: no image comes twice alike, and the teacher sees every one. Some
+numbers of views are tried with three times the epochs too.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ POINTS = [(0.3, 5.0), (0.7, 5.0), (0.8, 5.0), (0.8, 1.0), (0.8, 10.0), (0.95, 5.
 ROWS = [row(alpha=0.0), *(row(losses=name) for name in LOSSES if name != "logits"),
         *(row(alpha=a, temperature=t) for a, t in POINTS)]  # fmt: skip
 VIEWS = (1, 8, 0)  # 0: one for each epoch
+LONGER, LONGER_VIEWS = 3, (1, 4, 8)
 
 
 @functools.cache
@@ -65,11 +67,11 @@ def lessons(dataset: str, views: int, losses: str) -> kd.TeacherCache:
     return kd.cache_teacher(teacher, rendered, path=path, layers=layers)
 
 
-def run(dataset: str, how: dict[str, Any], seed: int) -> dict[str, Any]:
+def run(dataset: str, how: dict[str, Any], seed: int, epochs: int) -> dict[str, Any]:
     data, teacher = setting(dataset)
     student = vgg16(data, width=0.125, seed=seed)
     curve = teach(
-        student, teacher, lessons(dataset, how["views"], how["losses"]), data, epochs=FLAGS.epochs, seed=seed,
+        student, teacher, lessons(dataset, how["views"], how["losses"]), data, epochs=epochs, seed=seed,
         alpha=how["alpha"], losses=[LOSSES[name](how["temperature"]) for name in how["losses"].split("+")],
     )  # fmt: skip
     return {
@@ -85,6 +87,21 @@ def mean(runs: Runs, dataset: str, how: dict[str, Any], seeds: int) -> float:
     return float(np.mean([r["val"] for r in found])) if len(found) >= seeds else -1.0
 
 
+def table(runs: Runs, dataset: str, rows: list[dict[str, Any]], epochs: int) -> str:
+    body = []
+    for how in rows:
+        found = runs.find(dataset=dataset, epochs=epochs, **how)
+        if found:
+            views = "fresh" if how["views"] >= epochs else how["views"]
+            t = f"{how['temperature']:g}" if how["alpha"] and "logits" in how["losses"] + "decoupled" else "-"
+            body.append((np.mean([r["val"] for r in found]),
+                         [how["losses"] if how["alpha"] else "labels", f"{how['alpha']:g}", t, views, len(found),
+                          spread(r["val"] for r in found), spread(r["test"] for r in found)]))  # fmt: skip
+    body.sort(key=lambda b: -b[0])
+    head = ["losses", "alpha", "T", "views", "seeds", "validation", "test"]
+    return markdown(head, (cells for _, cells in body))
+
+
 def page(runs: Runs, rows: list[dict[str, Any]]) -> str:
     parts = [
         "# What a small student learns from what",
@@ -97,29 +114,20 @@ def page(runs: Runs, rows: list[dict[str, Any]]) -> str:
         "split). alpha 0 learns from the labels alone. Ordered by validation."
     ]
     for dataset in FLAGS.datasets:
-        body = []
-        for how in rows:
-            found = runs.find(dataset=dataset, epochs=FLAGS.epochs, **how)
-            if found:
-                views = "fresh" if how["views"] >= FLAGS.epochs else how["views"]
-                t = f"{how['temperature']:g}" if how["alpha"] and "logits" in how["losses"] + "decoupled" else "-"
-                body.append((np.mean([r["val"] for r in found]),
-                             [how["losses"] if how["alpha"] else "labels", f"{how['alpha']:g}", t, views, len(found),
-                              spread(r["val"] for r in found), spread(r["test"] for r in found)]))  # fmt: skip
-        body.sort(key=lambda b: -b[0])
-        head = ["losses", "alpha", "T", "views", "seeds", "validation", "test"]
-        parts.append(f"## {dataset}\n\n" + markdown(head, (cells for _, cells in body)))
+        parts.append(f"## {dataset}\n\n" + table(runs, dataset, rows, FLAGS.epochs))
+    longer = [row(views=k) for k in LONGER_VIEWS]
+    parts.append(f"## mstar, {LONGER * FLAGS.epochs} epochs\n\n" + table(runs, "mstar", longer, LONGER * FLAGS.epochs))
     return "\n\n".join(parts) + "\n"
 
 
 def main(_: list[str]) -> None:
     runs, seeds = Runs("distillation_table"), [int(s) for s in FLAGS.seeds]
 
-    def do(dataset: str, rows: list[dict[str, Any]]) -> None:
+    def do(dataset: str, rows: list[dict[str, Any]], epochs: int = FLAGS.epochs) -> None:
         for how in rows:
             for seed in seeds:
-                settings = {"dataset": dataset, **how, "seed": seed, "epochs": FLAGS.epochs}
-                runs.once(settings, functools.partial(run, dataset, how, seed))
+                settings = {"dataset": dataset, **how, "seed": seed, "epochs": epochs}
+                runs.once(settings, functools.partial(run, dataset, how, seed, epochs))
 
     rows = [*ROWS, *(row(views=k or FLAGS.epochs) for k in VIEWS)]
     if "mstar" in FLAGS.datasets:
@@ -133,6 +141,8 @@ def main(_: list[str]) -> None:
     if "aid15a" in FLAGS.datasets and all(mean(runs, "mstar", r, len(seeds)) > 0 for r in rows):
         best = sorted(rows, key=lambda r: -mean(runs, "mstar", r, len(seeds)))[:3]
         do("aid15a", [row(alpha=0.0), *best])
+    if "mstar" in FLAGS.datasets:
+        do("mstar", [row(views=k) for k in LONGER_VIEWS], LONGER * FLAGS.epochs)
     (DOCS / "distillation_table.md").write_text(page(runs, rows), encoding="utf-8")
 
 
