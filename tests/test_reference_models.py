@@ -18,9 +18,9 @@ from orbit_kd.model_io import load_model
 from orbit_kd.recipe import Preprocess
 
 FOLDERS = sorted(p.parent for p in Path(__file__).parent.with_name("models").glob("*mstar*/student.keras"))
-# largest difference from Keras as a part of its largest output
-NEAR = {"tflite_float32": 1e-4, "tflite_float16": 2e-2, "tflite_dynamic": 0.3, "tflite_int8": 0.3,
-        "tflite_int16x8": 0.3, "onnx": 1e-5}  # fmt: skip
+# largest difference from Keras as a part of its largest output; beyond the calibrated range int8 saturates
+NEAR = {"tflite_float32": 1e-4, "tflite_float16": 2e-2, "tflite_dynamic": 0.1, "tflite_int8": 0.5,
+        "tflite_int16x8": 0.5, "onnx": 1e-5}  # fmt: skip
 
 
 class Student(NamedTuple):
