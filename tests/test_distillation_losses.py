@@ -19,7 +19,7 @@ from orbit_kd.distillation import (
     SimilarityPreserving,
     distillation_losses,
 )
-from orbit_kd.distillation.features import feature_shapes, find_layer, match_layers, recording
+from orbit_kd.distillation.features import feature_shapes, find_layer, match_deepest, match_layers, recording
 from orbit_kd.distillation.losses import Context
 from orbit_kd.distillation.schedules import Scheduled
 from orbit_kd.errors import InputError
@@ -237,6 +237,27 @@ def test_auto_finds_the_layer_inside_a_wrapper():
     teacher_inputs = L.Input((8, 8, 1))
     teacher = keras.Model(teacher_inputs, L.Flatten()(L.Conv2D(4, 3, name="a_conv")(teacher_inputs)))
     assert match_layers(student, teacher) == [("a_conv", "a_conv")]
+
+
+@pytest.mark.parametrize("nested", [(False, False), (True, False)])
+def test_losses_on_whole_vectors_take_the_one_that_is_classified(nested):
+    student, teacher = net(2, nested=nested[0]), net(4, nested=nested[1])
+    assert match_deepest(student, teacher) == [("gap", "gap")]
+
+
+def test_the_scores_and_dropout_are_no_representation():
+    def head(width):
+        inputs = L.Input((6,))
+        x = L.Dropout(0.5, name="dropout")(L.Dense(width, activation="relu", name="hidden")(inputs))
+        return keras.Model(inputs, L.Softmax(name="softmax")(L.Dense(3, name="head")(x)))
+
+    assert match_deepest(head(4), head(8)) == [("hidden", "hidden")]
+    loss = SimilarityPreserving()
+    loss.build(head(4), head(8))
+    assert loss.pairs == [("hidden", "hidden")]
+    inputs = L.Input((6,))
+    with pytest.raises(InputError, match="No feature layer"):
+        match_deepest(keras.Model(inputs, L.Dense(3, name="head")(inputs)), head(8))
 
 
 def test_nothing_to_match_is_an_error():

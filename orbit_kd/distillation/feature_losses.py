@@ -88,7 +88,7 @@ class RelationalDistillation(DistillationLoss):
     """
 
     on_features = True
-    auto_depth = 1
+    as_vectors = True
 
     def __init__(self, *, distance_weight: float = 25.0, angle_weight: float = 50.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -121,7 +121,7 @@ class SimilarityPreserving(DistillationLoss):
     """
 
     on_features = True
-    auto_depth = 1
+    as_vectors = True
 
     def compute_loss(self, teacher: tf.Tensor, student: tf.Tensor) -> tf.Tensor:
         return tf.reduce_mean(tf.math.squared_difference(_similarity(teacher), _similarity(student)))

@@ -13,6 +13,10 @@ import tf_keras as keras
 
 from orbit_kd.errors import InputError
 
+_RANDOM = (
+    keras.layers.Dropout, keras.layers.SpatialDropout1D, keras.layers.SpatialDropout2D, keras.layers.AlphaDropout,
+    keras.layers.GaussianDropout, keras.layers.GaussianNoise,
+)  # fmt: skip
 _lock = threading.RLock()
 _users: dict[int, int] = {}  # id(layer) -> how many recordings hook it now
 _thread = threading.local()  # MirroredStrategy runs its replicas in threads: each records its own tensors
@@ -122,16 +126,46 @@ def match_layers(student: keras.Model, teacher: keras.Model) -> list[tuple[str, 
     Raises:
         InputError: no two layers match.
     """
+    last: dict[tuple[int | None, ...], str] = {}
+    for name, ours, theirs in _alike(student, teacher):
+        if len(ours) > 2 and ours[1:-1] == theirs[1:-1]:
+            last[ours[1:-1]] = name
+    if not last:
+        raise _nothing_matches(student, teacher)
+    return [(name, name) for name in last.values()]
+
+
+def match_deepest(student: keras.Model, teacher: keras.Model) -> list[tuple[str, str]]:
+    """The pair of the last layers of equal name before the class scores: mostly the vector that is classified.
+
+    Trailing layers of the output's shape are the scores, before and after a softmax; Dropout and noise are passed over.
+
+    Raises:
+        InputError: no two layers match.
+    """
+    pairs = list(_alike(student, teacher))
+    scores = {tuple(t.shape) for t in teacher.outputs or ()} or {shapes for _, _, shapes in pairs[-1:]}
+    while pairs and pairs[-1][2] in scores:
+        pairs.pop()
+    layers = layers_by_name(student)
+    kept = [name for name, _, _ in pairs if not isinstance(layers[name], _RANDOM)]
+    if not kept:
+        raise _nothing_matches(student, teacher)
+    return [(kept[-1], kept[-1])]
+
+
+def _alike(student: keras.Model, teacher: keras.Model) -> Iterator[tuple[str, tuple, tuple]]:
+    """Name and both output shapes of the layers, models aside, that both have, in the student's order."""
     ours, theirs = feature_shapes(student), feature_shapes(teacher)
     models = {name for name, layer in layers_by_name(student).items() if isinstance(layer, keras.Model)}
-    last: dict[tuple[int | None, ...], str] = {}
     for name, shape in ours.items():
-        if len(shape) > 2 and name not in models and name in theirs and theirs[name][1:-1] == shape[1:-1]:
-            last[shape[1:-1]] = name
-    if not last:
-        raise InputError(
-            f"No feature layer of {student.name!r} has the name and size of one of {teacher.name!r}.",
-            expected="a student made from the teacher by remove_filters, or layers named alike",
-            fix='give match={"student_layer": "teacher_layer", ...} instead of match="auto"',
-        )
-    return [(name, name) for name in last.values()]
+        if name in theirs and name not in models:
+            yield name, shape, theirs[name]
+
+
+def _nothing_matches(student: keras.Model, teacher: keras.Model) -> InputError:
+    return InputError(
+        f"No feature layer of {student.name!r} has the name and size of one of {teacher.name!r}.",
+        expected="a student made from the teacher by remove_filters, or layers named alike",
+        fix='give match={"student_layer": "teacher_layer", ...} instead of match="auto"',
+    )

@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras as keras
 
-from orbit_kd.distillation.features import feature_shapes, find_layer, match_layers
+from orbit_kd.distillation.features import feature_shapes, find_layer, match_deepest, match_layers
 from orbit_kd.distillation.schedules import Number, Scheduled, deserialize
 from orbit_kd.errors import InputError
 from orbit_kd.registry import Registry
@@ -54,7 +54,7 @@ class DistillationLoss:
     """
 
     on_features = False
-    auto_depth: int | None = None  # match="auto" keeps this many of the deepest pairs; None keeps one a resolution
+    as_vectors = False  # features are compared whole: match="auto" takes the deepest pair, else one a resolution
 
     def __init__(self, *, weight: float = 1.0, name: str | None = None, match: Match = "auto") -> None:
         if not float(weight) >= 0:
@@ -105,8 +105,7 @@ class DistillationLoss:
         if not self.on_features:
             return
         if isinstance(self.match, str):
-            pairs = match_layers(student, teacher)
-            self.pairs = pairs if self.auto_depth is None else pairs[-self.auto_depth :]
+            self.pairs = (match_deepest if self.as_vectors else match_layers)(student, teacher)
         else:
             named = self.match if isinstance(self.match, Mapping) else {name: name for name in self.match}
             self.pairs = [(str(s), str(t)) for s, t in named.items()]
