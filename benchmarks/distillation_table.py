@@ -93,7 +93,8 @@ def table(runs: Runs, dataset: str, rows: list[dict[str, Any]], epochs: int) -> 
         found = runs.find(dataset=dataset, epochs=epochs, **how)
         if found:
             views = "fresh" if how["views"] >= epochs else how["views"]
-            t = f"{how['temperature']:g}" if how["alpha"] and "logits" in how["losses"] + "decoupled" else "-"
+            on_logits = how["alpha"] and ("logits" in how["losses"] or how["losses"] == "decoupled")
+            t = f"{how['temperature']:g}" if on_logits else "-"
             body.append((np.mean([r["val"] for r in found]),
                          [how["losses"] if how["alpha"] else "labels", f"{how['alpha']:g}", t, views, len(found),
                           spread(r["val"] for r in found), spread(r["test"] for r in found)]))  # fmt: skip
@@ -107,11 +108,9 @@ def page(runs: Runs, rows: list[dict[str, Any]]) -> str:
         "# What a small student learns from what",
         "Written by `python benchmarks/distillation_table.py --data_dir=DATA --models_dir=MODELS` from "
         "`benchmarks/results/distillation_table.jsonl`.",
-        *((__doc__ or "").replace("\n", " ").split("  ")[2:]),
-    ]
-    parts = [p.strip() for p in parts if p.strip()] + [
+        *(p.replace("\n", " ").strip() for p in (__doc__ or "").split("\n\n")[2:]),
         "Percent, mean and sample deviation over seeds (initial weights, order and views, dropout; one teacher, one "
-        "split). alpha 0 learns from the labels alone. Ordered by validation."
+        "split). alpha 0 learns from the labels alone. Ordered by validation.",
     ]
     for dataset in FLAGS.datasets:
         parts.append(f"## {dataset}\n\n" + table(runs, dataset, rows, FLAGS.epochs))
