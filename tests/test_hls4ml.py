@@ -13,7 +13,7 @@ from orbit_kd.datasets import load
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import export, hls4ml_project
 from orbit_kd.exporters.hls4ml_network import Fixed, plain, precisions, ranges
-from orbit_kd.exporters.hls4ml_project import build, count_adders, run_project
+from orbit_kd.exporters.hls4ml_project import build, count_adders, fitting_reuse_factor, run_project
 from orbit_kd.networks import build as network_of
 from orbit_kd.recipe import Preprocess
 from orbit_kd.sparsity import sparsify, strip
@@ -213,6 +213,24 @@ def test_zeros_save_adders_and_what_is_too_large_is_not_run():
     assert told["none"]["not_run"] == "all zeros"
     # one weight of 1 is a wire, 3 = 2 + 1 is one adder
     assert count_adders({"a": np.array([[1]]), "b": np.array([[3]])}, limit=9)["b"]["adders"] == 1
+
+
+def test_reuse_factors_are_those_that_the_templates_compute():
+    for inputs, outputs in ((12, 24), (9, 16), (7, 5), (1, 1)):
+        for wanted in (1, 4, 64, 1000):
+            factor = fitting_reuse_factor(inputs, outputs, wanted)
+            assert inputs * outputs % factor == 0 and (inputs % factor == 0 or factor % inputs == 0)
+    assert fitting_reuse_factor(16, 16, 64) == 64 and fitting_reuse_factor(12, 24, 64) == 72
+
+
+@pytest.mark.slow
+def test_a_1x1_convolution_whose_widths_do_not_divide_64_compiles(tmp_path):
+    image = layers.Input((4, 4, 12))
+    model = keras.Model(image, layers.Flatten()(layers.Conv2D(20, 1, name="point")(image)))
+    x = np.random.default_rng(0).normal(size=(20, 4, 4, 12)).astype(np.float32)
+    made = export(model, "hls4ml", path=tmp_path / "p", calibration=x)
+    assert made.details["relative_difference"] < 0.01
+    assert next(r for r in made.details["layers"] if r["name"] == "point")["reuse_factor"] == 60
 
 
 @pytest.mark.slow

@@ -64,7 +64,7 @@ def export_hls4ml(
         weight_bits: width of kernels.
         io_type: "io_stream" (layers hand pixels on) or "io_parallel" (all at once: for dense networks).
         strategy: "resource" (weights in block RAM, multipliers shared) or "latency" (a multiplier for each weight).
-        reuse_factor: how often a multiplier is used for one output position; hls4ml takes the nearest one that fits.
+        reuse_factor: how often a multiplier is used for one output position; each layer gets the nearest that fits.
         part: the FPGA.
         clock_period: nanoseconds.
         max_weight_bits: of all weights, which stay on the chip; the default is about the block RAM of the
@@ -103,8 +103,11 @@ def export_hls4ml(
     plans = {
         name: {"ReuseFactor": 1, "Strategy": "Latency"}
         if name in unrolled
-        else {"ReuseFactor": reuse_factor, "Strategy": strategy.capitalize()}
-        for name in matrices
+        else {
+            "ReuseFactor": fitting_reuse_factor(matrix.shape[0], matrix.shape[1], reuse_factor),
+            "Strategy": strategy.capitalize(),
+        }
+        for name, matrix in matrices.items()
     }
     _check_size({n: m.size for n, m in matrices.items()}, plans, weight_bits, max_weight_bits)
     images = calibration_sample(calibration, samples=samples, seed=seed)
@@ -158,6 +161,17 @@ def export_hls4ml(
     return Artifact.of(data, target="hls4ml", files=files, details=details)
 
 
+def fitting_reuse_factor(inputs: int, outputs: int, wanted: int) -> int:
+    """The factor nearest to `wanted` that hls4ml's templates for "resource" take for a kernel (inputs, outputs).
+
+    A divisor of `inputs`, or a multiple of it that divides all weights. hls4ml rounds to one of these itself, but not
+    for 1x1 convolutions, where any other names a template that is not there (DenseResource_rf_gt_nin, hls4ml 1.3).
+    """
+    few = (k for k in range(1, inputs + 1) if inputs % k == 0)
+    many = (inputs * k for k in range(1, outputs + 1) if outputs % k == 0)
+    return min((*few, *many), key=lambda factor: (abs(factor - wanted), factor))
+
+
 def build(folder: str | os.PathLike[str]) -> float:
     """Compiles a project with g++, again after it was moved; returns the seconds.
 
@@ -171,7 +185,7 @@ def build(folder: str | os.PathLike[str]) -> float:
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()[-1:]
         raise InputError(
-            f"g++ does not compile the project in {folder}: {' '.join(lines[:1])[:300]}",
+            f"g++ does not compile the project: {' '.join(lines[:1])[:300]}",
             expected="a network and options that hls4ml's templates cover",
             fix=f"run build_lib.sh in {folder} for the whole report; try strategy='latency' or other widths",
         )
