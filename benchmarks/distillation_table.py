@@ -134,11 +134,12 @@ def follows(runs: Runs) -> str:
     views = ", ".join(val("mstar", views=k) for k in (1, 4, 8, FLAGS.epochs))
     said = [
         f"The similarity of samples in the layer that is classified (fc1) teaches most in so few steps: "
-        f"{both(losses='similarity')}. Logits: {both()}. Labels alone: {both(alpha=0.0)}. So `compress` learns from "
-        '`losses=("similarity:3000",)` unless told otherwise, and `match="auto"` takes that layer; the pool before it '
-        f"(similarity_pool) teaches less: {both(losses='similarity_pool')}. A `Distiller` without losses keeps to "
-        "logits, which every two networks have.",
-        f"Logits beside it gain nothing on validation: {both(losses='logits+similarity')}.",
+        f'{both(losses="similarity")}. Logits: {both()}. Labels alone: {both(alpha=0.0)}. `match="auto"` takes that '
+        f"layer; the pool before it (similarity_pool) teaches less: {both(losses='similarity_pool')}.",
+        f"With logits beside it: {both(losses='logits+similarity')}, about a spread from similarity alone. `compress` "
+        'learns from both unless told otherwise, `losses=("logits", "similarity:3000")`: similarity alone was too slow '
+        "for the few dozen steps between two cuts of the search (its test failed). A `Distiller` without losses keeps "
+        "to logits, which every two networks have.",
         "alpha and T at 0.7/5, 0.8/5, 0.95/5 and 0.8/10 are within little more than their spread of each other "
         f"({points}); T = 1 is far worse ({val('mstar', temperature=1.0)}). The defaults stay at the source paper's "
         "0.8 and 5.",
