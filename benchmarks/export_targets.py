@@ -106,7 +106,7 @@ def told(row: Row) -> str:
         return f"at most {row['lsb']} LSB from LiteRT on {row['images']} chips, arena {row['arena']:,} bytes"
     if "runs_2_4" in row:
         return (f"{details['cycles']:,} cycles, {details['inferences_per_second']:.0f} inferences a second, "
-                f"SRAM {details['sram_bytes']:,} bytes, {row['runs_2_4']} operators run 2:4")  # fmt: skip
+                f"SRAM {details['sram_bytes']:,} bytes, operators that run 2:4: {row['runs_2_4']}")  # fmt: skip
     if "exact" in row:
         part = "" if details["packed_ratio"] is None else f"; {details['packed_ratio']:.3f} of them in 2:4 layers"
         return (f"kernels take {details['kernel_bytes']:,} of {details['dense_bytes']:,} bytes "
