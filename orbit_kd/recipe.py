@@ -124,7 +124,7 @@ class Recipe:
     schedule: str = "polynomial"
     sparse_exclude: tuple[str, ...] = ()
     sparse_epochs: int = 20
-    losses: tuple[str, ...] = ("logits", "similarity:3000")  # docs/distillation_table.md; 3000 is the paper's weight
+    losses: tuple[str, ...] = ("logits",)
     alpha: float = 0.8
     temperature: float = 5.0
     batch_size: int = 64
