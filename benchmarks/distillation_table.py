@@ -138,8 +138,8 @@ def follows(runs: Runs) -> str:
         f"layer; the pool before it (similarity_pool) teaches less: {both(losses='similarity_pool')}.",
         f"With logits beside it: {both(losses='logits+similarity')}, about a spread from similarity alone: for a new "
         'small network `losses=["logits", "similarity:3000"]` is worth a trial. The default of `Distiller` and of '
-        "`compress` stays logits: every two networks have them, and a filter-pruned student, which starts from the teacher's own "
-        "weights, is not what these rows are about.",
+        "`compress` stays logits: every two networks have them, and a filter-pruned student, which starts from the "
+        "teacher's own weights, is not what these rows are about.",
         "alpha and T at 0.7/5, 0.8/5, 0.95/5 and 0.8/10 are within little more than their spread of each other "
         f"({points}); T = 1 is far worse ({val('mstar', temperature=1.0)}). The defaults stay at the source paper's "
         "0.8 and 5.",
