@@ -32,7 +32,6 @@ FLAGS = flags.FLAGS
 MODELS = Path(__file__).parent.parent / "models"
 TARGETS = ("tflite_float32", "tflite_float16", "tflite_dynamic", "tflite_int8", "tflite_int16x8", "tflm",
            "vela:ethos-u85-256", "onnx", "packed", "hls4ml")  # fmt: skip
-UNCALIBRATED = ("tflite_float32", "tflite_float16", "tflite_dynamic", "onnx")
 flags.DEFINE_list("targets", list(TARGETS), "Targets to run.")
 Row = dict[str, Any]
 
@@ -46,7 +45,7 @@ def networks() -> list[str]:
 def student(name: str) -> tuple[Any, Any, np.ndarray, np.ndarray, np.ndarray]:
     """The network, its training images, the test chips, their labels, and what Keras says of them."""
     told = read_metadata(MODELS / name / "student_tflite_int8.tflite")["preprocess"]
-    data = data_of("mstar", **{k: tuple(v) if isinstance(v, list) else v for k, v in told.items()})
+    data = data_of("mstar", **told)
     images, labels = (np.concatenate(part) for part in zip(*data.test.as_numpy_iterator(), strict=True))
     model = load_model(MODELS / name / "student.keras")
     return model, data.train, images, labels, model.predict(images, verbose=0)
@@ -66,9 +65,8 @@ def run(name: str, target: str) -> Row:
     model, train, images, labels, expected = student(name)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"student{find(target)[0].suffix}")
-        options = {} if target in UNCALIBRATED else {"calibration": train}
         try:
-            made = export(model, target, path=path, **options)
+            made = export(model, target, path=path, calibration=train)
         except InputError as error:
             return {"refused": error.what}
         row: Row = {"bytes": made.bytes}

@@ -16,6 +16,7 @@ from tf_keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 from tf_keras.src.layers.convolutional.base_depthwise_conv import DepthwiseConv
 
 from orbit_kd.channels import Call, Channels, Ids, Kept, channel_rule
+from orbit_kd.graph import RANDOM
 
 
 def positions(shape: tuple[int | None, ...], channel_axis: int) -> float:
@@ -140,8 +141,7 @@ def normalization(call: Call) -> list[Channels]:
 
 
 @channel_rule(layers.Activation, layers.ReLU, layers.LeakyReLU, layers.ELU, layers.ThresholdedReLU)
-@channel_rule(layers.Dropout, layers.GaussianDropout, layers.GaussianNoise, layers.AlphaDropout)
-@channel_rule(layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDropout3D)
+@channel_rule(*RANDOM)
 @channel_rule(layers.MaxPooling1D, layers.MaxPooling2D, layers.MaxPooling3D)
 @channel_rule(layers.AveragePooling1D, layers.AveragePooling2D, layers.AveragePooling3D)
 @channel_rule(layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D)

@@ -11,6 +11,13 @@ from tf_keras.src.engine.node import Node
 
 from orbit_kd.errors import InputError
 
+_layers = keras.layers
+# random in training, and nothing at all afterwards
+RANDOM = (
+    _layers.Dropout, _layers.GaussianDropout, _layers.GaussianNoise, _layers.AlphaDropout,
+    _layers.SpatialDropout1D, _layers.SpatialDropout2D, _layers.SpatialDropout3D,
+)  # fmt: skip
+
 
 def walk(model: keras.Model) -> Iterator[Node]:
     """The layer calls from inputs to outputs; a nested model comes as one call."""

@@ -16,12 +16,13 @@ from orbit_kd import automatic, budgets
 from orbit_kd.channel_graph import ChannelGraph
 from orbit_kd.datasets import Data
 from orbit_kd.distillation import TeacherCache, cache_teacher
-from orbit_kd.evaluation import accuracy, evaluate, logits, model_bytes
+from orbit_kd.evaluation import evaluate, logits, model_bytes
 from orbit_kd.exporters import Artifact, export_all, find
 from orbit_kd.exporters.metadata import note
 from orbit_kd.files import write_file
 from orbit_kd.importance import criteria
 from orbit_kd.iterative import ratio_of_round
+from orbit_kd.metrics import accuracy
 from orbit_kd.model_io import fingerprint, load_model, save_model
 from orbit_kd.planning import RemovalPlan, plan_removal
 from orbit_kd.preprocessing import Augment

@@ -10,7 +10,7 @@ import tensorflow as tf
 import tf_keras as keras
 from tf_keras.src.layers.core.tf_op_layer import SlicingOpLambda
 
-from orbit_kd.graph import walk
+from orbit_kd.graph import RANDOM, walk
 from orbit_kd.quantization_layers import FIXED_RANGE_ACTIVATIONS, KERNELS, activation_name
 from orbit_kd.sparsity_layers import KernelRule, kernel_rule
 from orbit_kd.sparsity_models import is_graph
@@ -18,15 +18,13 @@ from orbit_kd.sparsity_models import is_graph
 _layers = keras.layers
 # TFLite gives their outputs the scale of their inputs: they hold the same values, or means of them.
 PASS_ON = (
+    *RANDOM,
     _layers.ActivityRegularization,
     _layers.AveragePooling1D,
     _layers.AveragePooling2D,
     _layers.Cropping1D,
     _layers.Cropping2D,
-    _layers.Dropout,
     _layers.Flatten,
-    _layers.GaussianDropout,
-    _layers.GaussianNoise,
     _layers.GlobalMaxPooling1D,
     _layers.GlobalMaxPooling2D,
     _layers.MaxPooling1D,
@@ -34,8 +32,6 @@ PASS_ON = (
     _layers.Permute,
     _layers.Reshape,
     SlicingOpLambda,
-    _layers.SpatialDropout1D,
-    _layers.SpatialDropout2D,
     _layers.UpSampling2D,
     _layers.ZeroPadding1D,
     _layers.ZeroPadding2D,

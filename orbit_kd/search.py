@@ -190,9 +190,9 @@ def _up_to(scan: Scan, most: float) -> Scan:
     """
 
     def cut(curve: Curve) -> Curve:
-        ratios = (*(r for r in curve.ratios if r < most), min(most, max(curve.ratios, default=0.0)))
         if not curve.ratios:
             return curve
+        ratios = (*(r for r in curve.ratios if r < most), min(most, max(curve.ratios)))
         accuracy, loss = (tuple(np.interp(ratios, curve.ratios, v).tolist()) for v in (curve.accuracy, curve.loss))
         return dataclasses.replace(curve, ratios=ratios, accuracy=accuracy, loss=loss,
                                    images=(scan.images,) * len(ratios))  # fmt: skip

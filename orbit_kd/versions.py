@@ -12,10 +12,10 @@ MEASURED_WITH = (*MADE_WITH, "tensorflow-model-optimization", "ai-edge-litert", 
 
 def versions() -> dict[str, str]:
     """Versions of Python, the platform and the packages that are installed."""
-    return {"python": platform.python_version(), "platform": platform.platform(), **of(MEASURED_WITH)}
+    return {"python": platform.python_version(), "platform": platform.platform(), **versions_of(MEASURED_WITH)}
 
 
-def of(packages: tuple[str, ...]) -> dict[str, str]:
+def versions_of(packages: tuple[str, ...]) -> dict[str, str]:
     """The versions of those packages that are installed, by their names with _ for -."""
     found = {}
     for package in packages:

@@ -15,8 +15,9 @@ from test_tflite_reader import recount
 
 from orbit_kd import evaluation
 from orbit_kd.errors import InputError
-from orbit_kd.evaluation import accuracy, confusion_matrix, evaluate, logits, mcnemar, zeros_added
+from orbit_kd.evaluation import evaluate, logits, zeros_added
 from orbit_kd.exporters import export
+from orbit_kd.metrics import accuracy, confusion_matrix, mcnemar
 from orbit_kd.tflite_reader import read
 
 layers = keras.layers

@@ -428,7 +428,7 @@ def test_reference_models_agree_on_200_real_chips_and_their_arena_is_measured(fi
     from orbit_kd.recipe import Preprocess
 
     told = read_metadata(file)["preprocess"]
-    preprocess = Preprocess(**{k: tuple(v) if isinstance(v, list) else v for k, v in told.items()})
+    preprocess = Preprocess(**told)
     chips = np.concatenate([x for x, _ in load(str(real_data / "mstar10"), preprocess=preprocess).test])
     chosen = chips[np.random.default_rng(0).choice(len(chips), 200, replace=False)]
     made = export(file, "tflm", path=tmp_path / "c", calibration=chosen)

@@ -12,11 +12,8 @@ import tensorflow as tf
 import tf_keras as keras
 
 from orbit_kd.errors import InputError
+from orbit_kd.graph import RANDOM
 
-_RANDOM = (
-    keras.layers.Dropout, keras.layers.SpatialDropout1D, keras.layers.SpatialDropout2D, keras.layers.AlphaDropout,
-    keras.layers.GaussianDropout, keras.layers.GaussianNoise,
-)  # fmt: skip
 _lock = threading.RLock()
 _users: dict[int, int] = {}  # id(layer) -> how many recordings hook it now
 _thread = threading.local()  # MirroredStrategy runs its replicas in threads: each records its own tensors
@@ -148,7 +145,7 @@ def match_deepest(student: keras.Model, teacher: keras.Model) -> list[tuple[str,
     while pairs and pairs[-1][2] in scores:
         pairs.pop()
     layers = layers_by_name(student)
-    kept = [name for name, _, _ in pairs if not isinstance(layers[name], _RANDOM)]
+    kept = [name for name, _, _ in pairs if not isinstance(layers[name], RANDOM)]
     if not kept:
         raise _nothing_matches(student, teacher)
     return [(kept[-1], kept[-1])]

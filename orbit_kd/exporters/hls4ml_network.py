@@ -16,17 +16,16 @@ import numpy as np
 import tf_keras as keras
 
 from orbit_kd.errors import InputError
-from orbit_kd.graph import require_graph, walk
+from orbit_kd.graph import RANDOM, require_graph, walk
 
 layers = keras.layers
 
-_DROPPED = (layers.Dropout, layers.SpatialDropout2D, layers.GaussianNoise, layers.GaussianDropout)
 _KERNELS = (layers.Conv2D, layers.DepthwiseConv2D, layers.Dense)
 _POOLS = (layers.MaxPooling2D, layers.AveragePooling2D, layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D)
 _AS_THEY_ARE = (*_POOLS, layers.Flatten, layers.Add, layers.ZeroPadding2D)
 _MADE_ANEW = (layers.Rescaling, layers.BatchNormalization, layers.ReLU, layers.Activation)
 SUPPORTED = sorted(
-    {c.__name__ for c in (*_DROPPED, *_KERNELS, *_AS_THEY_ARE, *_MADE_ANEW, layers.InputLayer)} | {"relu", "linear"}
+    {c.__name__ for c in (*RANDOM, *_KERNELS, *_AS_THEY_ARE, *_MADE_ANEW, layers.InputLayer)} | {"relu", "linear"}
 )
 
 
@@ -90,7 +89,7 @@ def plain(model: keras.Model) -> keras.Model:
         after = readers.get(id(node.outputs), [])
         follower = after[0] if len(after) == 1 else None
         x = sources[0]
-        if layer.name in skip or isinstance(layer, _DROPPED):
+        if layer.name in skip or isinstance(layer, RANDOM):
             pass
         elif isinstance(layer, layers.Rescaling):
             if not np.any(layer.offset) and np.ndim(layer.scale) == 0 and isinstance(follower, _KERNELS):
@@ -115,7 +114,7 @@ def plain(model: keras.Model) -> keras.Model:
 
 def _check(layer: Any) -> None:
     name, kind = layer.name, type(layer)
-    if kind not in (*_DROPPED, *_KERNELS, *_AS_THEY_ARE, *_MADE_ANEW):
+    if kind not in (*RANDOM, *_KERNELS, *_AS_THEY_ARE, *_MADE_ANEW):
         raise _refused(name, f"is a {kind.__name__}", "one of: " + ", ".join(SUPPORTED), "replace it")
     if getattr(layer, "data_format", "channels_last") != "channels_last":
         raise _refused(name, "has its channels first", "channels last", "build the network with channels_last")

@@ -15,7 +15,7 @@ from typing import Any
 from orbit_kd.errors import InputError
 from orbit_kd.tflite_reader import parse, read_bytes
 from orbit_kd.tflite_writer import pack
-from orbit_kd.versions import MADE_WITH, of
+from orbit_kd.versions import MADE_WITH, versions_of
 
 NAME = b"orbit_kd"
 
@@ -28,7 +28,7 @@ def note(class_names: Sequence[str], preprocess: Any, **more: Any) -> dict[str, 
         preprocess: the `Preprocess` (or its dict) that images went through.
         **more: further entries, such as the recipe's hash.
     """
-    return {"class_names": list(class_names), "preprocess": preprocess, "versions": of(MADE_WITH), **more}
+    return {"class_names": list(class_names), "preprocess": preprocess, "versions": versions_of(MADE_WITH), **more}
 
 
 def add_metadata(data: bytes, metadata: dict[str, Any]) -> bytes:
