@@ -5,9 +5,10 @@
 
 mstar and aid15a are folders in --data_dir with teachers in --models_dir; any other name is one of `orbit_kd.datasets`
 or of TensorFlow Datasets (resisc45, uc_merced, cifar100, fusar_ship, ...), with --teacher. Filters and weights are
-chosen together from two sensitivity scans (`hybrid_for`); the filters go at once, the weights on a cubic schedule over
-the first half of the epochs, while the network learns from the original: Adam at 1e-3 on a cosine, batches of 32, four
-augmented renderings of each training image. Validation is a fifth of the training images; the test split is read once
+chosen together from two sensitivity scans (`hybrid_for`), for a part of the parameters that is not zero and the same
+part of the MACs; the filters go at once, the weights on a cubic schedule over the first half of the epochs, while the
+network learns from the original: Adam at 1e-3 on a cosine, batches of 32, four augmented renderings of each training
+image. Validation is a fifth of the training images; the test split is read once
 for each finished run and decides nothing.
 """
 
@@ -25,7 +26,7 @@ from experiments import AUGMENT, DOCS, FOLDERS, Runs, accuracy, data_of, markdow
 
 from orbit_kd.datasets import Data, load
 from orbit_kd.distillation import cache_teacher
-from orbit_kd.model_io import load_model
+from orbit_kd.model_io import load_model, save_model
 from orbit_kd.planning import plan_removal
 from orbit_kd.preprocessing import Augment
 from orbit_kd.ratios import hybrid_for
@@ -40,7 +41,7 @@ flags.DEFINE_string("dataset", "mstar", "Name of the data set.")
 flags.DEFINE_string("teacher", None, "The trained network, for data sets without one in --models_dir.")
 flags.DEFINE_integer("crop", None, "Centre crop of the images, in pixels.")
 flags.DEFINE_integer("resize", None, "Size of the images, in pixels.")
-flags.DEFINE_integer("epochs", 12, "Of retraining, in every row.")
+flags.DEFINE_integer("epochs", 8, "Of retraining, in every row.")
 flags.DEFINE_integer("images", 400, "Validation images of the scans.")
 flags.DEFINE_list("parts", ["hybrid", "grid", "dst"], "Tables to run besides the sensitivity curves.")
 
@@ -88,7 +89,7 @@ def hybrid(keep: float, alpha: float, temperature: float, seed: int) -> dict[str
     from orbit_kd.distillation import LogitsDistillation
 
     data, teacher, lessons = setting()
-    ratios, sparsities = hybrid_for(scan("filters"), scan("weights"), teacher, keep_params=keep)
+    ratios, sparsities = hybrid_for(scan("filters"), scan("weights"), teacher, keep_params=keep, keep_macs=keep)
     small = remove_filters(teacher, plan_removal(teacher, ratios=ratios, ratio=0.0))
     at_once = strip(sparsify(small, "magnitude", sparsity=sparsities), finish=True) if sparsities else small
     recalibrate_batchnorm(at_once, data.train)
@@ -107,17 +108,26 @@ def hybrid(keep: float, alpha: float, temperature: float, seed: int) -> dict[str
             "by_filters": 1 - small.count_params() / teacher.count_params(), "curve": curve}  # fmt: skip
 
 
-def dst(pattern: str, method: str, seed: int) -> dict[str, Any]:
-    """Half of the weights of a student that has lost three quarters of its filters."""
+def dense_student(seed: int) -> keras.Model:
+    """A student that has lost three quarters of its filters and learned from the teacher; made once a seed."""
     data, teacher, lessons = setting()
-    student = remove_filters(teacher, plan_removal(teacher, ratio=0.75, round_to=8))
-    recalibrate_batchnorm(student, data.train)
+    path = Path(FLAGS.workdir, f"dense_{FLAGS.dataset}_{FLAGS.epochs}_{seed}.keras")
+    if not path.is_file():
+        student = remove_filters(teacher, plan_removal(teacher, ratio=0.75, round_to=8))
+        recalibrate_batchnorm(student, data.train)
+        teach(student, teacher, lessons, data, epochs=FLAGS.epochs, seed=seed, learning_rate=1e-3)
+        save_model(student, path)
+    return load_model(path)
+
+
+def dst(pattern: str, method: str, seed: int) -> dict[str, Any]:
+    """Half of the weights of that student."""
+    data, teacher, lessons = setting()
+    student, epochs = dense_student(seed), FLAGS.epochs
     options: dict[str, Any] = {"sparsity": 0.5} if pattern == "magnitude" else {}
-    epochs = FLAGS.epochs
-    curve = teach(student, teacher, lessons, data, epochs=epochs, seed=seed, learning_rate=1e-3)
     sparse = sparsify(student, pattern, schedule="one_shot", **options)
     alpha = 0.8 if method == "dst" else 0.0  # kd then prune: the pruned student learns from the labels
-    curve += teach(sparse, teacher, lessons, data, epochs=epochs, seed=seed, alpha=alpha, learning_rate=1e-3)
+    curve = teach(sparse, teacher, lessons, data, epochs=epochs, seed=seed, alpha=alpha, learning_rate=1e-3)
     plain = strip(sparse)
     recalibrate_batchnorm(plain, data.train)
     return {**scores(plain), "curve": curve}

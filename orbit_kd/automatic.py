@@ -52,15 +52,7 @@ def choose_ratios(stages: Stages, teacher: keras.Model, data: Data, recipe: Reci
     limits: dict[str, Any] = {"unknown": recipe.unknown, "min_channels": recipe.min_channels}
     sparsities: dict[str, float] = dict(recipe.sparsities)
     if hybrid:
-        if len(recipe.budgets) > 1:
-            raise InputError(
-                f"keep_params with the pattern magnitude, and {' and '.join(set(recipe.budgets) - {'keep_params'})}.",
-                expected="keep_params alone: filters and weights are chosen together for it",
-                fix="drop the other budget, or the pattern",
-            )
-        ratios, sparsities = hybrid_for(
-            scans["filters"], scans["weights"], teacher, keep_params=float(recipe.keep_params or 1), **limits
-        )
+        ratios, sparsities = hybrid_for(scans["filters"], scans["weights"], teacher, **(limits | recipe.budgets))
     else:
         ratios = ratios_for(scans["filters"], teacher, **(limits | recipe.budgets))
     pattern = recipe.pattern if sparsities or not hybrid else "dense"  # filters alone were the better choice

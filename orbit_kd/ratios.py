@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import tf_keras as keras
@@ -52,14 +52,8 @@ def ratios_for(
         raise InputError(
             "There is no budget.", expected="one such as keep_macs=0.2 or max_bytes=200_000", fix="give one"
         )
-    cost = limits[0].guide or limits[0].cost
     levels = {name: _channel_levels(group, scan[name], scan.loss, min_channels) for name, group in groups.items()}
-    order = _order(levels, lambda gone: cost(_stays(graph, groups, gone)))
-
-    def stays(n: int) -> np.ndarray:
-        return _stays(graph, groups, dict(order[:n]))
-
-    gone = dict(order[: budgets.fewest(len(order), stays, limits)])
+    gone = _fewest_gone(graph, groups, levels, limits)
     return {name: count / groups[name].width for name, count in gone.items()}
 
 
@@ -71,11 +65,13 @@ def hybrid_for(
     keep_params: float,
     unknown: str = "error",
     min_channels: int = 1,
+    **budget: float | None,
 ) -> tuple[dict[str, float], dict[str, float]]:
     """How much goes by filters and how much by single weights, chosen together for a number of non-zero parameters.
 
     Filters and weights compete step by step as groups do in `ratios_for`: whichever saves most non-zeros for the
-    predicted loss goes next. The first source paper prunes both and chooses by eye.
+    predicted loss goes next. Zeros among the weights save nothing but parameters; where another budget is given, the
+    filters that it takes go first. The first source paper prunes both and chooses by eye.
 
         ratios, sparsity = hybrid_for(scan, weight_scan, teacher, keep_params=0.06)
         student = okd.remove_filters(teacher, okd.plan_removal(teacher, ratios=ratios, ratio=0.0))
@@ -88,6 +84,7 @@ def hybrid_for(
         keep_params: part of the parameters that stay and are not zero.
         unknown: as in the scan.
         min_channels: no group shrinks below this many channels.
+        **budget: further budgets of `plan_removal`, such as keep_macs=0.1.
 
     Returns:
         Group -> part of its channels that goes; layer -> part of its remaining weights that becomes zero.
@@ -105,6 +102,9 @@ def hybrid_for(
         )  # fmt: skip
     channel_levels = {n: _channel_levels(g, filters[n], filters.loss, min_channels) for n, g in groups.items()}
     weight_levels = {"weights of " + c.name: _weight_levels(c, weights.loss) for c in weights.curves if c.ratios}
+    limits = budgets.limits(graph, budget)
+    first = _fewest_gone(graph, groups, channel_levels, limits) if limits else {}
+    channel_levels = {n: [v for v in lv if v[0] >= first.get(n, 0)] for n, lv in channel_levels.items()}
 
     def left(gone: Mapping[str, float]) -> float:
         """Parameters that stay and are not zero."""
@@ -114,13 +114,13 @@ def hybrid_for(
 
     order = _order(channel_levels | weight_levels, left)
     most = budgets.limits(graph, {"keep_params": keep_params})[0].most
-    if left(dict(order)) > most:
+    if left(first | dict(order)) > most:
         raise InputError(
             f"keep_params={keep_params:g} cannot be reached.",
-            expected=f"at least {left(dict(order)) / graph.parameters(graph.all_stay()):.3g}, with these scans",
+            expected=f"at least {left(first | dict(order)) / graph.parameters(graph.all_stay()):.3g}, with these scans",
             fix="scan higher ratios, or raise keep_params",
         )
-    gone = dict(order[: budgets.first(0, len(order), lambda n: left(dict(order[:n])) <= most)])
+    gone = first | dict(order[: budgets.first(0, len(order), lambda n: left(first | dict(order[:n])) <= most)])
     ratios = {name: gone[name] / groups[name].width for name in groups if gone.get(name)}
     return ratios, {name: gone[f"weights of {name}"] for name in kernels if gone.get(f"weights of {name}")}
 
@@ -151,12 +151,25 @@ def _kernels(graph: ChannelGraph) -> dict[str, Callable[[np.ndarray], int]]:
     return found
 
 
+def _fewest_gone(
+    graph: ChannelGraph, groups: Mapping[str, Group], levels: Mapping[str, Levels], limits: Sequence[budgets.Limit]
+) -> dict[str, float]:
+    """Group -> units that go, for the limits at the least predicted loss; the first limit says what a step saves."""
+    cost = limits[0].guide or limits[0].cost
+    order = _order(levels, lambda gone: cost(_stays(graph, groups, gone)))
+
+    def stays(n: int) -> np.ndarray:
+        return _stays(graph, groups, dict(order[:n]))
+
+    return dict(order[: budgets.fewest(len(order), stays, limits)])
+
+
 def _order(levels: Mapping[str, Levels], cost: Callable[[Mapping[str, float]], float]) -> list[tuple[str, float]]:
-    """(name, how much of it has gone by then) in the order in which to take, as far as the levels go.
+    """(name, how much of it has gone by then) in the order in which to take, from the first levels to the last.
 
     A step's worth falls as others are taken, and rarely rises, so that only the best of the queue is looked at anew.
     """
-    gone: dict[str, float] = {}
+    gone = {name: steps[0][0] for name, steps in levels.items()}
     taken: Counter[str] = Counter()
     order: list[tuple[str, float]] = []
     now = cost(gone)

@@ -121,6 +121,18 @@ def test_filters_and_weights_together_meet_the_number_of_non_zeros(network, keep
     assert 0.95 * keep <= nonzeros(network, *found) <= keep * 1.001
 
 
+def test_another_budget_is_met_by_filters_and_the_weights_give_the_rest(network):
+    both = scans(network, {}, {la.name: 0.1 for la in network.layers})  # weights cost less than filters
+    ratios, sparsities = okd.hybrid_for(*both, network, keep_params=0.1, keep_macs=0.4)
+    plan = okd.plan_removal(network, ratios=ratios, ratio=0.0)
+    assert 0.37 * plan.macs[0] <= plan.macs[1] <= 0.4 * plan.macs[0] and sparsities
+    assert 0.09 <= nonzeros(network, ratios, sparsities) <= 0.1001
+    without, _ = okd.hybrid_for(*both, network, keep_params=0.1)
+    assert okd.plan_removal(network, ratios=without, ratio=0.0).macs[1] > 0.5 * plan.macs[0]
+    filters_alone = okd.hybrid_for(*both, network, keep_params=1.0, keep_macs=0.4)
+    assert filters_alone == (okd.ratios_for(both[0], network, keep_macs=0.4), {})
+
+
 def test_what_predicts_less_loss_goes_filters_or_weights(network):
     free = dict.fromkeys((g.name for g in ChannelGraph(network).groups), 0.0)
     ratios, sparsities = okd.hybrid_for(*scans(network, free, {}), network, keep_params=0.3)
