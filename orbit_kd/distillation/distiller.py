@@ -12,11 +12,11 @@ import tf_keras as keras
 import orbit_kd.distillation.feature_losses  # noqa: F401  registers its losses
 from orbit_kd.distillation.cache import TeacherCache, with_class_weight
 from orbit_kd.distillation.features import find_layer, recording
-from orbit_kd.distillation.losses import Context, DistillationLoss, LogitsDistillation, get_loss
+from orbit_kd.distillation.losses import Context, DistillationLoss, LogitsDistillation, get_loss, named_apart
 from orbit_kd.distillation.monitor import StopOnNonFinite
 from orbit_kd.distillation.resume import Resume
 from orbit_kd.distillation.schedules import Number, Scheduled, deserialize
-from orbit_kd.distillation.teachers import Taught, Teachers, heads, logits_of
+from orbit_kd.distillation.teachers import Taught, Teachers, check_outputs, has_lessons, heads, logits_of, unpack
 from orbit_kd.distillation.workers import own_batches, place, together
 from orbit_kd.errors import InputError
 
@@ -66,7 +66,7 @@ class Distiller(keras.Model):
         self.student = student
         # plain objects in a plain namespace: Keras would track, save and train what it found in a list or a model
         self._untracked = SimpleNamespace(
-            losses=_named_apart([get_loss(v) for v in losses or [LogitsDistillation()]]),
+            losses=named_apart([get_loss(v) for v in losses or [LogitsDistillation()]]),
             teachers=None,
             alpha=Scheduled(alpha, name="alpha", low=0.0, high=1.0),
         )
@@ -116,7 +116,7 @@ class Distiller(keras.Model):
         """
         teachers = Teachers(teacher, weights=weights)
         for model in teachers.models:
-            _check_outputs(self.student, model)
+            check_outputs(self.student, model)
         for loss in self.distillation_losses:
             loss.build(self.student, teachers.models[0])
         self._untracked.teachers = teachers
@@ -185,7 +185,7 @@ class Distiller(keras.Model):
             kwargs.setdefault("steps_per_epoch", x.steps(batch_size))
             x = x.epochs(start=start, batch_size=batch_size)
             batch_size = None
-        if kwargs.get("class_weight") and isinstance(x, tf.data.Dataset) and _is_packed_spec(x.element_spec):
+        if kwargs.get("class_weight") and isinstance(x, tf.data.Dataset) and has_lessons(x.element_spec):
             x = with_class_weight(x, kwargs.pop("class_weight"))
         if shards > 1:
             x = self._shard(x, shards)
@@ -237,7 +237,7 @@ class Distiller(keras.Model):
 
     def train_step(self, data: Any) -> dict[str, Any]:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        y, taught = _unpack(y)
+        y, taught = unpack(y)
         taught = taught or self._require_teacher()(x, layers=self._teacher_layers())
         with tf.GradientTape() as tape, recording(self._student_layers()) as features:
             y_pred = self(x, training=True)
@@ -247,7 +247,7 @@ class Distiller(keras.Model):
 
     def test_step(self, data: Any) -> dict[str, Any]:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        y, taught = _unpack(y)
+        y, taught = unpack(y)
         if self._no_task and taught is None and self._untracked.teachers is not None:
             taught = self._untracked.teachers(x, layers=self._teacher_layers())
         with recording(self._student_layers() if taught else {}) as features:
@@ -370,52 +370,6 @@ def _policy(student: keras.Model) -> keras.mixed_precision.Policy:
         )
     names = {m.dtype_policy.name for m in student.submodules if isinstance(m, keras.layers.Layer)}
     return keras.mixed_precision.Policy("mixed_float16" if "mixed_float16" in names else "float32")
-
-
-def _named_apart(losses: list[DistillationLoss]) -> list[DistillationLoss]:
-    """Two losses of one name would share a column of the log: number them."""
-    if len({id(loss) for loss in losses}) < len(losses):
-        raise InputError("One loss object is given twice.", expected="an object each", fix="make two, or weigh one")
-    seen: dict[str, int] = {}
-    for loss in losses:
-        seen[loss.name] = seen.get(loss.name, 0) + 1
-        if seen[loss.name] > 1:
-            loss.name = f"{loss.name}_{seen[loss.name]}"
-    return losses
-
-
-def _check_outputs(student: keras.Model, teacher: keras.Model) -> None:
-    ours = [tuple(t.shape) for t in getattr(student, "outputs", None) or []]
-    theirs = [tuple(t.shape) for t in getattr(teacher, "outputs", None) or []]
-    if not ours or not theirs:
-        return  # subclassed: known only once it has run
-    agree = len(ours) == len(theirs) and all(
-        len(a) == len(b) and all(None in (m, n) or m == n for m, n in zip(a, b, strict=True))
-        for a, b in zip(ours, theirs, strict=True)
-    )
-    if not agree:
-        raise InputError(
-            f"Student outputs {ours} and teacher outputs {theirs} differ.",
-            expected="the same number of outputs, of equal shapes (the last axis is the number of classes)",
-            fix="give a teacher of the same classes, or rebuild the student's head",
-        )
-
-
-def _unpack(y: Any) -> tuple[Any, Taught | None]:
-    """Labels, and what the teacher said where it travels beside them."""
-    if not _is_packed(y):
-        return y, None
-    said = y["teacher"]
-    features = {name: tf.cast(v, tf.float32) for name, v in said["features"].items()}
-    return y.get("labels"), Taught(tuple(said["logits"]), features)
-
-
-def _is_packed(y: Any) -> bool:
-    return isinstance(y, dict) and "teacher" in y and set(y) <= {"labels", "teacher"} and "logits" in y["teacher"]
-
-
-def _is_packed_spec(spec: Any) -> bool:
-    return isinstance(spec, tuple) and len(spec) > 1 and _is_packed(spec[1])
 
 
 def _mean(values: tf.Tensor, weight: tf.Tensor | None) -> tf.Tensor:

@@ -288,3 +288,15 @@ def _decouple(logits: tf.Tensor, target: tf.Tensor) -> tuple[tf.Tensor, tf.Tenso
     binary = tf.stack([of_target, tf.reduce_logsumexp(rest, -1) - total], -1)
     # the target's own entry must be equal on both sides, as exp(-1e9) * (difference of two such) may be 0 * inf
     return binary, tf.where(target, low, tf.nn.log_softmax(rest))
+
+
+def named_apart(losses: list[DistillationLoss]) -> list[DistillationLoss]:
+    """Two losses of one name would share a column of the log: number them."""
+    if len({id(loss) for loss in losses}) < len(losses):
+        raise InputError("One loss object is given twice.", expected="an object each", fix="make two, or weigh one")
+    seen: dict[str, int] = {}
+    for loss in losses:
+        seen[loss.name] = seen.get(loss.name, 0) + 1
+        if seen[loss.name] > 1:
+            loss.name = f"{loss.name}_{seen[loss.name]}"
+    return losses

@@ -157,3 +157,39 @@ def _logits(output: tf.Tensor, kind: str) -> tf.Tensor:
         output = tf.clip_by_value(output, smallest, 1 - 6e-8)
         return tf.math.log(output) - tf.math.log1p(-output)
     return output
+
+
+def check_outputs(student: keras.Model, teacher: keras.Model) -> None:
+    """Raises InputError where student and teacher have other outputs; subclassed models show theirs only in use."""
+    ours = [tuple(t.shape) for t in getattr(student, "outputs", None) or []]
+    theirs = [tuple(t.shape) for t in getattr(teacher, "outputs", None) or []]
+    if not ours or not theirs:
+        return  # subclassed: known only once it has run
+    agree = len(ours) == len(theirs) and all(
+        len(a) == len(b) and all(None in (m, n) or m == n for m, n in zip(a, b, strict=True))
+        for a, b in zip(ours, theirs, strict=True)
+    )
+    if not agree:
+        raise InputError(
+            f"Student outputs {ours} and teacher outputs {theirs} differ.",
+            expected="the same number of outputs, of equal shapes (the last axis is the number of classes)",
+            fix="give a teacher of the same classes, or rebuild the student's head",
+        )
+
+
+def unpack(y: Any) -> tuple[Any, Taught | None]:
+    """Labels, and what the teacher said where it travels beside them."""
+    if not _with_lessons(y):
+        return y, None
+    said = y["teacher"]
+    features = {name: tf.cast(v, tf.float32) for name, v in said["features"].items()}
+    return y.get("labels"), Taught(tuple(said["logits"]), features)
+
+
+def has_lessons(spec: Any) -> bool:
+    """Whether batches of this element spec bring what the teacher said."""
+    return isinstance(spec, tuple) and len(spec) > 1 and _with_lessons(spec[1])
+
+
+def _with_lessons(y: Any) -> bool:
+    return isinstance(y, dict) and "teacher" in y and set(y) <= {"labels", "teacher"} and "logits" in y["teacher"]
