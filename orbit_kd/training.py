@@ -42,19 +42,19 @@ class Progress(keras.callbacks.Callback):
         self._supports_tf_logs = True
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        self._start = self._shown = time.monotonic()
-        self._first: int | None = None
+        # a dict, which `Resume` does not put back: a clock goes on in no other process
+        self._now = {"shown": time.monotonic()}
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self._first = epoch if self._first is None else self._first
+        if "first" not in self._now:
+            self._now |= {"first": epoch, "start": time.monotonic()}
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         now, total = time.monotonic(), self.params["epochs"]
-        if now - self._shown < self.every and epoch + 1 < total:
+        if now - self._now["shown"] < self.every and epoch + 1 < total:
             return
-        self._shown = now
-        done = epoch + 1 - (self._first or 0)
-        left = (now - self._start) / done * (total - epoch - 1)
+        self._now["shown"] = now
+        left = (now - self._now["start"]) / (epoch + 1 - self._now["first"]) * (total - epoch - 1)
         said = {k: float(v) for k, v in (logs or {}).items() if k in ("loss", "val_accuracy")}
         log.info(
             "%s: epoch %d/%d, %s, %s left",

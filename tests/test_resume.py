@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ import tf_keras as keras
 
 from orbit_kd.distillation import Resume
 from orbit_kd.errors import InputError
+from orbit_kd.training import Progress
 
 L = keras.layers
 EPOCHS = 6
@@ -156,6 +158,25 @@ def test_settings_of_callbacks_are_those_of_the_caller(tmp_path):
     stop = keras.callbacks.EarlyStopping("val_loss", patience=7)
     fit(model(), tmp_path / "a", callbacks=[stop], epochs=3)
     assert stop.patience == 7
+
+
+def test_time_left_counts_this_process_alone(tmp_path, caplog, monkeypatch):
+    """After a restart of the machine its clock begins anew, and the epochs of the killed run took none of this time."""
+    clock = iter(range(1_000_000, 2_000_000, 10))
+    monkeypatch.setattr("orbit_kd.training.time", SimpleNamespace(monotonic=lambda: next(clock)))
+
+    def fit(epochs):
+        progress = Progress("run")
+        resume = Resume(tmp_path, callbacks=[progress])
+        model().fit(*arrays(), epochs=epochs, verbose=0, callbacks=[progress, resume])
+
+    fit(4)
+    clock = iter(range(0, 1_000_000, 10))
+    caplog.clear()
+    with caplog.at_level("INFO", "orbit_kd"):
+        fit(10)
+    # begun at 10 s, one reading of the clock an epoch: epoch 5 ends at 20 s, and five are to come
+    assert [r.getMessage().split(", ")[-1] for r in caplog.records] == [f"{n}s left" for n in (50, 40, 30, 20, 10, 0)]
 
 
 def test_only_the_newest_state_is_kept_and_a_half_written_one_is_ignored(tmp_path):
