@@ -154,7 +154,8 @@ def page(runs: Runs) -> str:
         "## Sizes and cycles",
         markdown(turned[0], turned[1:]),
         "`-`: does not apply. Adders of the zeros are against the same kernels without zeros; filters change the "
-        "shapes, so that there is no such twin. TFLM with lookup tables is against TFLM without.",
+        "shapes, so that there is no such twin. TFLM with lookup tables is against TFLM without. Recorded before equal "
+        "vectors were stored once in a .tflite file, on both sides of each ratio.",
         "## Milliseconds on a CPU",
         markdown(["file", *WAYS[1:]], clocks) if clocks else "Not run yet.",
         READING.strip(),

@@ -229,7 +229,8 @@ def page(runs: Runs) -> str:
     head = ["method", "seeds", "validation", "test", "layers 2:4 in the file", "zeros kept, no -128", "bytes"]
     parts.append(
         "## int8 files of the 2:4 student of DST (MSTAR)\n\nptq: six more epochs with the teacher, then post-training "
-        "int8. qat: six quantization-aware epochs with the teacher (`quantize_aware`). The files are run.\n\n"
+        "int8. qat: six quantization-aware epochs with the teacher (`quantize_aware`). The files are run; their bytes "
+        "are of the time before equal vectors were stored once in a file.\n\n"
         + markdown(head, body)
     )
     return "\n\n".join(parts) + "\n"
