@@ -27,6 +27,7 @@ from orbit_kd.exporters import export, find, read_metadata
 from orbit_kd.exporters.hls4ml_project import run_project
 from orbit_kd.exporters.packed import layers_of, read_packed
 from orbit_kd.model_io import fingerprint, load_model
+from orbit_kd.tflm_parity import tflm_parity
 
 FLAGS = flags.FLAGS
 MODELS = Path(__file__).parent.parent / "models"
@@ -85,7 +86,7 @@ def run(name: str, target: str) -> Row:
             return row | {"runs_2_4": sparse, "details": _plain(made.details)}
         if target == "tflm":
             chosen = np.random.default_rng(0).choice(len(images), 200, replace=False)
-            parity = runtimes.tflm_parity(model_bytes(made), images[chosen])
+            parity = tflm_parity(model_bytes(made), images[chosen])
             return row | {"lsb": parity.max_lsb, "images": parity.compared, "arena": parity.arena_bytes}
         return row | compared(runtimes.predict(made.path, images, runtime=find(target)[0].runtime), expected, labels)
 

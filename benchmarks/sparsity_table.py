@@ -27,10 +27,11 @@ from experiments import AUGMENT, DOCS, Runs, accuracy, data_of, markdown, spread
 from orbit_kd.distillation import cache_teacher
 from orbit_kd.exporters import export
 from orbit_kd.model_io import load_model, save_model
+from orbit_kd.nm_check import check_n_m
 from orbit_kd.quantization import quantize_aware
 from orbit_kd.runtimes import predict
 from orbit_kd.sparsity import keep_zeros, sparsify, sparsity_table, strip
-from orbit_kd.tflite_reader import check_n_m, read
+from orbit_kd.tflite_reader import read
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("dense_epochs", 20, "Of the dense student.")
@@ -230,8 +231,7 @@ def page(runs: Runs) -> str:
     parts.append(
         "## int8 files of the 2:4 student of DST (MSTAR)\n\nptq: six more epochs with the teacher, then post-training "
         "int8. qat: six quantization-aware epochs with the teacher (`quantize_aware`). The files are run; their bytes "
-        "are of the time before equal vectors were stored once in a file.\n\n"
-        + markdown(head, body)
+        "are of the time before equal vectors were stored once in a file.\n\n" + markdown(head, body)
     )
     return "\n\n".join(parts) + "\n"
 

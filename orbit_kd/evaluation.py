@@ -20,6 +20,7 @@ from orbit_kd.exporters.tflite import calibration_sample
 from orbit_kd.metrics import accuracy, confusion_matrix, mcnemar
 from orbit_kd.progress import track
 from orbit_kd.tflite_reader import TfliteSummary, read, read_bytes
+from orbit_kd.tflm_parity import tflm_parity
 from orbit_kd.versions import versions
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ def evaluate(
                         "sparse_encoded": summary.sparse,
                         "zeros_from_int8": None if reference is None else zeros_added(counted, summary)}  # fmt: skip
                 row |= _latency(artifact, model, against, runs=latency_runs, threads=threads)
-                row["tflm"] = dataclasses.asdict(runtimes.tflm_parity(model, images))
+                row["tflm"] = dataclasses.asdict(tflm_parity(model, images))
             data["artifacts"].append(row)
     data["ratios"] = ratios(data)
     data["class_names"] = None if class_names is None else list(class_names)

@@ -15,6 +15,7 @@ from orbit_kd import runtimes, timing
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import export
 from orbit_kd.native_log import native_stderr
+from orbit_kd.tflm_parity import tflm_parity
 
 layers = keras.layers
 
@@ -110,7 +111,7 @@ def test_threads_do_not_change_the_outputs(files, images):
 
 
 def test_tflm_equals_the_reference_kernels_within_one_step(files, images):
-    parity = runtimes.tflm_parity(files["tflite_int8"], images[:20])
+    parity = tflm_parity(files["tflite_int8"], images[:20])
     assert parity.ran and parity.why == "" and parity.compared == 20
     assert parity.max_lsb <= 1
     # The plan must at least hold the largest activation and the input beside it, and this net needs little more.
@@ -129,20 +130,20 @@ def test_tflm_parity_reports_the_largest_difference(files, images, monkeypatch):
     exact = runtimes.predict(files["tflite_int8"], images[:4], runtime="tflm", raw=True)
     monkeypatch.setattr(runtimes._Tflm, "raw", off_by_three)
     wrong = runtimes.predict(files["tflite_int8"], images[:4], runtime="tflm", raw=True)
-    assert runtimes.tflm_parity(files["tflite_int8"], images[:4]).max_lsb == np.abs(wrong.astype(int) - reference).max()
+    assert tflm_parity(files["tflite_int8"], images[:4]).max_lsb == np.abs(wrong.astype(int) - reference).max()
     assert np.abs(wrong.astype(int) - exact).max() == 3
 
 
 def test_tflm_without_its_package_is_not_run_and_says_how_to_get_it(files, images, monkeypatch):
     monkeypatch.setattr(runtimes.importlib.util, "find_spec", lambda name: None)
-    parity = runtimes.tflm_parity(files["tflite_int8"], images[:2])
+    parity = tflm_parity(files["tflite_int8"], images[:2])
     assert (parity.ran, parity.why) == (False, 'not run: pip install "orbit-kd[mcu]"')
     with pytest.raises(InputError, match=r"orbit-kd\[mcu\]"):
         runtimes.load(files["tflite_int8"], runtime="tflm")
 
 
 def test_tflm_parity_of_a_float_file_is_not_run(files, images):
-    parity = runtimes.tflm_parity(files["tflite_float32"], images[:2])
+    parity = tflm_parity(files["tflite_float32"], images[:2])
     assert not parity.ran and "float outputs" in parity.why and parity.max_lsb is None
 
 
@@ -178,7 +179,7 @@ def test_a_file_that_aborts_ends_only_its_own_process(files, monkeypatch):
     )
     with pytest.raises(InputError, match="signal 6"):
         runtimes.probe(files["tflite_int8"])
-    parity = runtimes.tflm_parity(files["tflite_int8"], np.zeros((1, 12, 12, 3)))
+    parity = tflm_parity(files["tflite_int8"], np.zeros((1, 12, 12, 3)))
     assert not parity.ran and "signal 6" in parity.why
 
 
@@ -197,7 +198,7 @@ def test_bad_arguments_are_refused(files, images):
     with pytest.raises(InputError, match="0 files"):
         timing.latency([])
     with pytest.raises(InputError, match="No images"):
-        runtimes.tflm_parity(file, images[:0])
+        tflm_parity(file, images[:0])
 
 
 def test_two_outputs_are_refused(tmp_path):

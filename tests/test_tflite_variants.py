@@ -14,6 +14,7 @@ from orbit_kd import runtimes
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import export, open_artifact, read_metadata
 from orbit_kd.tflite_reader import read
+from orbit_kd.tflm_parity import tflm_parity
 
 layers = keras.layers
 VARIANTS = ["tflite_float16", "tflite_dynamic", "tflite_int16x8"]
@@ -98,7 +99,7 @@ def test_float_io_changes_the_ports_and_not_the_results(target, kind, tmp_path, 
 def test_tflite_micro_runs_int16x8_as_litert_does_and_refuses_the_float_ones(tmp_path, images):
     model = net()
     made = {t: export(model, t, path=tmp_path / t, calibration=images) for t in VARIANTS}
-    parity = runtimes.tflm_parity(made["tflite_int16x8"].path, images[:10])
+    parity = tflm_parity(made["tflite_int16x8"].path, images[:10])
     assert parity.ran and parity.max_lsb <= 1
     for target in ("tflite_float16", "tflite_dynamic"):
         with pytest.raises(InputError, match="TensorFlow Lite Micro cannot run the file"):

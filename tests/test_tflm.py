@@ -23,6 +23,7 @@ from orbit_kd.exporters.tflm_memory import arena_margin, peak
 from orbit_kd.exporters.tflm_operators import ADD_METHODS, add_methods
 from orbit_kd.native_log import native_stderr
 from orbit_kd.tflite_reader import parse
+from orbit_kd.tflm_parity import tflm_parity
 
 layers = keras.layers
 STUB = Path(__file__).with_name("tflm_stub")
@@ -433,7 +434,7 @@ def test_reference_models_agree_on_200_real_chips_and_their_arena_is_measured(fi
     chosen = chips[np.random.default_rng(0).choice(len(chips), 200, replace=False)]
     made = export(file, "tflm", path=tmp_path / "c", calibration=chosen)
     data = read_c_array(made.path)
-    parity = runtimes.tflm_parity(data, chosen)
+    parity = tflm_parity(data, chosen)
     assert parity.ran and parity.compared == 200 and parity.max_lsb <= 1
     assert parity.arena_bytes == made.details["arena_bytes"] < made.details["tensor_arena_bytes"]
     # The plan cannot be smaller than the tensors of its largest moment, and TFLM's tables are small beside them.

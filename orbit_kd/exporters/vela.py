@@ -23,7 +23,8 @@ from orbit_kd.exporters.vela_report import VelaOp, VelaReport, read_report
 from orbit_kd.exporters.vela_twins import dense_twin, first_bad_group, kernels, sparse_twin
 from orbit_kd.extras import require
 from orbit_kd.files import write_file
-from orbit_kd.tflite_reader import NMCheck, Op, check_n_m, parse, read
+from orbit_kd.nm_check import NMCheck, check_n_m
+from orbit_kd.tflite_reader import Op, parse, read
 
 ACCELERATORS = (
     *(f"ethos-u55-{macs}" for macs in (32, 64, 128, 256)),

@@ -1,0 +1,62 @@
+"""TensorFlow Lite Micro against LiteRT's reference kernels: the last word on a file for a microcontroller."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from orbit_kd import runtimes
+from orbit_kd.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class TflmParity:
+    """TensorFlow Lite Micro against LiteRT's reference kernels on the same images.
+
+    Attributes:
+        ran: whether it ran.
+        why: why not; "" if it did.
+        arena_bytes: RAM it took for activations and its own tables.
+        max_lsb: largest difference of an output, in quantization steps; the gate is 1.
+        compared: number of images.
+    """
+
+    ran: bool
+    why: str
+    arena_bytes: int | None
+    max_lsb: int | None
+    compared: int
+
+
+def tflm_parity(model: runtimes.Model, x: Any) -> TflmParity:
+    """Runs an int8 file on TFLM and on LiteRT's reference kernels and compares the raw outputs.
+
+    Args:
+        model: path or bytes of a .tflite file with integer outputs.
+        x: (n, ...) real numbers, at least one image.
+
+    Raises:
+        InputError: no .tflite file, or images of another shape.
+    """
+    if not runtimes.has_tflm():
+        return TflmParity(False, f"not run: {runtimes.MCU_HINT}", None, None, 0)
+    for runtime in ("litert_reference", "tflm"):
+        try:
+            runtimes.probe(model, runtime=runtime)
+        except InputError as error:
+            return TflmParity(False, error.what, None, None, 0)
+    reference = runtimes.load(model, runtime="litert_reference")
+    if not reference.output.scale:
+        return TflmParity(False, "not run: float outputs; parity is counted in int8 steps", None, None, 0)
+    expected = runtimes.run(reference, x, raw=True)
+    if not len(expected):
+        raise InputError("No images to compare on.", expected="at least one", fix="pass some test images")
+    try:
+        micro = runtimes.load(model, runtime="tflm")
+        actual = runtimes.run(micro, x, raw=True)
+    except InputError as error:
+        return TflmParity(False, error.what, None, None, 0)
+    steps = np.abs(actual.astype(np.int64) - expected.astype(np.int64))
+    return TflmParity(True, "", getattr(micro, "arena_bytes", None), int(steps.max()), len(expected))
