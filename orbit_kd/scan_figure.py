@@ -29,7 +29,7 @@ def draw(scan: Scan, path: Path) -> Path:
         figure = Figure(figsize=(8, 4.5), layout="constrained")
         axes = figure.subplots()
         for i, c in enumerate(curves):
-            style = ("-", "--", ":", "-.")[i % 4]
+            style = ("-", "--", ":", "-.")[(i + i // 8) % 4]  # shifted where the colours begin again
             x, y = (0.0, *c.ratios), (scan.accuracy, *c.accuracy)
             axes.plot(x, 100 * np.array(y), style, color=f"C{i % 8}", marker=".", label=c.name)
         axes.axhline(100 * scan.accuracy, color="0.6", linewidth=0.8)
