@@ -123,7 +123,7 @@ def reading(runs: Runs) -> str:
         f"{gain(ours, 'filter removal, labels only')} to the pruned network and "
         f"{gain(scratch, 'from scratch, labels only')} to new weights. Old weights against new ones, both with the "
         f"teacher: {gain(ours, scratch)} at equal epochs, {gain(longer, scratch_longer)} at four times as many; there "
-        f"they differ by {gain(longer, 'from scratch, labels only, 4x epochs')} from new weights "
+        f"ours differs by {gain(longer, 'from scratch, labels only, 4x epochs')} from new weights "
         "and labels alone. **So at a sixteenth of the parameters a small network from scratch does about as well as a "
         "pruned one**: what counts is its shape, the teacher where epochs are few, and above all the number of epochs. "
         "What filter removal gives is the shape, for any network and to the byte."

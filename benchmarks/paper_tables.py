@@ -25,7 +25,7 @@ from absl import app, flags
 from experiments import AUGMENT, DOCS, FOLDERS, Runs, accuracy, data_of, markdown, spread, teach, teacher_of
 
 from orbit_kd.datasets import Data, load
-from orbit_kd.distillation import cache_teacher
+from orbit_kd.distillation import LogitsDistillation, cache_teacher
 from orbit_kd.model_io import load_model, save_model
 from orbit_kd.planning import plan_removal
 from orbit_kd.preprocessing import Augment
@@ -92,8 +92,6 @@ def scores(model: keras.Model) -> dict[str, float]:
 
 def hybrid(keep: float, alpha: float, temperature: float, seed: int) -> dict[str, Any]:
     """A network with part `keep` of the teacher's parameters not zero, before and after retraining."""
-    from orbit_kd.distillation import LogitsDistillation
-
     data, teacher, lessons = setting()
     ratios, sparsities = hybrid_for(scan("filters"), scan("weights"), teacher, keep_params=keep, keep_macs=MACS)
     small = remove_filters(teacher, plan_removal(teacher, ratios=ratios, ratio=0.0))
