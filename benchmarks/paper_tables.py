@@ -31,7 +31,8 @@ from orbit_kd.planning import plan_removal
 from orbit_kd.preprocessing import Augment
 from orbit_kd.ratios import hybrid_for
 from orbit_kd.recipe import Preprocess
-from orbit_kd.scan import Scan, sensitivity
+from orbit_kd.scan import Scan
+from orbit_kd.scanning import sensitivity
 from orbit_kd.search import RATIOS
 from orbit_kd.sparsity import sparsify, strip
 from orbit_kd.surgery import recalibrate_batchnorm, remove_filters

@@ -23,7 +23,8 @@ from experiments import DOCS, RESULTS, data_of, markdown, teacher_of
 
 from orbit_kd.channel_graph import ChannelGraph
 from orbit_kd.importance import Scorer
-from orbit_kd.scan import RATIOS, Scan, sensitivity
+from orbit_kd.scan import Scan
+from orbit_kd.scanning import RATIOS, sensitivity
 
 FLAGS = flags.FLAGS
 flags.DEFINE_bool("measure", True, "False writes the page anew from the last result.")

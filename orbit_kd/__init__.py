@@ -44,7 +44,8 @@ _WHERE = {
     "ratios": ["hybrid_for", "ratios_for"],
     "recipe": ["Preprocess", "Recipe"],
     "reporting": ["Report"],
-    "scan": ["Scan", "sensitivity"],
+    "scan": ["Scan"],
+    "scanning": ["sensitivity"],
     "search": ["smallest"],
     "sparsity": ["keep_zeros", "sparsify", "strip"],
     "sparsity_report": ["sparsity_table"],
@@ -90,7 +91,8 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from orbit_kd.ratios import hybrid_for, ratios_for
     from orbit_kd.recipe import Preprocess, Recipe
     from orbit_kd.reporting import Report
-    from orbit_kd.scan import Scan, sensitivity
+    from orbit_kd.scan import Scan
+    from orbit_kd.scanning import sensitivity
     from orbit_kd.search import smallest
     from orbit_kd.sparsity import keep_zeros, sparsify, strip
     from orbit_kd.sparsity_report import sparsity_table

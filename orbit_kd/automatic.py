@@ -19,7 +19,8 @@ from orbit_kd.model_io import load_model, save_model
 from orbit_kd.ratios import hybrid_for, ratios_for
 from orbit_kd.recipe import Recipe
 from orbit_kd.retraining import distil, seconds_an_epoch
-from orbit_kd.scan import Scan, sensitivity
+from orbit_kd.scan import Scan
+from orbit_kd.scanning import sensitivity
 from orbit_kd.search import RATIOS, smallest
 from orbit_kd.stages import Stages
 from orbit_kd.surgery import recalibrate_batchnorm

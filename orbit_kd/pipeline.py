@@ -26,13 +26,12 @@ from orbit_kd.metrics import accuracy
 from orbit_kd.model_io import fingerprint, load_model, save_model
 from orbit_kd.planning import RemovalPlan, plan_removal
 from orbit_kd.preprocessing import Augment
-from orbit_kd.profiling import profile
 from orbit_kd.recipe import Recipe, digest
 from orbit_kd.reporting import Report
 from orbit_kd.retraining import distil, lesson_layers, losses_of
 from orbit_kd.sparsity import sparsify, strip
-from orbit_kd.sparsity_report import sparsity_table
 from orbit_kd.stages import Stages, log
+from orbit_kd.story import chosen, story
 from orbit_kd.surgery import recalibrate_batchnorm, remove_filters
 from orbit_kd.training import check_fit
 
@@ -121,9 +120,9 @@ def compress(
             )
             report.save(folder)
         report = Report.load(folder)
-    story = _story(report.data, teacher, student, data, asked, recipe.pattern, augment, history, stages)
-    report = Report(report.data | story
-                    | {"search": found, "chosen": _chosen(asked, recipe)}
+    told = story(report.data, teacher, student, data, asked, recipe.pattern, augment, history, stages)
+    report = Report(report.data | told
+                    | {"search": found, "chosen": chosen(asked, recipe)}
                     | {"title": title or f"{teacher.name}, compressed", "command": command})  # fmt: skip
     save_model(student, stages.workdir / "student.keras")
     report.save(stages.workdir)
@@ -252,44 +251,6 @@ def _export(
     return [Artifact.from_dict(a) for a in json.loads((folder / "artifacts.json").read_text())]
 
 
-def _story(
-    measured: dict[str, Any], teacher: keras.Model, student: keras.Model, data: Data, recipe: Recipe, pattern: str,
-    augment: Augment, history: list[dict[str, Any]], stages: Stages,
-) -> dict[str, Any]:  # fmt: skip
-    """The sections of the report that tell how the figures came about."""
-    before = {row.name: row for row in profile(teacher).layers}
-    sparse = {row.layer: row for row in sparsity_table(student).rows}
-    layers = []
-    for after in profile(student).layers:
-        was, zeros = before[after.name], sparse.get(after.name)
-        if after.macs:
-            layers.append({
-                "name": after.name, "type": after.type, "width_before": was.width, "width_after": after.width,
-                "params_before": was.params, "params_after": after.params, "nonzero_after": after.nonzero_params,
-                "density": zeros.density if zeros else after.nonzero_params / after.params,
-                "pattern": zeros.pattern if zeros else "", "macs_before": was.macs, "macs_after": after.macs,
-            })  # fmt: skip
-    artifacts = [{**row, "path": os.path.relpath(row["path"], stages.workdir)} for row in measured["artifacts"]]
-    return {
-        "teacher": {"name": teacher.name, **measured["teacher"]},
-        "artifacts": artifacts,
-        "layers": layers,
-        "history": history,
-        "stages": stages.seconds,
-        "recipe": {**recipe.to_dict(), "augment": augment.to_dict()},
-        "preprocess": _preprocess(data),
-        "data": {**dict(data.counts), **measured["data"], "fingerprint": data.fingerprint},
-        "seed": recipe.seed,
-        "notes": _notes(measured, pattern),
-    }
-
-
-def _chosen(asked: Recipe, done: Recipe) -> dict[str, Any]:
-    """What was decided on the way: the settings of the recipe that are not as asked."""
-    before = asked.to_dict()
-    return {k: v for k, v in done.to_dict().items() if v != before[k]}
-
-
 def _validated(
     found: dict[str, Any], artifacts: list[Artifact], data: Data, folder: Path, done: bool
 ) -> dict[str, Any]:
@@ -302,20 +263,6 @@ def _validated(
     verdict = "as asked" if reached >= found["target"] else "below what was asked, after int8 rounding"
     log.info("validation: %.2f%% (%s), %s", 100 * reached, file.target, verdict)
     return {**found, "reached": reached, "target_file": file.target, "verdict": verdict}
-
-
-def _notes(measured: dict[str, Any], pattern: str) -> list[str]:
-    notes = []
-    if pattern != "dense":
-        notes.append(
-            f"The {pattern} zeros make no CPU faster and no file smaller by themselves: they pay off after gzip "
-            "and on hardware that skips them, such as an Ethos-U85."
-        )
-    slower = [a for a in measured["artifacts"] if a.get("latency") and a["latency"]["ratio"] < 0.5 * (
-        measured["ratios"].get("macs") or 0)]  # fmt: skip
-    if slower:
-        notes.append("Fewer MACs are not as much less time: the speed-up is less than half of the ratio of MACs.")
-    return notes
 
 
 def _preprocess(data: Data) -> dict[str, Any] | None:

@@ -6,15 +6,13 @@ one for dark). Bars are HTML, so that their text keeps its size on a phone; what
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from html import escape
 from typing import Any, NamedTuple
 
+from orbit_kd.report_axes import HEIGHT, WIDTH, Axes, polyline, svg
 from orbit_kd.report_text import number, percent, seconds, size
-
-WIDTH, HEIGHT = 560, 320  # of a chart, in SVG user units
 
 
 def shorten(text: str, limit: int) -> str:
@@ -117,58 +115,6 @@ def stage_times(stages: Sequence[dict[str, Any]]) -> str:
                   caption=f"{seconds(total)} in all.")  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class _Axes:
-    """A plot area: value ranges, tick marks, and the way from values to SVG coordinates."""
-
-    x: tuple[float, float]
-    y: tuple[float, float]
-    log_x: bool = False
-    log_y: bool = False
-    left: int = 66
-    top: int = 28
-    right: int = 14
-    bottom: int = 34
-
-    def px(self, value: float) -> float:
-        return self.left + _share(value, self.x, self.log_x) * (WIDTH - self.left - self.right)
-
-    def py(self, value: float) -> float:
-        return HEIGHT - self.bottom - _share(value, self.y, self.log_y) * (HEIGHT - self.top - self.bottom)
-
-    def draw(self, x_text: Callable[[float], str], y_text: Callable[[float], str], *, whole_x: bool = False) -> str:
-        """Grid lines and tick labels."""
-        out = []
-        for v in ticks(*self.y, log=self.log_y):
-            y = self.py(v)
-            out.append(f'<line class="grid" x1="{self.left}" x2="{WIDTH - self.right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-            out.append(f'<text class="end" x="{self.left - 8}" y="{y + 4:.1f}">{escape(y_text(v))}</text>')
-        for v in ticks(*self.x, log=self.log_x):
-            if not whole_x or v == round(v):
-                y = HEIGHT - self.bottom + 20
-                x, anchor = self.px(v), "mid"
-                if x > WIDTH - 30:  # a label in the middle would be cut off
-                    x, anchor = min(x + 20, WIDTH), "end"
-                out.append(f'<text class="{anchor}" x="{x:.1f}" y="{y}">{escape(x_text(v))}</text>')
-        return "".join(out)
-
-
-def ticks(low: float, high: float, *, log: bool = False, most: int = 6) -> list[float]:
-    """Round numbers within [low, high]: 1, 2, 5 times a power of ten; powers of ten (with 2 and 5 if few) if `log`."""
-    if log:
-        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        for steps in ((1,), (1, 3), (1, 2, 5)):
-            found = [s * 10.0**p for p in powers for s in steps if low <= s * 10.0**p <= high]
-            if len(found) >= 3:
-                break
-        return found[:: math.ceil(len(found) / most)] if found else [low, high]
-    raw = (high - low) / (most - 1) or 1.0
-    unit = 10.0 ** math.floor(math.log10(raw))
-    step = next(unit * s for s in (1, 2, 5, 10) if unit * s >= raw * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    return [step * k for k in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
 def curves(history: Sequence[dict[str, Any]], *, metric: str, reference: float | None = None) -> str:
     """One metric over all epochs of all stages: training thin, validation bold, each stage a band.
 
@@ -195,7 +141,7 @@ def curves(history: Sequence[dict[str, Any]], *, metric: str, reference: float |
             min(1.0, high + pad) if is_accuracy and high <= 1 else high + pad,
         )
     lengths = [max(len(train), len(val)) for _, train, val in stages]
-    axes = _Axes(x=(0.5, sum(lengths) + 0.5), y=y, log_y=log)
+    axes = Axes(x=(0.5, sum(lengths) + 0.5), y=y, log_y=log)
     y_text = _percent_tick if is_accuracy else lambda v: f"{v:g}" if 1e-3 <= abs(v) < 1e4 or v == 0 else f"{v:.0e}"
     names = _band_names([name for name, _, _ in stages], [axes.px(n) - axes.px(0) for n in lengths])
     bands, lines, start = [], [], 0
@@ -206,12 +152,12 @@ def curves(history: Sequence[dict[str, Any]], *, metric: str, reference: float |
             f'<rect class="{shade}" x="{x0:.1f}" y="8" width="{x1 - x0:.1f}" height="{HEIGHT - 8 - axes.bottom}"/>'
         )
         bands.append(f'<text class="mid stage" x="{(x0 + x1) / 2:.1f}" y="22">{escape(names[i])}</text>')
-        lines.append(_line(axes, start, train, "train") + _line(axes, start, val, "val"))
+        lines.append(polyline(axes, start, train, "train") + polyline(axes, start, val, "val"))
         start += lengths[i]
     if is_accuracy and reference is not None:
         at = axes.py(reference)
         lines.append(f'<line class="level" x1="{axes.left}" x2="{WIDTH - axes.right}" y1="{at:.1f}" y2="{at:.1f}"/>')
-    body = _svg("".join(bands) + axes.draw(lambda v: f"{v:.0f}", y_text, whole_x=True) + "".join(lines))
+    body = svg("".join(bands) + axes.draw(lambda v: f"{v:.0f}", y_text, whole_x=True) + "".join(lines))
     keys = _key("train", "training") + _key("val", "validation")
     if is_accuracy and reference is not None:
         keys += _key("level", f"teacher, test {percent(reference)}")
@@ -264,7 +210,7 @@ def confusion(matrix: Sequence[Sequence[float]], names: Sequence[str], *, title:
     right = sum(matrix[i][i] for i in range(n)) / (sum(map(sum, matrix)) or 1)
     alt = f"Confusion matrix of {n} classes, {percent(right)} on the diagonal."
     height = side + (margin if named else 4)
-    body = _svg("".join(out), height=height, css=' class="matrix"' if n > 20 else "")
+    body = svg("".join(out), height=height, css=' class="matrix"' if n > 20 else "")
     caption = f"{percent(right)} right. Row: true class, column: prediction. Blue: right, orange: wrong."
     return figure(title, f'<div class="scroll">{body}</div>', alt=alt, caption=caption)
 
@@ -280,7 +226,7 @@ def accuracy_bytes(points: Sequence[tuple[str, float, float]]) -> str:
     low, high = min(p[2] for p in points), max(p[2] for p in points)
     pad = max((high - low) * 0.35, 0.004)
     span = [p[1] for p in points]
-    axes = _Axes(x=(min(span) / 2, max(span) * 2), y=(max(0.0, low - pad), min(1.0, high + pad)), log_x=True)
+    axes = Axes(x=(min(span) / 2, max(span) * 2), y=(max(0.0, low - pad), min(1.0, high + pad)), log_x=True)
     out = [axes.draw(_size_tick, _percent_tick)]
     for i, (label, n_bytes, accuracy) in enumerate(sorted(points, key=lambda p: p[1])):
         x, y = axes.px(n_bytes), axes.py(accuracy)
@@ -292,7 +238,7 @@ def accuracy_bytes(points: Sequence[tuple[str, float, float]]) -> str:
         shift = {"end": 8, "start": -8, "mid": 0}[anchor]
         out.append(f'<text class="{anchor} strong" x="{x + shift:.1f}" y="{at:.1f}">{escape(label)}</text>')
     alt = "; ".join(f"{label}: {size(b)}, {percent(a)}" for label, b, a in points) + "."
-    return figure("Accuracy against bytes", _svg("".join(out)), alt=alt, caption="File size, logarithmic scale.")
+    return figure("Accuracy against bytes", svg("".join(out)), alt=alt, caption="File size, logarithmic scale.")
 
 
 def _cell(x: float, y: float, cell: float, value: float, total: float, labels: Sequence[str], at: tuple[int, int],
@@ -316,37 +262,10 @@ def _cell(x: float, y: float, cell: float, value: float, total: float, labels: S
     return f'{box} fill-opacity="{opacity:.2f}">{hint}</rect>{text}'
 
 
-def _line(axes: _Axes, start: int, values: Sequence[float | None], kind: str) -> str:
-    """A polyline that breaks where a value is missing; lone values become dots."""
-    out, run = [], []
-    for i, v in enumerate([*values, None]):
-        if v is not None and (v > 0 or not axes.log_y):
-            run.append(f"{axes.px(start + i + 1):.1f},{axes.py(v):.1f}")
-        elif run:
-            if len(run) == 1:
-                x, y = run[0].split(",")
-                out.append(f'<circle class="dot {kind}" cx="{x}" cy="{y}" r="3.5"/>')
-            else:
-                out.append(f'<polyline class="{kind}" points="{" ".join(run)}"/>')
-            run = []
-    return "".join(out)
-
-
 def _band_names(names: Sequence[str], room: Sequence[float]) -> list[str]:
     """The stage names if each fits into its band, else numbers for all."""
     fits = all(len(name) * 8 <= space for name, space in zip(names, room, strict=True))
     return list(names) if fits else [str(i + 1) for i in range(len(names))]
-
-
-def _share(value: float, span: tuple[float, float], log: bool) -> float:
-    low, high = span
-    if log:
-        value, low, high = math.log(value), math.log(low), math.log(high)
-    return (value - low) / (high - low or 1.0)
-
-
-def _svg(inside: str, *, height: float = HEIGHT, css: str = "") -> str:
-    return f'<svg viewBox="0 0 {WIDTH} {height:.0f}"{css} aria-hidden="true">{inside}</svg>'
 
 
 def _key(kind: str, text: str) -> str:

@@ -1,9 +1,4 @@
-"""Sensitivity: accuracy against removal ratio, one curve for each coupled group, or each layer's weights.
-
-The measure that the source paper picks its ratios from (on-orbit CNN compression, Fig. 6). Nothing is retrained and
-nothing rebuilt: the weights that read the removed channels are set to zero in a copy, and only the part of the network
-behind the first of them is computed again.
-"""
+"""What a sensitivity scan found: accuracy against removal ratio, one curve for each coupled group or layer."""
 
 from __future__ import annotations
 
@@ -12,31 +7,12 @@ import dataclasses
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import tf_keras as keras
-
-from orbit_kd.channel_graph import ChannelGraph, Group
 from orbit_kd.errors import InputError
 from orbit_kd.files import write_file
-from orbit_kd.importance import Scorer
-from orbit_kd.model_io import fingerprint
-from orbit_kd.planning import named
-from orbit_kd.progress import track
-from orbit_kd.recipe import digest
-from orbit_kd.scan_evaluation import Evaluator, batches_of
-from orbit_kd.sparsity_layers import KernelRule, kernel_rule
-from orbit_kd.surgery import rebuild
-
-RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-_STATISTICS_OVER_CHANNELS = (
-    keras.layers.LayerNormalization,
-    keras.layers.GroupNormalization,
-    keras.layers.UnitNormalization,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +39,12 @@ class Curve:
     loss: tuple[float, ...] = ()
     images: tuple[int, ...] = ()
     reason: str = ""
+
+    @classmethod
+    def from_dict(cls, d: Mapping[str, Any]) -> Curve:
+        """The curve that `dataclasses.asdict` and JSON made a dictionary of."""
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in d.items()}
+        return cls(**values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +83,7 @@ class Scan:
         """
         try:
             d = json.loads(text)
-            d["curves"] = tuple(_curve(c) for c in d["curves"])
+            d["curves"] = tuple(Curve.from_dict(c) for c in d["curves"])
             return cls(**d)
         except (ValueError, TypeError, KeyError) as e:
             raise InputError(
@@ -133,214 +115,3 @@ class Scan:
             points = "  ".join(f"{a:6.1%}" if n else "  lost" for a, n in zip(c.accuracy, c.images, strict=True))
             lines.append(f"{c.name:<{size}}  {points or c.reason}")
         return "\n".join([*lines, f"whole network: {self.accuracy:.1%} of {self.images} images"])
-
-
-def sensitivity(
-    model: keras.Model,
-    data: Any,
-    *,
-    ratios: Sequence[float] = RATIOS,
-    of: str = "filters",
-    criterion: str = "l1_norm",
-    train: Any = None,
-    images: int | None = None,
-    lost: float | None = None,
-    memory: int = 1 << 30,
-    exclude: Sequence[str] = (),
-    unknown: str = "error",
-    seed: int = 0,
-    path: str | os.PathLike[str] | None = None,
-) -> Scan:
-    """Accuracy and loss of a classifier as ever more of one coupled group goes, for every group in turn.
-
-    Groups that layers share (residual sums) are removed as a whole: a single layer of one would read as "no effect".
-    Group and layer normalizations take statistics over channels, so that groups they touch are rebuilt, not masked.
-
-    Args:
-        model: Functional or Sequential, logits or softmax out; it is not changed.
-        data: batches (x, y) with integer labels: validation images, not test images.
-        ratios: parts that go, each in (0, 1).
-        of: "filters", or "weights": the smallest weights of each layer by themselves, unstructured.
-        criterion: which filters go first.
-        train: batches for criteria that learn from data.
-        images: use this many of `data`; None takes all.
-        lost: stop measuring a point once its accuracy is below this part of the whole network's, at 99.9% confidence,
-            and call the higher ratios of its curve lost too. None measures everything.
-        memory: bytes that kept activations may take; where they would take more, more is computed again.
-        exclude: layers (shell patterns) whose groups are left out.
-        unknown: as in `plan_removal`.
-        seed: for criteria that draw.
-        path: JSON file that each finished curve is written to; the same call goes on from it.
-
-    Returns:
-        The scan.
-
-    Raises:
-        InputError: bad ratios or options, no data, labels that are no integers.
-    """
-    if of not in ("filters", "weights"):
-        raise InputError(f"of={of!r}.", expected='"filters" or "weights"', fix="choose one of the two")
-    if not ratios or not all(0 < r < 1 for r in ratios):
-        raise InputError(f"ratios={ratios!r}.", expected="numbers in (0, 1)", fix="use for example ratios=(0.3, 0.6)")
-    batches = batches_of(data, images)
-    graph = ChannelGraph(model, unknown=unknown)
-    graph = ChannelGraph(rebuild(graph, graph.all_stay()), unknown=unknown)  # a copy, whose weights may be masked
-    evaluator = Evaluator(graph.model, batches, memory)
-    whole = evaluator.measure(None)
-    floor = None if lost is None else lost * whole[0]
-    key = digest(fingerprint(model), [str(np.sum(x)) + str(y.tolist()) for x, y in batches], list(ratios), of,
-                 criterion, lost, list(exclude), unknown, seed)  # fmt: skip
-    done = _known(path, key)
-    if of == "filters":
-        jobs = list(_filter_jobs(graph, evaluator, criterion, train, exclude, unknown, seed))
-    else:
-        jobs = list(_weight_jobs(graph, evaluator, exclude))
-    for job in track(sorted(jobs, key=lambda j: j.position), f"sensitivity of {of}"):
-        if job.curve.name in done:
-            continue
-        curve = job.curve if job.curve.reason else _scan(job, evaluator, sorted(ratios), whole, floor)
-        done[curve.name] = curve
-        if path is not None:
-            write_file(path, json.dumps({"key": key, "curves": [dataclasses.asdict(c) for c in done.values()]}))
-    order = [job.curve.name for job in jobs]
-    return Scan(of, whole[0], whole[1], whole[2], tuple(done[name] for name in order))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Job:
-    """One curve to measure: where the network changes first, and how to change it for a ratio (None: back again)."""
-
-    curve: Curve
-    position: int
-    change: Callable[[float], keras.Model | None]
-    undo: Callable[[], None]
-
-
-def _scan(
-    job: _Job, evaluator: Evaluator, ratios: Sequence[float], whole: tuple[float, float, int], floor: float | None
-) -> Curve:
-    points: list[tuple[float, float, int]] = []
-    evaluator.move(job.position)
-    try:
-        for ratio in ratios:
-            if points and points[-1][2] < whole[2]:  # lost already, and so is what goes further
-                points.append((*points[-1][:2], 0))
-                continue
-            other = job.change(ratio)
-            points.append(evaluator.measure(floor) if other is None else evaluator.of_model(other, floor))
-    finally:
-        job.undo()
-    accuracy, loss, images = zip(*points, strict=True)
-    return dataclasses.replace(job.curve, ratios=tuple(ratios), accuracy=accuracy, loss=loss, images=images)
-
-
-def _filter_jobs(
-    graph: ChannelGraph, evaluator: Evaluator, criterion: str, train: Any, exclude: Sequence[str], unknown: str,
-    seed: int,
-) -> Iterator[_Job]:  # fmt: skip
-    scorer = Scorer(graph, name=criterion, data=train, seed=seed)
-    kinds = {record.path: record.layer for record in graph.layers.values()}
-    for group in graph.groups:
-        curve = Curve(group.name, tuple(group.members), group.width * next(iter(group.members.values())),
-                      reason=group.reason or ("excluded" if named(group, exclude) else ""))  # fmt: skip
-        if curve.reason:
-            yield _Job(curve, len(evaluator.segments.calls), lambda ratio: None, lambda: None)
-            continue
-        order = np.argsort(scorer(group), kind="stable")
-        statistics = any(
-            isinstance(kinds[path], _STATISTICS_OVER_CHANNELS) and _touches(graph, group, x.ids).any()
-            for inputs, _, path in graph.steps
-            for x in inputs
-        )
-        yield (_rebuilt if statistics else _masked)(graph, group, curve, order, evaluator)
-
-
-def _gone(order: np.ndarray, ratio: float) -> np.ndarray:
-    """The least important places, at least one left."""
-    return order[: min(round(len(order) * ratio), len(order) - 1)]
-
-
-def _touches(graph: ChannelGraph, group: Group, ids: np.ndarray) -> np.ndarray:
-    return np.isin(graph.unit_of[ids], group.units)
-
-
-def _masked(
-    graph: ChannelGraph, group: Group, curve: Curve, order: np.ndarray, evaluator: Evaluator
-) -> _Job:  # fmt: skip
-    """Sets to zero the weights that read removed channels; whatever else computes on these is not read any more."""
-    readers = []
-    for record in graph.layers.values():
-        for name, weight in record.weights.items():
-            for axis, ids in enumerate(weight.axes):
-                if weight.uses and ids is not None and axis != weight.out_axis and _touches(graph, group, ids).any():
-                    variable = getattr(record.layer, name)
-                    readers.append((record.layer, variable, variable.numpy(), axis, graph.unit_of[ids]))
-
-    def change(ratio: float) -> None:
-        gone = group.units[_gone(order, ratio)]
-        values: dict[int, np.ndarray] = {}
-        for _, variable, value, axis, units in readers:
-            shape = [-1 if a == axis else 1 for a in range(value.ndim)]
-            kept = (~np.isin(units, gone)).astype(value.dtype).reshape(shape)
-            values[id(variable)] = values.get(id(variable), value) * kept
-        for _, variable, *_ in readers:
-            variable.assign(values[id(variable)])
-
-    def undo() -> None:
-        for _, variable, value, *_ in readers:
-            variable.assign(value)
-
-    return _Job(curve, evaluator.segments.first_call(r[0] for r in readers), change, undo)
-
-
-def _rebuilt(
-    graph: ChannelGraph, group: Group, curve: Curve, order: np.ndarray, evaluator: Evaluator
-) -> _Job:  # fmt: skip
-    """Removes the channels, where masks would change statistics over channels."""
-
-    def change(ratio: float) -> keras.Model:
-        stays = graph.all_stay()
-        stays[group.units[_gone(order, ratio)]] = False
-        return rebuild(graph, stays)
-
-    return _Job(curve, 0, change, lambda: None)
-
-
-def _weight_jobs(graph: ChannelGraph, evaluator: Evaluator, exclude: Sequence[str]) -> Iterator[_Job]:
-    from fnmatch import fnmatch
-
-    for record in graph.layers.values():
-        rule = None if isinstance(record.layer, keras.Model) else kernel_rule(record.layer)
-        if not isinstance(rule, KernelRule):
-            continue
-        kernel = getattr(record.layer, rule.kernel)
-        value = kernel.numpy()
-        out = any(fnmatch(record.path, p) or fnmatch(record.layer.name, p) for p in exclude)
-        curve = Curve(record.path, (record.path,), value.size, reason="excluded" if out else "")
-        order = np.argsort(np.abs(value), axis=None, kind="stable")
-
-        def change(ratio: float, kernel: Any = kernel, value: Any = value, order: Any = order) -> None:
-            mask = np.ones(value.size, value.dtype)
-            mask[_gone(order, ratio)] = 0
-            kernel.assign(value * mask.reshape(value.shape))
-
-        def undo(kernel: Any = kernel, value: Any = value) -> None:
-            kernel.assign(value)
-
-        yield _Job(curve, evaluator.segments.first_call([record.layer]), change, undo)
-
-
-def _known(path: str | os.PathLike[str] | None, key: str) -> dict[str, Curve]:
-    """Finished curves of the same call, from its file."""
-    if path is None or not Path(path).is_file():
-        return {}
-    try:
-        saved = json.loads(Path(path).read_text(encoding="utf-8"))
-        return {c["name"]: _curve(c) for c in saved["curves"]} if saved.get("key") == key else {}
-    except (ValueError, KeyError, TypeError):
-        return {}  # not a file of ours, or of another version: it is written anew
-
-
-def _curve(d: Mapping[str, Any]) -> Curve:
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in d.items()}
-    return Curve(**values)

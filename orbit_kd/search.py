@@ -24,8 +24,9 @@ from orbit_kd.model_io import fingerprint, load_model, save_model
 from orbit_kd.planning import RemovalPlan, plan_removal
 from orbit_kd.ratios import ratios_for
 from orbit_kd.recipe import digest
-from orbit_kd.scan import Curve, Scan, sensitivity
+from orbit_kd.scan import Curve, Scan
 from orbit_kd.scan_evaluation import Evaluator, batches_of
+from orbit_kd.scanning import sensitivity
 from orbit_kd.surgery import remove_filters
 
 log = logging.getLogger("orbit_kd")

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from orbit_kd import report_axes
 from orbit_kd import report_figures as figures
 from orbit_kd import report_text as text
 from orbit_kd.errors import InputError
@@ -364,7 +365,7 @@ def test_numbers_are_written_for_people(shown, expected):
 @pytest.mark.parametrize(("low", "high", "log"), [(0.97, 0.981, False), (0, 1, False), (3e2, 7e7, True),
                                                   (0.02, 0.9, True), (4e5, 6e5, True), (5, 5, False)])  # fmt: skip
 def test_ticks_are_few_rise_and_stay_inside(low, high, log):
-    marks = figures.ticks(low, high, log=log)
+    marks = report_axes.ticks(low, high, log=log)
     assert 1 <= len(marks) <= 11 and marks == sorted(set(marks))
     assert all(low - 1e-9 <= m <= high + 1e-9 for m in marks)
 

@@ -13,7 +13,7 @@ from PIL import Image
 from tf_keras import layers
 
 import orbit_kd as okd
-from orbit_kd import networks, scan
+from orbit_kd import networks, scanning
 from orbit_kd.channel_graph import ChannelGraph
 from orbit_kd.errors import InputError
 from orbit_kd.segments import Segments
@@ -136,7 +136,7 @@ def test_lost_points_see_fewer_images_and_the_others_are_what_they_were(network)
 def test_a_killed_scan_goes_on_and_another_one_starts_anew(network, data, tmp_path, monkeypatch):
     path = tmp_path / "scan.json"
     whole = okd.sensitivity(network, data, ratios=(0.5,))
-    real, count = scan._scan, []
+    real, count = scanning._scan, []
 
     def killed(*args):
         count.append(1)
@@ -144,10 +144,10 @@ def test_a_killed_scan_goes_on_and_another_one_starts_anew(network, data, tmp_pa
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(scan, "_scan", killed)
+    monkeypatch.setattr(scanning, "_scan", killed)
     with pytest.raises(KeyboardInterrupt):
         okd.sensitivity(network, data, ratios=(0.5,), path=path)
-    monkeypatch.setattr(scan, "_scan", lambda *args: count.append(1) or real(*args))
+    monkeypatch.setattr(scanning, "_scan", lambda *args: count.append(1) or real(*args))
     count.clear()
     again = okd.sensitivity(network, data, ratios=(0.5,), path=path)
     left = len(count)
@@ -160,15 +160,15 @@ def test_a_killed_scan_goes_on_and_another_one_starts_anew(network, data, tmp_pa
 
 def test_json_csv_table_and_picture(network, data, tmp_path):
     found = okd.sensitivity(network, data, ratios=RATIOS, images=16)
-    assert scan.Scan.from_json(found.to_json(tmp_path / "s.json")) == found
+    assert okd.Scan.from_json(found.to_json(tmp_path / "s.json")) == found
     lines = found.to_csv(tmp_path / "s.csv").splitlines()
     assert lines[0] == "group,ratio,accuracy,loss,images" and lines[1].startswith("stem_conv,0.25,")
     assert "stem_conv" in str(found) and "16 images" in str(found)
-    for kind in (found, scan.Scan("filters", 1.0, 0.1, 9, found.curves * 5)):
+    for kind in (found, okd.Scan("filters", 1.0, 0.1, 9, found.curves * 5)):
         with Image.open(kind.plot(tmp_path / "s.png")) as picture:
             assert picture.size[0] > 500
     with pytest.raises(InputError, match="no sensitivity scan"):
-        scan.Scan.from_json(json.dumps({"a": 1}))
+        okd.Scan.from_json(json.dumps({"a": 1}))
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def main() -> None:
 
     from orbit_kd.model_io import load_model
     from orbit_kd.ratios import ratios_for
-    from orbit_kd.scan import sensitivity
+    from orbit_kd.scanning import sensitivity
     from orbit_kd.training import check_fit
 
     data, model = load_data(), load_model(FLAGS.model, trust_code=FLAGS.trust_model_code)

@@ -12,11 +12,12 @@ import tf_keras as keras
 import orbit_kd.distillation.feature_losses  # noqa: F401  registers its losses
 from orbit_kd.distillation.cache import TeacherCache, with_class_weight
 from orbit_kd.distillation.features import find_layer, recording
-from orbit_kd.distillation.losses import Context, DistillationLoss, LogitsDistillation, get_loss, named_apart
+from orbit_kd.distillation.losses import DistillationLoss, LogitsDistillation, get_loss, named_apart
 from orbit_kd.distillation.monitor import StopOnNonFinite
 from orbit_kd.distillation.resume import Resume
-from orbit_kd.distillation.schedules import Number, Scheduled, deserialize
+from orbit_kd.distillation.schedules import Epochs, Number, Scheduled, deserialize
 from orbit_kd.distillation.teachers import Taught, Teachers, check_outputs, has_lessons, heads, logits_of, unpack
+from orbit_kd.distillation.terms import feature_term, logits_term
 from orbit_kd.distillation.workers import own_batches, place, together
 from orbit_kd.errors import InputError
 
@@ -233,7 +234,7 @@ class Distiller(keras.Model):
         others = [c for c in given if not isinstance(c, Resume)]
         for resume in resumes:
             resume.callbacks = others
-        return [_Epochs(self._schedules()), StopOnNonFinite(), *others, *resumes]
+        return [Epochs(self._schedules()), StopOnNonFinite(), *others, *resumes]
 
     def train_step(self, data: Any) -> dict[str, Any]:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
@@ -275,7 +276,10 @@ class Distiller(keras.Model):
         if taught is not None:
             terms = tf.constant(0.0)
             for loss, tracker in zip(self.distillation_losses, self._untracked.terms, strict=True):
-                term = self._term(loss, step, y, y_pred, sample_weight, features, taught)
+                if loss.on_features:
+                    term = feature_term(loss, features, taught, step=step, sample_weight=sample_weight)
+                else:
+                    term = self._logits_term(loss, step, y, y_pred, sample_weight, taught)
                 tracker.update_state(term, sample_weight=batch)
                 terms += loss.weight * term
             total += (terms if task is None else self._untracked.alpha.at(step) * terms) / replicas
@@ -284,37 +288,13 @@ class Distiller(keras.Model):
         self._untracked.total.update_state(total * replicas, sample_weight=batch)
         return total
 
-    def _term(
-        self,
-        loss: DistillationLoss,
-        step: Any,
-        y: Any,
-        y_pred: Any,
-        sample_weight: Any,
-        features: dict[str, tf.Tensor],
-        taught: Taught,
+    def _logits_term(
+        self, loss: DistillationLoss, step: Any, y: Any, y_pred: Any, sample_weight: Any, taught: Taught
     ) -> tf.Tensor:
-        """One distillation loss of the batch: the mean over pairs of layers, or the sum over outputs."""
-        if loss.on_features:
-            loss.context = Context(step)
-            weight = None if tf.nest.is_nested(sample_weight) else sample_weight
-            values = [
-                _mean(
-                    loss.compute_loss(taught.features[theirs], loss.project(ours, tf.cast(features[ours], tf.float32))),
-                    weight,
-                )
-                for ours, theirs in loss.pairs
-            ]
-            return tf.add_n(values) / len(values)
         logits = logits_of(y_pred, heads(self.student))
         kinds = self._untracked.teachers.heads if self._untracked.teachers else ("linear",) * len(logits)
-        values = []
-        for i, (theirs, ours) in enumerate(zip(taught.logits, logits, strict=True)):
-            loss.context = Context(step, kinds[i], self._of_output(y, i))
-            values.append(
-                _mean(loss.compute_loss(tf.cast(theirs, tf.float32), ours), self._of_output(sample_weight, i))
-            )
-        return tf.add_n(values)
+        labels, weights = ([self._of_output(v, i) for i in range(len(logits))] for v in (y, sample_weight))
+        return logits_term(loss, logits, taught, step=step, heads=kinds, labels=labels, sample_weights=weights)
 
     def _of_output(self, structure: Any, index: int) -> Any:
         """The part of labels or sample weights that belongs to one output; None where there is none."""
@@ -349,18 +329,6 @@ class Distiller(keras.Model):
         )
 
 
-class _Epochs(keras.callbacks.Callback):
-    """Tells functions of the epoch which epoch it is."""
-
-    def __init__(self, schedules: list[Scheduled]) -> None:
-        super().__init__()
-        self._schedules = schedules
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        for schedule in self._schedules:
-            schedule.begin_epoch(epoch)
-
-
 def _policy(student: keras.Model) -> keras.mixed_precision.Policy:
     if not isinstance(student, keras.Model):
         raise InputError(
@@ -370,16 +338,3 @@ def _policy(student: keras.Model) -> keras.mixed_precision.Policy:
         )
     names = {m.dtype_policy.name for m in student.submodules if isinstance(m, keras.layers.Layer)}
     return keras.mixed_precision.Policy("mixed_float16" if "mixed_float16" in names else "float32")
-
-
-def _mean(values: tf.Tensor, weight: tf.Tensor | None) -> tf.Tensor:
-    """Mean of (batch, ...) values times weights (batch,), (batch, 1) or (batch, ...), over their number as in Keras."""
-    values = tf.cast(values, tf.float32)
-    if weight is not None and values.shape.rank:
-        weight = tf.cast(weight, tf.float32)
-        while weight.shape.rank > values.shape.rank:
-            weight = tf.squeeze(weight, -1) if weight.shape[-1] == 1 else tf.reduce_mean(weight, -1)
-        while weight.shape.rank < values.shape.rank:
-            weight = weight[..., None]
-        values = values * weight
-    return tf.reduce_mean(values)

@@ -106,6 +106,18 @@ class Scheduled:
         return keras.saving.serialize_keras_object(self.value) if callable(self.value) else self.value
 
 
+class Epochs(keras.callbacks.Callback):
+    """Tells functions of the epoch which epoch it is."""
+
+    def __init__(self, schedules: list[Scheduled]) -> None:
+        super().__init__()
+        self._schedules = schedules
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        for schedule in self._schedules:
+            schedule.begin_epoch(epoch)
+
+
 def read_schedule(text: str) -> float | Piecewise:
     """A number from "0.8", or a Piecewise from epoch:value pairs such as "0:0.9,20:0.5".
 

@@ -1,0 +1,69 @@
+"""What one distillation loss comes to on a batch: the mean over pairs of layers, or the sum over outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from orbit_kd.distillation.losses import Context, DistillationLoss
+from orbit_kd.distillation.teachers import Taught
+
+
+def feature_term(
+    loss: DistillationLoss, features: Mapping[str, tf.Tensor], taught: Taught, *, step: Any, sample_weight: Any
+) -> tf.Tensor:
+    """A loss on inner layers: the mean over its pairs of layers, a scalar.
+
+    Args:
+        loss: with `on_features`.
+        features: outputs of the student's layers by name.
+        taught: what the teachers say about the batch.
+        step: the optimizer's iteration count.
+        sample_weight: (batch,) or None; weights that differ between outputs are not used.
+    """
+    loss.context = Context(step)
+    weight = None if tf.nest.is_nested(sample_weight) else sample_weight
+    values = [
+        _mean(
+            loss.compute_loss(taught.features[theirs], loss.project(ours, tf.cast(features[ours], tf.float32))), weight
+        )
+        for ours, theirs in loss.pairs
+    ]
+    return tf.add_n(values) / len(values)
+
+
+def logits_term(
+    loss: DistillationLoss, logits: Sequence[tf.Tensor], taught: Taught, *, step: Any, heads: Sequence[str],
+    labels: Sequence[Any], sample_weights: Sequence[Any],
+) -> tf.Tensor:  # fmt: skip
+    """A loss on logits: the sum over the outputs, a scalar.
+
+    Args:
+        loss: without `on_features`.
+        logits: the student's, one tensor (batch, ..., classes) for each output.
+        taught: what the teachers say about the batch.
+        step: the optimizer's iteration count.
+        heads: activation of each of the teacher's outputs.
+        labels: of each output, or None.
+        sample_weights: of each output, or None.
+    """
+    values = []
+    for theirs, ours, head, y, weight in zip(taught.logits, logits, heads, labels, sample_weights, strict=True):
+        loss.context = Context(step, head, y)
+        values.append(_mean(loss.compute_loss(tf.cast(theirs, tf.float32), ours), weight))
+    return tf.add_n(values)
+
+
+def _mean(values: tf.Tensor, weight: tf.Tensor | None) -> tf.Tensor:
+    """Mean of (batch, ...) values times weights (batch,), (batch, 1) or (batch, ...), over their number as in Keras."""
+    values = tf.cast(values, tf.float32)
+    if weight is not None and values.shape.rank:
+        weight = tf.cast(weight, tf.float32)
+        while weight.shape.rank > values.shape.rank:
+            weight = tf.squeeze(weight, -1) if weight.shape[-1] == 1 else tf.reduce_mean(weight, -1)
+        while weight.shape.rank < values.shape.rank:
+            weight = weight[..., None]
+        values = values * weight
+    return tf.reduce_mean(values)

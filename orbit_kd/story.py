@@ -1,0 +1,67 @@
+"""What a report tells beside the measured figures: layers, settings, stages, and what was decided on the way."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import tf_keras as keras
+
+from orbit_kd.datasets import Data
+from orbit_kd.preprocessing import Augment
+from orbit_kd.profiling import profile
+from orbit_kd.recipe import Recipe
+from orbit_kd.sparsity_report import sparsity_table
+from orbit_kd.stages import Stages
+
+
+def story(
+    measured: dict[str, Any], teacher: keras.Model, student: keras.Model, data: Data, recipe: Recipe, pattern: str,
+    augment: Augment, history: list[dict[str, Any]], stages: Stages,
+) -> dict[str, Any]:  # fmt: skip
+    """The sections of the report that tell how the figures came about."""
+    before = {row.name: row for row in profile(teacher).layers}
+    sparse = {row.layer: row for row in sparsity_table(student).rows}
+    layers = []
+    for after in profile(student).layers:
+        was, zeros = before[after.name], sparse.get(after.name)
+        if after.macs:
+            layers.append({
+                "name": after.name, "type": after.type, "width_before": was.width, "width_after": after.width,
+                "params_before": was.params, "params_after": after.params, "nonzero_after": after.nonzero_params,
+                "density": zeros.density if zeros else after.nonzero_params / after.params,
+                "pattern": zeros.pattern if zeros else "", "macs_before": was.macs, "macs_after": after.macs,
+            })  # fmt: skip
+    artifacts = [{**row, "path": os.path.relpath(row["path"], stages.workdir)} for row in measured["artifacts"]]
+    return {
+        "teacher": {"name": teacher.name, **measured["teacher"]},
+        "artifacts": artifacts,
+        "layers": layers,
+        "history": history,
+        "stages": stages.seconds,
+        "recipe": {**recipe.to_dict(), "augment": augment.to_dict()},
+        "preprocess": data.preprocess.to_dict() if data.preprocess else None,
+        "data": {**dict(data.counts), **measured["data"], "fingerprint": data.fingerprint},
+        "seed": recipe.seed,
+        "notes": _notes(measured, pattern),
+    }
+
+
+def chosen(asked: Recipe, done: Recipe) -> dict[str, Any]:
+    """What was decided on the way: the settings of the recipe that are not as asked."""
+    before = asked.to_dict()
+    return {k: v for k, v in done.to_dict().items() if v != before[k]}
+
+
+def _notes(measured: dict[str, Any], pattern: str) -> list[str]:
+    notes = []
+    if pattern != "dense":
+        notes.append(
+            f"The {pattern} zeros make no CPU faster and no file smaller by themselves: they pay off after gzip "
+            "and on hardware that skips them, such as an Ethos-U85."
+        )
+    slower = [a for a in measured["artifacts"] if a.get("latency") and a["latency"]["ratio"] < 0.5 * (
+        measured["ratios"].get("macs") or 0)]  # fmt: skip
+    if slower:
+        notes.append("Fewer MACs are not as much less time: the speed-up is less than half of the ratio of MACs.")
+    return notes
