@@ -6,7 +6,7 @@ A VGG-16 teacher with a student of 18 times fewer parameters (its filters remove
 ResNet-56 with ResNet-20 at 32x32; batches of 64, one loss on logits at T = 5 and cross-entropy, Adam, all in one
 process. The four take turns, an epoch each; ratios are those of each turn. Claims: with the cache at most 1.15 times
 plain `fit`, and on the VGG pair at least 4 times faster than keras.distillation; without it no slower than
-keras.distillation. The last line says pass or fail.
+keras.distillation. The program's last line says pass or fail.
 
 The fixed cost of an epoch's start weighs more the fewer images there are: `--images=640 --turns=9` printed 3.87 for the
 VGG pair where 4 is asked, and so failed; the defaults, 1,280 images and seven turns, were chosen after that.

@@ -36,6 +36,15 @@ AUGMENT = {
     "aid15a": Augment(shift=4, flip="hv"),
 }
 
+SEEN = (
+    "The given teachers were trained on all training images, those of validation too: for what teaching gives, read "
+    "the test column."
+)
+STUDENTS_FROM = (
+    "The students in --students_dir are made by `benchmarks/sparsity_table.py --workdir=STUDENTS_DIR`, once its own "
+    "results file is taken away."
+)
+
 flags.DEFINE_string("data_dir", None, "Folder that holds mstar10/ and aid15a/.", required=True)
 flags.DEFINE_string("models_dir", None, "Folder that holds the trained teachers.")
 flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of every row.")
@@ -156,6 +165,14 @@ def accuracy(model: keras.Model, batches: Any) -> float:
     """Share of right answers, in [0, 1]."""
     right = [np.argmax(model(x, training=False), -1) == np.asarray(y) for x, y in batches]
     return float(np.mean(np.concatenate(right)))
+
+
+def written_by(command: str, name: str) -> str:
+    """Which command wrote a page, from which results/<name>.jsonl, and how to measure anew."""
+    return (
+        f"Written by `{command}` from `benchmarks/results/{name}.jsonl`. Rows that are there are not run again: take "
+        "the file away to measure anew, and repeat the command until none is missing (`--minutes`)."
+    )
 
 
 def spread(values: Iterable[float], digits: int = 2) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from absl import app, flags
-from experiments import DOCS, Runs, data_of, markdown
+from experiments import DOCS, Runs, data_of, markdown, written_by
 
 from orbit_kd import runtimes
 from orbit_kd.errors import InputError
@@ -121,8 +121,7 @@ def page(runs: Runs) -> str:
     intro = [p.replace("\n", " ").strip() for p in (__doc__ or "").split("\n\n")[2:]]
     parts = [
         "# Every target on three networks",
-        "Written by `python benchmarks/export_targets.py --data_dir=DATA` from "
-        "`benchmarks/results/export_targets.jsonl`.",
+        written_by("python benchmarks/export_targets.py --data_dir=DATA", "export_targets"),
         *intro,
     ]
     for name in networks():
@@ -133,6 +132,8 @@ def page(runs: Runs) -> str:
                 body.append([f"`{target}`", f"{row['bytes']:,}" if "bytes" in row else "-",
                              "-" if accuracy is None else f"{accuracy:.2%}",
                              "-" if differs is None else f"{differs:.1e}", told(row)])  # fmt: skip
+        if not body:
+            continue
         keras_says = [r["keras"] for r in runs.find(model=name, target="tflite_float32")][-1:]
         title = f"## [{name}](../models/{name}/README.md)"
         title += "".join(f"\n\nKeras: {value:.2%}." for value in keras_says)

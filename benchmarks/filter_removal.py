@@ -1,8 +1,9 @@
 """Seconds of filter removal, against the floor of any rebuild and against Torch-Pruning: docs/filter_removal.md.
 
     python -m venv peer && peer/bin/pip install torch==2.13.0 torch-pruning==1.6.1
-    python benchmarks/filter_removal.py --torch_python=peer/bin/python
-    python benchmarks/filter_removal.py --torch_python=peer/bin/python --threads=1
+    python benchmarks/filter_removal.py --torch_python=peer/bin/python --rounds=5
+    python benchmarks/filter_removal.py --torch_python=peer/bin/python --rounds=9 --networks=vgg16_bn
+    python benchmarks/filter_removal.py --torch_python=peer/bin/python --rounds=5 --threads=1
 
 Ratio 0.5, widths in multiples of 8, L1 norm, 224 px, 1000 classes, random weights. What is compared alternates in one
 run, after a warm-up of each, and every ratio is taken within a round. A busy machine slows both sides, but most of all
@@ -203,7 +204,7 @@ def table(columns: Columns, rows: list[dict[str, Any]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def page(rows: list[dict[str, Any]]) -> str:
+def page(rows: list[dict[str, Any]], replaced: list[str]) -> str:
     _, command, settings = (__doc__ or "").split("\n\n")
     parts = [
         "# Seconds of filter removal",
@@ -235,12 +236,19 @@ def page(rows: list[dict[str, Any]]) -> str:
             "nearly all of our time goes into making Keras layers, as the ratios to `clone_model` show.",
             table(RATIOS, pairs),
         ]
-    parts += ["## Claims", "\n".join(f"- {line}" for line in verdicts(rows))]
+    parts += ["## Claims", "\n".join(f"- {line}" for line in [*verdicts(rows), *replaced])]
     return "\n\n".join(parts) + "\n"
 
 
 def verdicts(rows: list[dict[str, Any]]) -> list[str]:
     return [f"{claim}: {'fails for ' + ', '.join(bad) if bad else 'pass'}" for claim, bad in claims(rows).items()]
+
+
+def earlier(row: dict[str, Any]) -> str:
+    """What a row says that a later one has taken the place of."""
+    values = shown(ratio(row, ("rebuild",), ("clone",)))
+    verdict = "; ".join(verdicts([row]))
+    return f"an earlier row, {' at '.join(setting(row))}, {len(row['clone'])} rounds: rebuild {values}; {verdict}"
 
 
 def main(_: list[str]) -> None:
@@ -254,9 +262,10 @@ def main(_: list[str]) -> None:
             with RESULTS.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
             print(json.dumps(row), flush=True)
-    last = {tuple(setting(r)): r for r in map(json.loads, RESULTS.read_text(encoding="utf-8").splitlines())}
+    every = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
+    last = {tuple(setting(r)): r for r in every}
     rows = sorted(last.values(), key=lambda r: -r["threads"])
-    PAGE.write_text(page(rows), encoding="utf-8")
+    PAGE.write_text(page(rows, [earlier(r) for r in every if r not in rows]), encoding="utf-8")
     print("; ".join(verdicts(rows)))
     sys.exit(int(any(claims(rows).values())))
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from absl import app, flags
-from experiments import DOCS, Runs, data_of, markdown, teacher_of
+from experiments import DOCS, STUDENTS_FROM, Runs, data_of, markdown, teacher_of, written_by
 
 from orbit_kd.exporters import export
 from orbit_kd.model_io import load_model
@@ -131,8 +131,9 @@ def page(runs: Runs) -> str:
     known = runs.find(part="whole", runs=FLAGS.runs)
     parts = [
         "# Latency on a CPU",
-        f"Written by `{intro[1].strip()} --runs={FLAGS.runs}` from `benchmarks/results/latency.jsonl`"
-        + (f", on {known[0]['cpu']}, {FLAGS.runs} turns." if known else "."),
+        written_by(f"{intro[1].strip()} --runs={FLAGS.runs}", "latency")
+        + (f" On {known[0]['cpu']}, {FLAGS.runs} turns. " if known else " ")
+        + STUDENTS_FROM,
         *intro[2:],
         verdict(runs),
         "## Whole networks",

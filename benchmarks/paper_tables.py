@@ -22,7 +22,20 @@ from typing import Any
 import numpy as np
 import tf_keras as keras
 from absl import app, flags
-from experiments import AUGMENT, DOCS, FOLDERS, Runs, accuracy, data_of, markdown, spread, teach, teacher_of
+from experiments import (
+    AUGMENT,
+    DOCS,
+    FOLDERS,
+    SEEN,
+    Runs,
+    accuracy,
+    data_of,
+    markdown,
+    spread,
+    teach,
+    teacher_of,
+    written_by,
+)
 
 from orbit_kd.datasets import Data, load
 from orbit_kd.distillation import LogitsDistillation, cache_teacher
@@ -58,8 +71,7 @@ PUBLISHED = {(0.0, 5.0): "88.53 (-1.16, read as no KD)", (0.3, 5.0): "88.87 (-0.
 
 READING = (
     "Few epochs, so that the table got finished: the networks in [models/](../models/README.md) had hundreds, and lose "
-    "nothing with 99.1% of the parameters gone on MSTAR, 0.3 points with 96.4% gone on AID-15a. Both teachers were "
-    "trained on the images that are validation here: the test column is the one to read for what teaching gives."
+    "nothing with 99.1% of the parameters gone on MSTAR, 0.3 points with 96.4% gone on AID-15a. " + SEEN
 )
 
 
@@ -165,8 +177,9 @@ def page(runs: Runs, whole: dict[str, float]) -> str:
     columns = ["seeds", "gone", "of it by filters", "pruned, validation", "retrained, validation", "retrained, test"]
     parts = [
         f"# The source papers' tables on {name}",
-        f"Written by `python benchmarks/paper_tables.py --dataset={name} --data_dir=DATA --models_dir=MODELS` from "
-        "`benchmarks/results/paper_tables.jsonl`.",
+        written_by(
+            f"python benchmarks/paper_tables.py --dataset={name} --data_dir=DATA --models_dir=MODELS", "paper_tables"
+        ),
         intro,
         f"The original network: validation {whole['val']:.2%}, test {whole['test']:.2%}. Percent, mean and sample "
         f"deviation over seeds; {FLAGS.epochs} epochs of retraining. The published figures (difference to their "

@@ -26,7 +26,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras as keras
 from absl import app, flags
-from experiments import DOCS, Runs, markdown, small_setting
+from experiments import DOCS, Runs, markdown, small_setting, written_by
 
 import orbit_kd as okd
 from orbit_kd.errors import InputError
@@ -148,8 +148,7 @@ def page(runs: Runs) -> str:
     turned = [list(line) for line in zip(*[["", *CELLS.values()], *body], strict=True)]
     parts = [
         "# Runtime by pattern: what really gets smaller or faster",
-        "Written by `python benchmarks/runtime_patterns.py --data_dir=DATA` from "
-        "`benchmarks/results/runtime_patterns.jsonl`.",
+        written_by("python benchmarks/runtime_patterns.py --data_dir=DATA", "runtime_patterns"),
         *(p.replace("\n", " ").strip() for p in intro[2:]),
         "## Sizes and cycles",
         markdown(turned[0], turned[1:]),

@@ -4,7 +4,7 @@
 
 Quarter-width VGG-16 at 64x64 and ResNet-20 at 32x32, batches of 32, `fit`'s own compiled step. All variants take turns,
 a few steps each, in one process: the ratio is that of each turn to the plain turn beside it. Fixed masks may
-cost 1.10, masks that are computed anew at every step 1.25. The last line says pass or fail.
+cost 1.10, masks that are computed anew at every step 1.25. The program's last line says pass or fail.
 """
 
 from __future__ import annotations

@@ -22,7 +22,20 @@ from typing import Any
 import numpy as np
 import tf_keras as keras
 from absl import app, flags
-from experiments import AUGMENT, DOCS, Runs, accuracy, data_of, markdown, spread, teach, teacher_of, vgg16
+from experiments import (
+    AUGMENT,
+    DOCS,
+    SEEN,
+    Runs,
+    accuracy,
+    data_of,
+    markdown,
+    spread,
+    teach,
+    teacher_of,
+    vgg16,
+    written_by,
+)
 
 from orbit_kd.distillation import cache_teacher
 from orbit_kd.exporters import export
@@ -201,17 +214,16 @@ def page(runs: Runs) -> str:
     verdict = (
         f"**Not all rows have converged**: the mean of one still moves by {most:.1f} points in the last three epochs."
         if most > 1
-        else f"The rows have converged: on MSTAR no row's mean moves by more than {most:.1f} points in the last three "
+        else f"The rows have converged: on MSTAR no row's mean moves by more than {most:.2f} points in the last three "
         "epochs."
     )
     parts = [
         "# Sparse students, with and without a teacher",
-        "Written by `python benchmarks/sparsity_table.py --data_dir=DATA --models_dir=MODELS` from "
-        "`benchmarks/results/sparsity_table.jsonl`.",
+        written_by("python benchmarks/sparsity_table.py --data_dir=DATA --models_dir=MODELS", "sparsity_table"),
         *(p.replace("\n", " ").strip() for p in intro[2:]),
         "Percent, mean and sample deviation over seeds (initial weights, order and views, dropout; one teacher and one "
         "split). The density is that of the layers the pattern fits. The last column is what validation gained in "
-        "the last three epochs, in points: near zero where a run has converged.",
+        "the last three epochs, in points: near zero where a run has converged. " + SEEN,
         verdict,
         claims(runs),
         "## MSTAR at 50%\n\n" + of("mstar", HALF) + "\n\n![Validation curves](sparsity_curves.png)",

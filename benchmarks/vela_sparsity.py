@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import tf_keras as keras
 from absl import app, flags
-from experiments import DOCS, Runs, data_of, markdown, teacher_of
+from experiments import DOCS, STUDENTS_FROM, Runs, data_of, markdown, teacher_of, written_by
 
 from orbit_kd.exporters import export
 from orbit_kd.model_io import load_model
@@ -246,7 +246,7 @@ def page(runs: Runs) -> str:
     student = {label: {"network": "student", **case} for label, case in CASES.items()}
     parts = [
         "# 2:4 weights on the Ethos-U",
-        f"Written by `{intro[1]}` from `benchmarks/results/vela_sparsity.jsonl`.",
+        written_by(intro[1], "vela_sparsity") + " " + STUDENTS_FROM,
         *intro[2:],
         verdict(runs),
         "## Trained 2:4 student against the same student dense",

@@ -32,8 +32,15 @@ _TRAINING_PART = 0.8  # of the time that is left when the long training begins: 
 _WHAT_GOES = ("criterion", "min_channels", "exclude", "unknown", "seed")
 
 
-def choose_ratios(stages: Stages, teacher: keras.Model, data: Data, recipe: Recipe) -> Recipe:
+def choose_ratios(stages: Stages, teacher: keras.Model, data: Data, recipe: Recipe, *, note: int) -> Recipe:
     """The recipe with the ratios (and sparsities of layers) that meet its budgets at the least predicted loss.
+
+    Args:
+        stages: where the scan is kept.
+        teacher: the network that shrinks.
+        data: validation examples for the scan, training examples for the criterion.
+        recipe: with a budget.
+        note: bytes of max_bytes that class names and preprocessing take in the file.
 
     Raises:
         InputError: a budget that cannot be met.
@@ -50,12 +57,20 @@ def choose_ratios(stages: Stages, teacher: keras.Model, data: Data, recipe: Reci
                 scan.plot(folder / f"{of}.png")
             scans[of] = Scan.from_json((folder / f"{of}.json").read_text())
     log.info("%s\n", scans["filters"])
-    limits: dict[str, Any] = {"unknown": recipe.unknown, "min_channels": recipe.min_channels}
+    limits: dict[str, Any] = {"unknown": recipe.unknown, "min_channels": recipe.min_channels, **recipe.budgets}
+    if recipe.max_bytes is not None:
+        limits["max_bytes"] = recipe.max_bytes - note
     sparsities: dict[str, float] = dict(recipe.sparsities)
-    if hybrid:
-        ratios, sparsities = hybrid_for(scans["filters"], scans["weights"], teacher, **(limits | recipe.budgets))
-    else:
-        ratios = ratios_for(scans["filters"], teacher, **(limits | recipe.budgets))
+    try:
+        if hybrid:
+            ratios, sparsities = hybrid_for(scans["filters"], scans["weights"], teacher, **limits)
+        else:
+            ratios = ratios_for(scans["filters"], teacher, **limits)
+    except InputError as error:
+        if recipe.max_bytes is None:
+            raise
+        told = f"{error.what} (Of max_bytes={recipe.max_bytes:g} bytes, class names and preprocessing take {note}.)"
+        raise InputError(told, expected=error.expected, fix=error.fix) from error
     pattern = recipe.pattern if sparsities or not hybrid else "dense"  # filters alone were the better choice
     chosen: dict[str, Any] = {"ratio": 0.0, "ratios": ratios, "sparsities": sparsities if pattern != "dense" else {}}
     return dataclasses.replace(recipe, pattern=pattern, **(chosen | dict.fromkeys(recipe.budgets)))
@@ -79,9 +94,9 @@ def _scan(teacher: keras.Model, data: Data, recipe: Recipe, of: str, folder: Pat
 
 
 def search_student(
-    stages: Stages, teacher: keras.Model, lessons: TeacherCache, data: Data, recipe: Recipe
+    stages: Stages, teacher: keras.Model, lessons: TeacherCache, data: Data, recipe: Recipe, *, note: int
 ) -> tuple[keras.Model, dict[str, Any]]:
-    """The smallest student within `max_drop`, and how it was found, for the report.
+    """The smallest student within `max_drop`, and how it was found, for the report; `note` as in `choose_ratios`.
 
     Raises:
         InputError: it is larger than another budget allows.
@@ -119,11 +134,11 @@ def search_student(
             write_file(folder / "search.json", json.dumps(story))
             save_model(found.student, folder / "student.keras")
         student = load_model(folder / "student.keras")
-    _check_budgets(student, teacher, recipe)
+    _check_budgets(student, teacher, recipe, note)
     return student, json.loads((folder / "search.json").read_text())
 
 
-def _check_budgets(student: keras.Model, teacher: keras.Model, recipe: Recipe) -> None:
+def _check_budgets(student: keras.Model, teacher: keras.Model, recipe: Recipe, note: int) -> None:
     """Raises InputError where the smallest network within `max_drop` is too large for another budget."""
     from orbit_kd import budgets
     from orbit_kd.channel_graph import ChannelGraph
@@ -131,6 +146,7 @@ def _check_budgets(student: keras.Model, teacher: keras.Model, recipe: Recipe) -
     graph = ChannelGraph(student, unknown=recipe.unknown)
     for limit in budgets.limits(ChannelGraph(teacher, unknown=recipe.unknown), recipe.budgets):
         cost = budgets.costs.get(budgets.absolute(limit.name))(graph, graph.all_stay())
+        cost += note if limit.name == "max_bytes" else 0
         if cost > limit.most:
             raise InputError(
                 f"The smallest network found within max_drop={recipe.max_drop:g} is too large for "

@@ -18,7 +18,7 @@ from orbit_kd.datasets import Data
 from orbit_kd.distillation import TeacherCache, cache_teacher
 from orbit_kd.evaluation import evaluate, logits, model_bytes
 from orbit_kd.exporters import Artifact, export_all, find
-from orbit_kd.exporters.metadata import note
+from orbit_kd.exporters.metadata import bytes_of, note
 from orbit_kd.files import write_file
 from orbit_kd.importance import criteria
 from orbit_kd.iterative import ratio_of_round
@@ -80,6 +80,11 @@ def compress(
     stages = Stages(workdir, digest(fingerprint(teacher), _data_key(data)))
     with stages.stage("teacher") as (folder, done):
         originals = _export(teacher, ("tflite_float32", "tflite_int8"), folder, "teacher", data, done, recipe)
+    about = note(data.class_names, _preprocess(data), recipe=digest(recipe.to_dict()))
+    extra = bytes_of(about, model_bytes(originals[1]))
+    if recipe.budgets and recipe.max_drop is None:
+        recipe = automatic.choose_ratios(stages, teacher, data, recipe, note=extra)
+        log.info("%s\n", _first_plan(teacher, recipe))
     layers = lesson_layers(teacher, recipe)
     settings = {"views": recipe.views, "augment": augment.to_dict(), "seed": recipe.seed, "layers": layers}
     with stages.stage("lessons", **settings) as (folder, _):
@@ -88,14 +93,11 @@ def compress(
     history: list[dict[str, Any]] = []
     found: dict[str, Any] | None = None
     if recipe.max_drop is not None:
-        student, found = automatic.search_student(stages, teacher, lessons, data, recipe)
+        student, found = automatic.search_student(stages, teacher, lessons, data, recipe, note=extra)
         recipe = automatic.fit_epochs(stages, student, teacher, lessons, data, recipe)
         with stages.stage("distill", epochs=recipe.epochs, **_training_settings(recipe)) as (folder, done):
             student = _learn(student, teacher, lessons, data, recipe, recipe.epochs, folder, done, history, lambda s: s)
     else:
-        if recipe.budgets:
-            recipe = automatic.choose_ratios(stages, teacher, data, recipe)
-            log.info("%s\n", _first_plan(teacher, recipe))
         smaller = remove_filters(teacher, _first_plan(teacher, recipe)) if recipe.time_budget else teacher
         recipe = automatic.fit_epochs(stages, smaller, teacher, lessons, data, recipe)
         student = teacher
@@ -104,8 +106,7 @@ def compress(
     if recipe.pattern != "dense":
         student = _sparse_training(stages, student, teacher, lessons, data, recipe, history)
     with stages.stage("export", targets=recipe.targets, calibration=recipe.calibration) as (folder, done):
-        notes = note(data.class_names, _preprocess(data), recipe=digest(recipe.to_dict()))
-        artifacts = _export(student, recipe.targets, folder, "student", data, done, recipe, notes)
+        artifacts = _export(student, recipe.targets, folder, "student", data, done, recipe, about)
     if found is not None:
         with stages.stage("validation") as (folder, done):
             found = _validated(found, artifacts, data, folder, done)

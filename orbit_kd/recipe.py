@@ -72,7 +72,7 @@ class Recipe:
             "magnitude" also how many weights of each layer become zero.
         keep_macs: part of the multiply-accumulates that stays, picked likewise.
         max_macs: multiply-accumulates of one image at most.
-        max_bytes: bytes of the int8 TFLite file at most, without its metadata.
+        max_bytes: bytes of the int8 TFLite file at most, with class names and preprocessing.
         max_drop: accuracy on the validation images that may be lost, 0.01 for one point: the smallest network within it
             is searched for.
         search_epochs: training epochs after each step of that search.

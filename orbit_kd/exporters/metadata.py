@@ -18,6 +18,7 @@ from orbit_kd.tflite_writer import pack
 from orbit_kd.versions import MADE_WITH, versions_of
 
 NAME = b"orbit_kd"
+_ALIGNMENT = 64  # bytes by which padding may differ between files
 
 
 def note(class_names: Sequence[str], preprocess: Any, **more: Any) -> dict[str, Any]:
@@ -63,6 +64,11 @@ def add_metadata(data: bytes, metadata: dict[str, Any]) -> bytes:
         model.buffers.append(schema.BufferT(data=content))
     model.metadata = notes + old
     return pack(model)
+
+
+def bytes_of(metadata: dict[str, Any], file: bytes) -> int:
+    """Bytes that `metadata` adds to a .tflite file like `file`, at most."""
+    return len(add_metadata(file, metadata)) - len(file) + _ALIGNMENT
 
 
 def read_metadata(path_or_bytes: str | os.PathLike[str] | bytes) -> dict[str, Any]:
