@@ -4,7 +4,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 
-.PHONY: demo vgg16_mstar vgg16_mstar_400 vgg16_aid15a resnet20_mstar mobilenet_mstar test lint test-fast test-slow install clean
+.PHONY: demo vgg16_mstar vgg16_mstar_400 vgg16_aid15a resnet20_mstar mobilenet_mstar test lint test-slow install clean
 
 demo: $(READY)
 	$(PY) tools/train.py --flagfile=models/demo/train.flags --output=out/demo/teacher.keras
