@@ -75,6 +75,17 @@ READING = (
 )
 
 
+def about() -> dict[str, Any]:
+    """What the rows are of: the data set, and the teacher and image size where they are not the given ones."""
+    more = {"teacher": FLAGS.teacher and Path(FLAGS.teacher).name, "crop": FLAGS.crop, "resize": FLAGS.resize}
+    return {"dataset": FLAGS.dataset, **{k: v for k, v in more.items() if v}}
+
+
+def kept(what: str, *more: Any) -> Path:
+    """A file or folder of the workdir for these rows."""
+    return Path(FLAGS.workdir, "_".join([what, *map(str, about().values()), *map(str, more)]))
+
+
 @functools.cache
 def setting() -> tuple[Data, keras.Model, Any]:
     """Data, teacher, and what it says about the training images."""
@@ -87,13 +98,13 @@ def setting() -> tuple[Data, keras.Model, Any]:
         teacher = load_model(FLAGS.teacher)
     augment = AUGMENT.get(name, Augment(shift=4, flip="h"))
     views = [data.views(k, seed=0, augment=augment) for k in range(4)]
-    return data, teacher, cache_teacher(teacher, views, path=Path(FLAGS.workdir, f"lessons_{name}"))
+    return data, teacher, cache_teacher(teacher, views, path=kept("lessons"))
 
 
 @functools.cache
 def scan(of: str) -> Scan:
     data, teacher, _ = setting()
-    path = Path(FLAGS.workdir, f"scan_{FLAGS.dataset}_{of}.json")
+    path = kept("scan", f"{of}.json")
     more = {"train": data.train} if of == "filters" else {}
     return sensitivity(teacher, data.val, ratios=RATIOS, of=of, images=FLAGS.images, lost=0.5, path=path, **more)
 
@@ -128,7 +139,7 @@ def hybrid(keep: float, alpha: float, temperature: float, seed: int) -> dict[str
 def dense_student(seed: int) -> keras.Model:
     """A student that has lost three quarters of its filters and learned from the teacher; made once a seed."""
     data, teacher, lessons = setting()
-    path = Path(FLAGS.workdir, f"dense_{FLAGS.dataset}_{FLAGS.epochs}_{seed}.keras")
+    path = kept("dense", FLAGS.epochs, f"{seed}.keras")
     if not path.is_file():
         student = remove_filters(teacher, plan_removal(teacher, ratio=0.75, round_to=8))
         recalibrate_batchnorm(student, data.train)
@@ -155,7 +166,7 @@ def page(runs: Runs, whole: dict[str, float]) -> str:
     intro = (__doc__ or "").split("\n\n")[2].replace("\n", " ")
 
     def row(keep: float, alpha: float, t: float) -> list[Any] | None:
-        found = runs.find(dataset=name, part="hybrid", keep=keep, alpha=alpha, temperature=t, epochs=FLAGS.epochs)
+        found = runs.find(**about(), part="hybrid", keep=keep, alpha=alpha, temperature=t, epochs=FLAGS.epochs)
         if not found:
             return None
         gone, filters = (np.mean([r[k] for r in found]) for k in ("gone", "by_filters"))
@@ -168,7 +179,7 @@ def page(runs: Runs, whole: dict[str, float]) -> str:
             if (r := row(PAPER, a, t))]  # fmt: skip
     dsts = []
     for pattern, method in DST:
-        found = runs.find(dataset=name, part="dst", pattern=pattern, method=method, epochs=FLAGS.epochs)
+        found = runs.find(**about(), part="dst", pattern=pattern, method=method, epochs=FLAGS.epochs)
         if found:
             dsts.append(
                 [pattern, method, len(found), spread(r["val"] for r in found), spread(r["test"] for r in found)]
@@ -208,18 +219,18 @@ def main(_: list[str]) -> None:
     runs, name = Runs("paper_tables"), FLAGS.dataset
     for of in ("filters", "weights"):
         scan(of).plot(DOCS / f"paper_{name}_{of}.png")
-    known = Path(FLAGS.workdir, f"whole_{name}.json")
+    known = kept("whole").with_suffix(".json")
     if not known.is_file():
         known.write_text(json.dumps(scores(setting()[1])))
     points = [(k, 0.8, 5.0) for k in KEEP if "hybrid" in FLAGS.parts]
     points += [(PAPER, a, t) for a, t in GRID if "grid" in FLAGS.parts and (PAPER, a, t) not in points]
     for seed in map(int, FLAGS.seeds):
         for keep, alpha, t in points:
-            settings = {"dataset": name, "part": "hybrid", "keep": keep, "alpha": alpha, "temperature": t, "seed": seed,
+            settings = {**about(), "part": "hybrid", "keep": keep, "alpha": alpha, "temperature": t, "seed": seed,
                         "epochs": FLAGS.epochs}  # fmt: skip
             runs.once(settings, functools.partial(hybrid, keep, alpha, t, seed))
         for pattern, method in DST if "dst" in FLAGS.parts else []:
-            settings = {"dataset": name, "part": "dst", "pattern": pattern, "method": method, "seed": seed,
+            settings = {**about(), "part": "dst", "pattern": pattern, "method": method, "seed": seed,
                         "epochs": FLAGS.epochs}  # fmt: skip
             runs.once(settings, functools.partial(dst, pattern, method, seed))
     (DOCS / f"paper_{name}.md").write_text(page(runs, json.loads(known.read_text())), encoding="utf-8")

@@ -29,7 +29,8 @@ log = logging.getLogger("orbit_kd")
 
 _SEARCH_PART = 0.4  # of the time that is left when the search begins
 _TRAINING_PART = 0.8  # of the time that is left when the long training begins: estimates err, and files are yet to come
-_WHAT_GOES = ("criterion", "min_channels", "exclude", "unknown", "seed")
+_WHAT_GOES = ("criterion", "exclude", "unknown", "seed")
+_HOW_FAR = ("round_to", "min_channels")
 
 
 def choose_ratios(stages: Stages, teacher: keras.Model, data: Data, recipe: Recipe, *, note: int) -> Recipe:
@@ -57,7 +58,7 @@ def choose_ratios(stages: Stages, teacher: keras.Model, data: Data, recipe: Reci
                 scan.plot(folder / f"{of}.png")
             scans[of] = Scan.from_json((folder / f"{of}.json").read_text())
     log.info("%s\n", scans["filters"])
-    limits: dict[str, Any] = {"unknown": recipe.unknown, "min_channels": recipe.min_channels, **recipe.budgets}
+    limits: dict[str, Any] = {"unknown": recipe.unknown, **{n: getattr(recipe, n) for n in _HOW_FAR}, **recipe.budgets}
     if recipe.max_bytes is not None:
         limits["max_bytes"] = recipe.max_bytes - note
     sparsities: dict[str, float] = dict(recipe.sparsities)
@@ -67,10 +68,12 @@ def choose_ratios(stages: Stages, teacher: keras.Model, data: Data, recipe: Reci
         else:
             ratios = ratios_for(scans["filters"], teacher, **limits)
     except InputError as error:
-        if recipe.max_bytes is None:
-            raise
-        told = f"{error.what} (Of max_bytes={recipe.max_bytes:g} bytes, class names and preprocessing take {note}.)"
-        raise InputError(told, expected=error.expected, fix=error.fix) from error
+        also = f"; and {note} bytes more, for class names and preprocessing" if "max_bytes" in error.what else ""
+        raise InputError(
+            f"{', '.join(f'{name}={value:g}' for name, value in recipe.budgets.items())} cannot be met. {error.what}",
+            expected=error.expected + also,
+            fix="raise the budget, lower min_channels or round_to, or exclude fewer layers",
+        ) from error
     pattern = recipe.pattern if sparsities or not hybrid else "dense"  # filters alone were the better choice
     chosen: dict[str, Any] = {"ratio": 0.0, "ratios": ratios, "sparsities": sparsities if pattern != "dense" else {}}
     return dataclasses.replace(recipe, pattern=pattern, **(chosen | dict.fromkeys(recipe.budgets)))
@@ -101,8 +104,8 @@ def search_student(
     Raises:
         InputError: it is larger than another budget allows.
     """
-    names = (*_WHAT_GOES, "max_drop", "search_epochs", "scan_images", "losses", "alpha", "temperature", "batch_size",
-             "learning_rate", "time_budget", "keep_params", "keep_macs", "max_macs", "max_bytes")  # fmt: skip
+    names = (*_WHAT_GOES, *_HOW_FAR, "max_drop", "search_epochs", "scan_images", "losses", "alpha", "temperature",
+             "batch_size", "learning_rate", "time_budget")  # fmt: skip
     with stages.stage("search", **{name: getattr(recipe, name) for name in names}) as (folder, done):
         if not done:
 
@@ -122,6 +125,7 @@ def search_student(
                 train=data.train,
                 images=recipe.scan_images,
                 criterion=recipe.criterion,
+                round_to=recipe.round_to,
                 min_channels=recipe.min_channels,
                 exclude=recipe.exclude,
                 unknown=recipe.unknown,
@@ -159,17 +163,19 @@ def _check_budgets(student: keras.Model, teacher: keras.Model, recipe: Recipe, n
 def fit_epochs(
     stages: Stages, student: keras.Model, teacher: keras.Model, lessons: TeacherCache, data: Data, recipe: Recipe
 ) -> Recipe:
-    """The recipe with as many epochs as its time budget leaves time for, at most what it says and at least one."""
+    """The recipe with as many epochs as its time budget leaves time for, at most what it says and one a round."""
     if recipe.time_budget is None:
         return recipe
-    with stages.stage("timing", time_budget=recipe.time_budget, epochs=recipe.epochs) as (folder, done):
+    settings = {k: v for k, v in recipe.to_dict().items() if k not in ("targets", "calibration")}
+    with stages.stage("timing", recipe=settings) as (folder, done):
         if not done:
             each = seconds_an_epoch(student, teacher, lessons, data=data, recipe=recipe)
             wanted = recipe.epochs + (recipe.sparse_epochs if recipe.pattern != "dense" else 0)
             part = min(1.0, _TRAINING_PART * _left(stages, recipe) / (each * wanted))
             write_file(folder / "part.json", json.dumps({"part": max(0.0, part), "seconds_an_epoch": each}))
         part = json.loads((folder / "part.json").read_text())["part"]
-    epochs, sparse = (max(1, int(part * n)) if n else 0 for n in (recipe.epochs, recipe.sparse_epochs))
+    epochs = max(recipe.rounds, int(part * recipe.epochs))
+    sparse = max(1, int(part * recipe.sparse_epochs)) if recipe.sparse_epochs else 0
     if part < 1:
         log.info("time_budget: %d of %d epochs fit", epochs, recipe.epochs)
     return dataclasses.replace(recipe, epochs=epochs, sparse_epochs=sparse)

@@ -131,6 +131,11 @@ def random(members: list[Member], *, seed: int) -> np.ndarray:
     return np.random.default_rng([seed, *name]).random(size)
 
 
+def needs_data(name: str) -> bool:
+    """Whether a criterion learns from data."""
+    return bool(_NEEDS.get(name))
+
+
 class Scorer:
     """Scores groups by one criterion; what it learns from data, it learns once.
 

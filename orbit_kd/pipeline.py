@@ -76,7 +76,7 @@ def compress(
     recipe = asked
     _check(teacher, data, recipe)
     if not _automatic(recipe):
-        log.info("%s\n", _first_plan(teacher, recipe))
+        log.info("%s\n", _first_plan(teacher, data, recipe))
     stages = Stages(workdir, digest(fingerprint(teacher), _data_key(data)))
     with stages.stage("teacher") as (folder, done):
         originals = _export(teacher, ("tflite_float32", "tflite_int8"), folder, "teacher", data, done, recipe)
@@ -84,7 +84,7 @@ def compress(
     extra = bytes_of(about, model_bytes(originals[1]))
     if recipe.budgets and recipe.max_drop is None:
         recipe = automatic.choose_ratios(stages, teacher, data, recipe, note=extra)
-        log.info("%s\n", _first_plan(teacher, recipe))
+        log.info("%s\n", _first_plan(teacher, data, recipe))
     layers = lesson_layers(teacher, recipe)
     settings = {"views": recipe.views, "augment": augment.to_dict(), "seed": recipe.seed, "layers": layers}
     with stages.stage("lessons", **settings) as (folder, _):
@@ -98,7 +98,7 @@ def compress(
         with stages.stage("distill", epochs=recipe.epochs, **_training_settings(recipe)) as (folder, done):
             student = _learn(student, teacher, lessons, data, recipe, recipe.epochs, folder, done, history, lambda s: s)
     else:
-        smaller = remove_filters(teacher, _first_plan(teacher, recipe)) if recipe.time_budget else teacher
+        smaller = remove_filters(teacher, _first_plan(teacher, data, recipe)) if recipe.time_budget else teacher
         recipe = automatic.fit_epochs(stages, smaller, teacher, lessons, data, recipe)
         student = teacher
         for number in range(1, recipe.rounds + 1):
@@ -139,7 +139,7 @@ def _check(teacher: keras.Model, data: Data, recipe: Recipe) -> None:
         find(target)
     if _automatic(recipe):
         budgets.limits(ChannelGraph(teacher, unknown=recipe.unknown), recipe.budgets)
-    plan = _first_plan(teacher, recipe)
+    plan = _first_plan(teacher, data, recipe)
     if recipe.pattern != "dense":
         _sparse(remove_filters(teacher, plan), recipe, steps=1)
 
@@ -149,11 +149,11 @@ def _automatic(recipe: Recipe) -> bool:
     return bool(recipe.budgets) or recipe.max_drop is not None
 
 
-def _first_plan(teacher: keras.Model, recipe: Recipe) -> RemovalPlan:
-    return _plan(teacher, dataclasses.replace(recipe, rounds=1))
+def _first_plan(teacher: keras.Model, data: Data, recipe: Recipe) -> RemovalPlan:
+    return _plan(teacher, data, dataclasses.replace(recipe, rounds=1))
 
 
-def _plan(model: keras.Model, recipe: Recipe) -> RemovalPlan:
+def _plan(model: keras.Model, data: Data, recipe: Recipe) -> RemovalPlan:
     return plan_removal(
         model,
         criterion=recipe.criterion,
@@ -163,6 +163,8 @@ def _plan(model: keras.Model, recipe: Recipe) -> RemovalPlan:
         min_channels=recipe.min_channels,
         exclude=recipe.exclude,
         unknown=recipe.unknown,
+        data=data.train,
+        seed=recipe.seed,
     )
 
 
@@ -173,7 +175,7 @@ def _removal_round(
     settings = {k: v for k, v in recipe.to_dict().items() if k in _REMOVAL_SETTINGS}
     with stages.stage(f"remove_{number}", round=number, **settings) as (folder, done):
         if not done:
-            plan = _plan(student, recipe)
+            plan = _plan(student, data, recipe)
             smaller = remove_filters(student, plan)
             recalibrate_batchnorm(smaller, data.train)
             write_file(folder / "plan.json", plan.to_json())
@@ -184,7 +186,7 @@ def _removal_round(
         return _learn(student, teacher, lessons, data, recipe, epochs, folder, done, history, lambda s: s)
 
 
-_REMOVAL_SETTINGS = ("criterion", "ratio", "ratios", "rounds", "round_to", "min_channels", "exclude", "unknown")
+_REMOVAL_SETTINGS = ("criterion", "seed", "ratio", "ratios", "rounds", "round_to", "min_channels", "exclude", "unknown")
 
 
 def _sparse_training(

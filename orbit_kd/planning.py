@@ -149,7 +149,8 @@ def plan_removal(
         model: a Functional or Sequential model.
         criterion: name of a criterion (see `orbit_kd.importance`).
         ratio: part of the channels that goes, in [0, 1), of every group that `ratios` does not name.
-        ratios: group, or any layer that makes its channels (shell patterns allowed) -> part that goes.
+        ratios: group, or any layer that makes its channels (shell patterns allowed) -> part that goes. Of several that
+            fit a group its own name counts, else the first.
         scope: "local" shrinks all groups by the same part; "global" ranks the channels of all groups together by score.
         data: batches (x, y), for criteria that learn from data.
         loss: of the network's output, for the criterion "taylor".
@@ -180,12 +181,11 @@ def plan_removal(
     limits = budgets.limits(graph, budget)
     scorer = importance.Scorer(graph, name=criterion, data=data, loss=loss, seed=seed)
     choice = _Choice(graph, scorer, round_to=round_to, min_channels=min_channels, max_ratio=max_ratio, exclude=exclude)
-    fixed = {
-        group.name: part
-        for group in graph.groups
-        for k, part in reversed(list((ratios or {}).items()))
-        if named(group, [k])
-    }
+    fixed = {}
+    for group in graph.groups:
+        parts = [part for name, part in (ratios or {}).items() if named(group, [name])]
+        if parts:
+            fixed[group.name] = (ratios or {}).get(group.name, parts[0])
     order = choice.order([g for g in graph.groups if g.name not in fixed], scope)
     start = {name: round(choice.width(name) * part) for name, part in fixed.items()}
     if limits:

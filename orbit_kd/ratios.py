@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
@@ -21,8 +22,9 @@ Levels = list[tuple[float, float]]  # (how much has gone, predicted loss), from 
 
 
 def ratios_for(
-    scan: Scan, model: keras.Model, *, unknown: str = "error", min_channels: int = 1, **budget: float | None
-) -> dict[str, float]:
+    scan: Scan, model: keras.Model, *, unknown: str = "error", round_to: int = 1, min_channels: int = 1,
+    **budget: float | None,
+) -> dict[str, float]:  # fmt: skip
     """Ratios for `plan_removal` that meet a budget at the least loss that the curves of a scan predict.
 
     The loss of a network is taken to be the sum of what each group costs alone. Step by step the group goes on
@@ -36,11 +38,12 @@ def ratios_for(
         scan: of the filters of this model.
         model: the model.
         unknown: as in the scan.
+        round_to: widths are multiples of this (or the group stays whole).
         min_channels: no group shrinks below this many channels.
         **budget: one or more budgets of `plan_removal`; the first one says what a step saves.
 
     Returns:
-        Group -> part of its channels that goes, for the groups that shrink.
+        Group -> part of its channels that goes, of every group in the scan that may shrink.
 
     Raises:
         InputError: a scan of weights or of another model, no budget, one that no ratio within the scan meets.
@@ -52,9 +55,9 @@ def ratios_for(
         raise InputError(
             "There is no budget.", expected="one such as keep_macs=0.2 or max_bytes=200_000", fix="give one"
         )
-    levels = {name: _channel_levels(group, scan[name], scan.loss, min_channels) for name, group in groups.items()}
+    levels = {n: _channel_levels(g, scan[n], scan.loss, round_to, min_channels) for n, g in groups.items()}
     gone = _fewest_gone(graph, groups, levels, limits)
-    return {name: count / groups[name].width for name, count in gone.items()}
+    return {name: gone.get(name, 0) / group.width for name, group in groups.items()}
 
 
 def hybrid_for(
@@ -64,6 +67,7 @@ def hybrid_for(
     *,
     keep_params: float,
     unknown: str = "error",
+    round_to: int = 1,
     min_channels: int = 1,
     **budget: float | None,
 ) -> tuple[dict[str, float], dict[str, float]]:
@@ -83,11 +87,13 @@ def hybrid_for(
         model: the model.
         keep_params: part of the parameters that stay and are not zero.
         unknown: as in the scan.
+        round_to: widths are multiples of this (or the group stays whole).
         min_channels: no group shrinks below this many channels.
         **budget: further budgets of `plan_removal`, such as keep_macs=0.1.
 
     Returns:
-        Group -> part of its channels that goes; layer -> part of its remaining weights that becomes zero.
+        Group -> part of its channels that goes, of every group that may shrink; layer -> part of its remaining weights
+        that becomes zero.
 
     Raises:
         InputError: scans of something else, or a budget that nothing within the scans meets.
@@ -95,13 +101,16 @@ def hybrid_for(
     graph = ChannelGraph(model, unknown=unknown)
     groups = _scanned_groups(graph, filters)
     kernels = _kernels(graph)
-    if weights.of != "weights" or not {c.name for c in weights.curves} <= set(kernels):
+    if weights.of != "weights" or not {c.name for c in weights.curves} <= {r.path for r in graph.layers.values()}:
         raise InputError(
             f"The scan of weights is of {weights.of}.", expected='okd.sensitivity(model, data, of="weights")',
             fix="run it on this model",
         )  # fmt: skip
-    channel_levels = {n: _channel_levels(g, filters[n], filters.loss, min_channels) for n, g in groups.items()}
-    weight_levels = {"weights of " + c.name: _weight_levels(c, weights.loss) for c in weights.curves if c.ratios}
+    channel_levels = {
+        n: _channel_levels(g, filters[n], filters.loss, round_to, min_channels) for n, g in groups.items()
+    }
+    curves = [c for c in weights.curves if c.ratios and c.name in kernels]
+    weight_levels = {"weights of " + c.name: _weight_levels(c, weights.loss) for c in curves}
     limits = budgets.limits(graph, budget)
     first = _fewest_gone(graph, groups, channel_levels, limits) if limits else {}
     channel_levels = {n: [v for v in lv if v[0] >= first.get(n, 0)] for n, lv in channel_levels.items()}
@@ -121,7 +130,7 @@ def hybrid_for(
             fix="scan higher ratios, or raise keep_params",
         )
     gone = first | dict(order[: budgets.first(0, len(order), lambda n: left(first | dict(order[:n])) <= most)])
-    ratios = {name: gone[name] / groups[name].width for name in groups if gone.get(name)}
+    ratios = {name: gone.get(name, 0) / group.width for name, group in groups.items()}
     return ratios, {name: gone[f"weights of {name}"] for name in kernels if gone.get(f"weights of {name}")}
 
 
@@ -134,6 +143,13 @@ def _scanned_groups(graph: ChannelGraph, scan: Scan) -> dict[str, Group]:
     if scan.of != "filters" or {c.name for c in scan.curves} != {g.name for g in graph.groups}:
         raise InputError(
             f"The scan is of {scan.of} of {len(scan.curves)} groups, the model has {len(graph.groups)}.",
+            expected="a scan of the filters of this model",
+            fix="run okd.sensitivity(model, data) on it",
+        )
+    narrower = [g.name for g in graph.groups if scan[g.name].width != g.width * next(iter(g.members.values()))]
+    if narrower:
+        raise InputError(
+            f"The scan is of another network: {', '.join(narrower[:5])} had other widths.",
             expected="a scan of the filters of this model",
             fix="run okd.sensitivity(model, data) on it",
         )
@@ -197,11 +213,14 @@ def _order(levels: Mapping[str, Levels], cost: Callable[[Mapping[str, float]], f
     return order
 
 
-def _channel_levels(group: Group, curve: Curve, whole: float, min_channels: int) -> Levels:
+def _channel_levels(group: Group, curve: Curve, whole: float, round_to: int, min_channels: int) -> Levels:
     """Units gone, and the loss."""
-    least = max(1, -(-min_channels // next(iter(group.members.values()))))
+    each = next(iter(group.members.values()))
+    step = round_to // math.gcd(round_to, each)
+    least = max(1, -(-min_channels // each))
     most = max(min(round(group.width * curve.ratios[-1]), group.width - least), 0)
-    counts = sorted({round(most * i / _LEVELS) for i in range(_LEVELS + 1)})
+    steps = {(group.width - round(most * i / _LEVELS)) // step * step for i in range(_LEVELS + 1)}
+    counts = sorted({0, *(group.width - width for width in steps if group.width - width <= most)})
     return [(c, _loss(curve, whole, c / group.width)) for c in counts]
 
 

@@ -65,7 +65,8 @@ class Scan:
     curves: tuple[Curve, ...]
 
     def __getitem__(self, name: str) -> Curve:
-        return next(c for c in self.curves if c.name == name or name in c.members)
+        """The curve of a group, or of the first group that a layer of this name makes channels of."""
+        return next(c for which in (lambda c: (c.name,), lambda c: c.members) for c in self.curves if name in which(c))
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """All of it as JSON text, also written to `path` where given."""

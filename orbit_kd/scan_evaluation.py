@@ -15,16 +15,22 @@ from orbit_kd.segments import Segments
 
 
 class Evaluator:
-    """Accuracy and loss of a network from the furthest position whose activations are kept."""
+    """Accuracy and loss of a network from the furthest position whose activations are kept.
+
+    Raises:
+        InputError: a network that has no score for each class, or labels beyond its classes.
+    """
 
     def __init__(self, model: keras.Model, batches: Sequence[tuple[np.ndarray, np.ndarray]], memory: int) -> None:
+        _check(model, batches)
+        self._dtype = model.inputs[0].dtype
         self.segments, self.batches, self.memory = Segments(model), batches, memory
         softmax = model.layers[-1].get_config().get("activation") == "softmax" or isinstance(
             model.layers[-1], keras.layers.Softmax
         )
         self._loss = keras.losses.SparseCategoricalCrossentropy(from_logits=not softmax, reduction="none")
         self._position = 0
-        self._kept: list[list[Any]] = [[tf.constant(x)] for x, _ in batches]
+        self._kept: list[list[Any]] = self._inputs()
         self._functions: dict[int, Any] = {}
 
     def move(self, position: int) -> None:
@@ -53,8 +59,10 @@ class Evaluator:
 
     def of_model(self, model: keras.Model, floor: float | None) -> tuple[float, float, int]:
         """The same of another model, from its input."""
-        inputs = [[tf.constant(x)] for x, _ in self.batches]
-        return self._count(self._scored(lambda values: model(values[0], training=False)), inputs, floor)
+        return self._count(self._scored(lambda values: model(values[0], training=False)), self._inputs(), floor)
+
+    def _inputs(self) -> list[list[tf.Tensor]]:
+        return [[tf.cast(tf.constant(x), self._dtype)] for x, _ in self.batches]
 
     def _scored(self, outputs: Callable[[Sequence[tf.Tensor]], tf.Tensor]) -> Any:
         @tf.function(reduce_retracing=True)
@@ -87,21 +95,42 @@ def _surely_below(right: int, seen: int, floor: float, doubt: float = 1e-3) -> b
     return sum(map(math.exp, logs)) < doubt
 
 
+def _check(model: keras.Model, batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+    shape = model.outputs[0].shape
+    if len(model.outputs) != 1 or len(model.inputs) != 1 or len(shape) != 2 or shape[-1] < 2:
+        raise InputError(
+            f"Model {model.name!r} has {len(model.inputs)} inputs and outputs of shape "
+            f"{', '.join(str(tuple(t.shape)) for t in model.outputs)}.",
+            expected="a classifier: one image in, one score for each of two or more classes out",
+            fix="give two outputs to a network that tells two classes apart with one",
+        )
+    most = max(int(y.max()) for _, y in batches)
+    if most >= shape[-1] or min(int(y.min()) for _, y in batches) < 0:
+        raise InputError(
+            f"There is a label {most} and the network has {shape[-1]} outputs.",
+            expected=f"labels from 0 to {shape[-1] - 1}",
+            fix="give the data this network was trained for",
+        )
+
+
 def batches_of(data: Any, images: int | None) -> list[tuple[np.ndarray, np.ndarray]]:
     """The first `images` of batches (x, y) as arrays; all for None.
 
+    Labels are integers, whole floats, or one-hot rows, as `compress` takes them.
+
     Raises:
-        InputError: labels that are no integers, or no image at all.
+        InputError: other labels, or no image at all.
     """
     found, left = [], math.inf if images is None else images
     for batch in data:
         x, y = np.asarray(batch[0]), np.asarray(batch[1])
-        if y.ndim > 1 and y.shape[-1] == 1:
-            y = y[..., 0]
-        if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
+        if y.ndim == 2:
+            one_hot = y.shape[-1] > 1 and np.array_equal(y, y.astype(bool)) and bool((y.sum(-1) == 1).all())
+            y = y.argmax(-1) if one_hot else y[..., 0] if y.shape[-1] == 1 else y
+        if y.ndim != 1 or not np.issubdtype(y.dtype, np.number) or not np.array_equal(y, np.round(y)):
             raise InputError(
-                f"The labels have shape {y.shape} and dtype {y.dtype}.", expected="one integer an image",
-                fix="turn one-hot labels into integers with data.map(lambda x, y: (x, tf.argmax(y, -1)))",
+                f"The labels have shape {y.shape} and dtype {y.dtype}.", expected="one class an image, or one-hot rows",
+                fix="map the data to (image, number of its class)",
             )  # fmt: skip
         take = int(min(len(y), left))
         if take:

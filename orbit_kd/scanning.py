@@ -8,6 +8,7 @@ behind the first of them is computed again.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -79,29 +80,32 @@ def sensitivity(
         The scan.
 
     Raises:
-        InputError: bad ratios or options, no data, labels that are no integers.
+        InputError: bad ratios or options, no data, labels that are no classes of this network.
     """
     if of not in ("filters", "weights"):
         raise InputError(f"of={of!r}.", expected='"filters" or "weights"', fix="choose one of the two")
-    if not ratios or not all(0 < r < 1 for r in ratios):
+    ratios = sorted(float(r) for r in ratios)
+    if not ratios or not 0 < ratios[0] <= ratios[-1] < 1:
         raise InputError(f"ratios={ratios!r}.", expected="numbers in (0, 1)", fix="use for example ratios=(0.3, 0.6)")
+    if lost is not None and not 0 < lost < 1:
+        raise InputError(f"lost={lost!r}.", expected="a part in (0, 1), or None", fix="use for example lost=0.5")
     batches = batches_of(data, images)
     graph = ChannelGraph(model, unknown=unknown)
     graph = ChannelGraph(rebuild(graph, graph.all_stay()), unknown=unknown)  # a copy, whose weights may be masked
     evaluator = Evaluator(graph.model, batches, memory)
     whole = evaluator.measure(None)
     floor = None if lost is None else lost * whole[0]
-    key = digest(fingerprint(model), [str(np.sum(x)) + str(y.tolist()) for x, y in batches], list(ratios), of,
-                 criterion, lost, list(exclude), unknown, seed)  # fmt: skip
-    done = _known(path, key)
     if of == "filters":
-        jobs = list(_filter_jobs(graph, evaluator, criterion, train, exclude, unknown, seed))
+        jobs = list(_filter_jobs(graph, evaluator, criterion, train, exclude, seed))
     else:
         jobs = list(_weight_jobs(graph, evaluator, exclude))
+    key = digest(fingerprint(model), [str(np.sum(x)) + str(y.tolist()) for x, y in batches], ratios, of, lost,
+                 [(job.curve.name, hashlib.sha256(job.order.tobytes()).hexdigest()) for job in jobs])  # fmt: skip
+    done = _known(path, key)
     for job in track(sorted(jobs, key=lambda j: j.position), f"sensitivity of {of}"):
         if job.curve.name in done:
             continue
-        curve = job.curve if job.curve.reason else _scan(job, evaluator, sorted(ratios), whole, floor)
+        curve = job.curve if job.curve.reason else _scan(job, evaluator, ratios, whole, floor)
         done[curve.name] = curve
         if path is not None:
             write_file(path, json.dumps({"key": key, "curves": [dataclasses.asdict(c) for c in done.values()]}))
@@ -111,11 +115,20 @@ def sensitivity(
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    """One curve to measure: where the network changes first, and how to change it for a ratio (None: back again)."""
+    """One curve to measure.
+
+    Attributes:
+        curve: without its points.
+        order: what may go, least important first; empty where the curve has a reason not to be measured.
+        position: where the network changes first.
+        change: takes out the places it is given; the network itself changes, or another one is returned.
+        undo: takes that back.
+    """
 
     curve: Curve
+    order: np.ndarray
     position: int
-    change: Callable[[float], keras.Model | None]
+    change: Callable[[np.ndarray], keras.Model | None]
     undo: Callable[[], None]
 
 
@@ -129,7 +142,8 @@ def _scan(
             if points and points[-1][2] < whole[2]:  # lost already, and so is what goes further
                 points.append((*points[-1][:2], 0))
                 continue
-            other = job.change(ratio)
+            gone = job.order[: min(round(len(job.order) * ratio), len(job.order) - 1)]  # at least one stays
+            other = job.change(gone)
             points.append(evaluator.measure(floor) if other is None else evaluator.of_model(other, floor))
     finally:
         job.undo()
@@ -138,16 +152,15 @@ def _scan(
 
 
 def _filter_jobs(
-    graph: ChannelGraph, evaluator: Evaluator, criterion: str, train: Any, exclude: Sequence[str], unknown: str,
-    seed: int,
-) -> Iterator[_Job]:  # fmt: skip
+    graph: ChannelGraph, evaluator: Evaluator, criterion: str, train: Any, exclude: Sequence[str], seed: int
+) -> Iterator[_Job]:
     scorer = Scorer(graph, name=criterion, data=train, seed=seed)
     kinds = {record.path: record.layer for record in graph.layers.values()}
     for group in graph.groups:
         curve = Curve(group.name, tuple(group.members), group.width * next(iter(group.members.values())),
                       reason=group.reason or ("excluded" if named(group, exclude) else ""))  # fmt: skip
         if curve.reason:
-            yield _Job(curve, len(evaluator.segments.calls), lambda ratio: None, lambda: None)
+            yield _Job(curve, np.zeros(0, int), len(evaluator.segments.calls), lambda gone: None, lambda: None)
             continue
         order = np.argsort(scorer(group), kind="stable")
         statistics = any(
@@ -156,11 +169,6 @@ def _filter_jobs(
             for x in inputs
         )
         yield (_rebuilt if statistics else _masked)(graph, group, curve, order, evaluator)
-
-
-def _gone(order: np.ndarray, ratio: float) -> np.ndarray:
-    """The least important places, at least one left."""
-    return order[: min(round(len(order) * ratio), len(order) - 1)]
 
 
 def _touches(graph: ChannelGraph, group: Group, ids: np.ndarray) -> np.ndarray:
@@ -179,12 +187,11 @@ def _masked(
                     variable = getattr(record.layer, name)
                     readers.append((record.layer, variable, variable.numpy(), axis, graph.unit_of[ids]))
 
-    def change(ratio: float) -> None:
-        gone = group.units[_gone(order, ratio)]
+    def change(gone: np.ndarray) -> None:
         values: dict[int, np.ndarray] = {}
         for _, variable, value, axis, units in readers:
             shape = [-1 if a == axis else 1 for a in range(value.ndim)]
-            kept = (~np.isin(units, gone)).astype(value.dtype).reshape(shape)
+            kept = (~np.isin(units, group.units[gone])).astype(value.dtype).reshape(shape)
             values[id(variable)] = values.get(id(variable), value) * kept
         for _, variable, *_ in readers:
             variable.assign(values[id(variable)])
@@ -193,7 +200,7 @@ def _masked(
         for _, variable, value, *_ in readers:
             variable.assign(value)
 
-    return _Job(curve, evaluator.segments.first_call(r[0] for r in readers), change, undo)
+    return _Job(curve, order, evaluator.segments.first_call(r[0] for r in readers), change, undo)
 
 
 def _rebuilt(
@@ -201,12 +208,12 @@ def _rebuilt(
 ) -> _Job:  # fmt: skip
     """Removes the channels, where masks would change statistics over channels."""
 
-    def change(ratio: float) -> keras.Model:
+    def change(gone: np.ndarray) -> keras.Model:
         stays = graph.all_stay()
-        stays[group.units[_gone(order, ratio)]] = False
+        stays[group.units[gone]] = False
         return rebuild(graph, stays)
 
-    return _Job(curve, 0, change, lambda: None)
+    return _Job(curve, order, 0, change, lambda: None)
 
 
 def _weight_jobs(graph: ChannelGraph, evaluator: Evaluator, exclude: Sequence[str]) -> Iterator[_Job]:
@@ -222,15 +229,15 @@ def _weight_jobs(graph: ChannelGraph, evaluator: Evaluator, exclude: Sequence[st
         curve = Curve(record.path, (record.path,), value.size, reason="excluded" if out else "")
         order = np.argsort(np.abs(value), axis=None, kind="stable")
 
-        def change(ratio: float, kernel: Any = kernel, value: Any = value, order: Any = order) -> None:
+        def change(gone: np.ndarray, kernel: Any = kernel, value: Any = value) -> None:
             mask = np.ones(value.size, value.dtype)
-            mask[_gone(order, ratio)] = 0
+            mask[gone] = 0
             kernel.assign(value * mask.reshape(value.shape))
 
         def undo(kernel: Any = kernel, value: Any = value) -> None:
             kernel.assign(value)
 
-        yield _Job(curve, evaluator.segments.first_call([record.layer]), change, undo)
+        yield _Job(curve, order, evaluator.segments.first_call([record.layer]), change, undo)
 
 
 def _known(path: str | os.PathLike[str] | None, key: str) -> dict[str, Curve]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -18,10 +19,12 @@ from typing import Any
 import numpy as np
 import tf_keras as keras
 
+from orbit_kd.channel_graph import ChannelGraph
 from orbit_kd.errors import InputError
 from orbit_kd.files import write_file
+from orbit_kd.importance import needs_data
 from orbit_kd.model_io import fingerprint, load_model, save_model
-from orbit_kd.planning import RemovalPlan, plan_removal
+from orbit_kd.planning import plan_removal
 from orbit_kd.ratios import ratios_for
 from orbit_kd.recipe import digest
 from orbit_kd.scan import Curve, Scan
@@ -34,6 +37,7 @@ log = logging.getLogger("orbit_kd")
 RATIOS = (0.2, 0.4, 0.6, 0.75, 0.85, 0.92, 0.96)
 _FIRST, _LEAST = 8.0, 1.15  # a step divides the parameters by so much; at smaller ones the search ends
 _LOST = 0.5
+_SEEN = 32  # training images that say which ones a criterion learned from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Trial:
         accuracy: on the validation images after its short training, in [0, 1].
         accepted: whether that was enough.
         seconds: of scan, removal and training.
+        factor: what the step was to divide the parameters by.
     """
 
     params: int
@@ -53,6 +58,7 @@ class Trial:
     accuracy: float
     accepted: bool
     seconds: float
+    factor: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +94,7 @@ def smallest(
     train: Any = None,
     images: int | None = None,
     criterion: str = "l1_norm",
+    round_to: int = 1,
     min_channels: int = 1,
     exclude: Sequence[str] = (),
     unknown: str = "error",
@@ -111,7 +118,7 @@ def smallest(
         max_drop: accuracy that may be lost, in [0, 1): 0.01 is one point.
         train: batches for criteria that learn from data.
         images: validation images for the scans; None takes all. Accuracies are always measured on all.
-        criterion, min_channels, exclude, unknown: as in `plan_removal`.
+        criterion, round_to, min_channels, exclude, unknown: as in `plan_removal`.
         seconds: start no trial that would end later than this, as far as the last one tells.
         path: folder for what each trial leaves; the same call goes on from it.
 
@@ -126,15 +133,17 @@ def smallest(
             f"max_drop={max_drop!r}.", expected="a part of 1: 0.01 is one point of accuracy", fix="mend it"
         )
     batches = batches_of(data, None)
-    target = _accuracy(teacher, batches) - max_drop
+    target = _accuracy(teacher, batches) - max_drop - 1e-9  # a drop of just max_drop is within it
     log.info("search: at least %.2f%% of %d validation images", 100 * target, sum(len(y) for _, y in batches))
-    key = digest(fingerprint(teacher), [str(np.sum(x)) + str(y.tolist()) for x, y in batches], max_drop, criterion,
-                 min_channels, list(exclude), unknown, images)  # fmt: skip
+    learned = batches_of(train, _SEEN) if train is not None and needs_data(criterion) else []
+    key = digest(fingerprint(teacher), [str(np.sum(x)) + str(y.tolist()) for x, y in [*batches, *learned]], max_drop,
+                 criterion, round_to, min_channels, list(exclude), unknown, images)  # fmt: skip
+    graph = ChannelGraph(teacher, unknown=unknown)
+    size_known = not math.isnan(graph.macs(graph.all_stay()))
     state = _State.load(path, key)
     student = load_model(state.student) if state.student else teacher
-    factor, scan, start = _FIRST, None, time.monotonic()
-    for trial in state.trials:
-        factor = _next(factor, trial.accepted)
+    scan, start = None, time.monotonic()
+    factor = _next(state.trials[-1].factor, state.trials[-1].accepted) if state.trials else _FIRST
     while factor >= _LEAST:
         spent = sum(t.seconds for t in state.trials)
         last = state.trials[-1].seconds if state.trials else 0.0
@@ -145,14 +154,17 @@ def smallest(
         if scan is None:
             scan = sensitivity(student, batches, ratios=RATIOS, criterion=criterion, train=train, images=images,
                                lost=_LOST, exclude=exclude, unknown=unknown)  # fmt: skip
-        plan = _step(student, scan, factor, train, criterion, min_channels, exclude, unknown)
-        if plan is None:
+        goal = {"keep_params": 1 / factor} | ({"keep_macs": factor**-0.5} if size_known else {})
+        ratios = _ratios(student, _up_to(scan, 1 - 1 / factor), goal, round_to, min_channels, unknown)
+        plan = plan_removal(student, criterion=criterion, ratio=0.0, ratios=ratios, round_to=round_to,
+                            min_channels=min_channels, exclude=exclude, unknown=unknown, data=train)  # fmt: skip
+        if plan.params[1] >= plan.params[0]:  # the scan does not go so far
             factor = _next(factor, False)
             continue
         small = remove_filters(student, plan)
         retrain(small, len(state.trials))
         accuracy = _accuracy(small, batches)
-        trial = Trial(plan.params[1], plan.macs[1], accuracy, accuracy >= target, time.monotonic() - begun)
+        trial = Trial(plan.params[1], plan.macs[1], accuracy, accuracy >= target, time.monotonic() - begun, factor)
         verdict = "taken" if trial.accepted else "too small"
         log.info("search: %s parameters, %.2f%%, %s", f"{trial.params:,}", 100 * accuracy, verdict)
         if trial.accepted:
@@ -168,19 +180,14 @@ def _next(factor: float, accepted: bool) -> float:
     return factor if accepted else factor**0.5
 
 
-def _step(
-    student: keras.Model, scan: Scan, factor: float, train: Any, criterion: str, min_channels: int,
-    exclude: Sequence[str], unknown: str,
-) -> RemovalPlan | None:  # fmt: skip
-    """The plan that divides the parameters by `factor`; None where the scan does not go so far."""
+def _ratios(
+    student: keras.Model, scan: Scan, goal: dict[str, float], round_to: int, min_channels: int, unknown: str
+) -> dict[str, float]:
+    """Ratios that meet the goal; none where the scan does not go so far."""
     try:
-        ratios = ratios_for(_up_to(scan, 1 - 1 / factor), student, unknown=unknown, min_channels=min_channels,
-                            keep_params=1 / factor, keep_macs=factor**-0.5)  # fmt: skip
+        return ratios_for(scan, student, unknown=unknown, round_to=round_to, min_channels=min_channels, **goal)
     except InputError:
-        return None
-    plan = plan_removal(student, criterion=criterion, ratio=0.0, ratios=ratios, min_channels=min_channels,
-                        exclude=exclude, unknown=unknown, data=train)  # fmt: skip
-    return plan if plan.params[1] < plan.params[0] else None
+        return {}
 
 
 def _up_to(scan: Scan, most: float) -> Scan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -43,7 +44,7 @@ def story(
         "preprocess": data.preprocess.to_dict() if data.preprocess else None,
         "data": {**dict(data.counts), **measured["data"], "fingerprint": data.fingerprint},
         "seed": recipe.seed,
-        "notes": _notes(measured, pattern),
+        "notes": _notes(measured, pattern, recipe),
     }
 
 
@@ -53,8 +54,12 @@ def chosen(asked: Recipe, done: Recipe) -> dict[str, Any]:
     return {k: v for k, v in done.to_dict().items() if v != before[k]}
 
 
-def _notes(measured: dict[str, Any], pattern: str) -> list[str]:
+def _notes(measured: dict[str, Any], pattern: str, recipe: Recipe) -> list[str]:
     notes = []
+    larger = [a for a in measured["artifacts"] if a["target"] == "tflite_int8" and a["bytes"] > (
+        recipe.max_bytes or math.inf)]  # fmt: skip
+    if larger:
+        notes.append(f"The int8 file has {larger[0]['bytes']:,} bytes, more than max_bytes={recipe.max_bytes:,.0f}.")
     if pattern != "dense":
         notes.append(
             f"The {pattern} zeros make no CPU faster and no file smaller by themselves: they pay off after gzip "

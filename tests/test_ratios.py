@@ -50,7 +50,7 @@ def test_what_costs_no_loss_goes_first_and_what_costs_much_stays(network):
     found = okd.ratios_for(
         a_scan(network, {"block4_conv1": 0.0, "block4_conv2": 0.0, "block1_conv1": 50.0}), network, keep_params=0.7
     )
-    assert set(found) == {"block4_conv1", "block4_conv2"}
+    assert {name for name, ratio in found.items() if ratio} == {"block4_conv1", "block4_conv2"}
 
 
 def test_no_group_goes_further_than_the_scan_or_below_min_channels(network):
@@ -136,10 +136,10 @@ def test_another_budget_is_met_by_filters_and_the_weights_give_the_rest(network)
 def test_what_predicts_less_loss_goes_filters_or_weights(network):
     free = dict.fromkeys((g.name for g in ChannelGraph(network).groups), 0.0)
     ratios, sparsities = okd.hybrid_for(*scans(network, free, {}), network, keep_params=0.3)
-    assert ratios and not sparsities
+    assert any(ratios.values()) and not sparsities
     layers = {la.name: 0.0 for la in network.layers}
     ratios, sparsities = okd.hybrid_for(*scans(network, {}, layers), network, keep_params=0.3)
-    assert sparsities and not ratios
+    assert sparsities and not any(ratios.values())
 
 
 def test_hybrid_refuses_scans_of_something_else_and_budgets_out_of_reach(network):
@@ -148,3 +148,38 @@ def test_hybrid_refuses_scans_of_something_else_and_budgets_out_of_reach(network
         okd.hybrid_for(filters, filters, network, keep_params=0.3)
     with pytest.raises(InputError, match="cannot be reached"):
         okd.hybrid_for(filters, weights, network, keep_params=1e-4)
+
+
+@pytest.mark.parametrize("budget", [{"keep_macs": 0.3}, {"keep_params": 0.2}])
+def test_widths_that_must_be_multiples_meet_the_budget_too(network, budget):
+    found = okd.ratios_for(a_scan(network, {}), network, round_to=16, **budget)
+    plan = okd.plan_removal(network, ratios=found, ratio=0.0, round_to=16)
+    left = plan.macs if "keep_macs" in budget else plan.params
+    assert left[1] / left[0] <= next(iter(budget.values()))
+    assert all(g.after % 16 == 0 or g.after == g.before for g in plan.groups)
+
+
+def test_groups_that_share_a_layer_shrink_each_by_its_own_ratio():
+    layers, image = keras.layers, keras.Input((8, 8, 1))
+    whole = layers.Conv2D(16, 3, padding="same", name="whole")(image)
+    halves = [layers.Conv2D(8, 3, padding="same", name=name)(whole) for name in ("half", "other")]
+    x = layers.Add()([whole, layers.Concatenate()(halves)])
+    model = randomize(keras.Model(image, layers.Dense(3)(layers.GlobalAveragePooling2D()(x))))
+    groups = {g.name: g for g in ChannelGraph(model).groups if not g.reason}
+    first, second = groups
+    assert set(groups[first].members) & set(groups[second].members) == {"whole"}
+    scan = a_scan(model, {second: 50.0})
+    assert [scan[name].loss[0] for name in (first, second)] == pytest.approx([0.35, 12.6])
+    found = okd.ratios_for(scan, model, keep_params=0.7)
+    plan = okd.plan_removal(model, ratios=found, ratio=0.0)
+    after = {g.name: g.before - g.after for g in plan.groups}
+    assert found[second] == 0 and after[second] == 0 < after[first]
+    assert plan.params[1] / plan.params[0] >= 0.6
+    by_layer = okd.plan_removal(model, ratios={"whole": 0.5}, ratio=0.0)  # a layer's name is both of its groups
+    assert {g.after for g in by_layer.groups if g.name in groups} == {4}
+
+
+def test_a_scan_of_a_narrower_copy_is_refused(network):
+    small = okd.remove_filters(network, okd.plan_removal(network, ratio=0.5))
+    with pytest.raises(InputError, match="other widths"):
+        okd.ratios_for(a_scan(small, {}), network, keep_params=0.5)

@@ -16,6 +16,7 @@ import orbit_kd as okd
 from orbit_kd import networks, scanning
 from orbit_kd.channel_graph import ChannelGraph
 from orbit_kd.errors import InputError
+from orbit_kd.scan import Curve
 from orbit_kd.segments import Segments
 
 RATIOS = (0.25, 0.5, 0.75)
@@ -186,7 +187,52 @@ def test_bad_settings_are_refused(network, data, how, words):
         okd.sensitivity(network, data, **how)
 
 
-def test_one_hot_labels_are_refused_with_the_way_out(network):
-    x = np.zeros((4, 12, 12, 2), "float32")
-    with pytest.raises(InputError, match="argmax"):
-        okd.sensitivity(network, tf.data.Dataset.from_tensor_slices((x, np.eye(4))).batch(4))
+@pytest.mark.parametrize("turn", [lambda y: np.eye(4, dtype="float32")[y], lambda y: y.astype("float32"),
+                                  lambda y: y[:, None]])  # fmt: skip
+def test_labels_of_every_kind_that_compress_takes_give_the_same_scan(network, data, turn):
+    x, y = (np.concatenate(part) for part in zip(*data.as_numpy_iterator(), strict=True))
+    whole = okd.sensitivity(network, [(x, y)], ratios=(0.5,), exclude=["stage*"])
+    assert okd.sensitivity(network, [(x, turn(y))], ratios=(0.5,), exclude=["stage*"]) == whole
+
+
+@pytest.mark.parametrize("y", [np.full((2, 4), 0.25), np.array([0.5, 1.0]), np.array(["a", "b"])])
+def test_labels_that_are_no_classes_are_refused(network, y):
+    with pytest.raises(InputError, match="labels have shape"):
+        okd.sensitivity(network, [(np.zeros((2, 12, 12, 2), "float32"), y)])
+
+
+def test_a_label_that_the_network_has_no_output_for_is_refused(network):
+    with pytest.raises(InputError, match="label 4 and the network has 4 outputs"):
+        okd.sensitivity(network, [(np.zeros((2, 12, 12, 2), "float32"), np.array([0, 4]))])
+
+
+def test_a_network_with_one_score_is_refused():
+    image = keras.Input((8, 8, 1))
+    model = keras.Model(image, layers.Dense(1, activation="sigmoid")(layers.Flatten()(layers.Conv2D(4, 3)(image))))
+    with pytest.raises(InputError, match="two or more classes"):
+        okd.sensitivity(model, [(np.zeros((2, 8, 8, 1), "float32"), np.array([0, 1]))])
+
+
+def test_images_of_bytes_are_read_as_the_network_reads_them():
+    image = keras.Input((8, 8, 1))
+    x = layers.Conv2D(4, 3, activation="relu", name="conv")(image)
+    model = randomize(keras.Model(image, layers.Dense(3)(layers.Flatten()(x))))
+    x, y = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 1)), np.arange(12) % 3
+    as_bytes, as_floats = (okd.sensitivity(model, [(x.astype(t), y)], ratios=(0.5,)) for t in ("uint8", "float32"))
+    assert as_bytes == as_floats
+
+
+def test_curves_of_other_training_images_are_not_gone_on_with(network, data, tmp_path):
+    x, y = next(iter(data))
+    how = {"ratios": (0.5,), "criterion": "taylor", "exclude": ["stage2*", "stage3*"]}
+    scans = [
+        okd.sensitivity(network, data, path=path, train=tf.data.Dataset.from_tensors((values, y)), **how)
+        for values, path in ((x, tmp_path / "a"), (255 - x, tmp_path / "a"), (255 - x, None))
+    ]
+    assert scans[0] != scans[1] == scans[2]
+
+
+def test_a_group_is_found_by_its_own_name_before_a_layer_of_another():
+    a, b = Curve("a", ("a", "b"), 4), Curve("b", ("b", "c"), 4)
+    found = okd.Scan("filters", 1.0, 0.0, 1, (a, b))
+    assert found["b"] is b and found["c"] is b and found["a"] is a

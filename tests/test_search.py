@@ -8,10 +8,12 @@ import tf_keras as keras
 from oracle import randomize
 
 import orbit_kd as okd
-from orbit_kd import automatic, networks
+from orbit_kd import automatic, budgets, networks
+from orbit_kd.channel_graph import ChannelGraph
 from orbit_kd.errors import InputError
 from orbit_kd.model_io import fingerprint
 from orbit_kd.search import smallest
+from orbit_kd.stages import Stages
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +124,48 @@ def test_no_trial_starts_that_would_end_too_late(teacher, val, graded):
     assert smallest(teacher, retrain, data=val, max_drop=0.1, seconds=0.0).trials == () and not retrain.tried
 
 
+@pytest.mark.parametrize("stop", [1, 2])
+def test_a_killed_search_whose_first_steps_did_not_exist_goes_on_where_it_was(teacher, val, graded, tmp_path, stop):
+    how = {"data": val, "max_drop": 0.01, "exclude": ["conv1"]}  # an eighth of the parameters is out of reach
+    least = teacher.count_params() // 8
+    whole = smallest(teacher, graded(least), **how).trials
+    retrain = graded(least)
+
+    def killed(student, number):
+        if number == stop:
+            raise KeyboardInterrupt
+        retrain(student, number)
+
+    with pytest.raises(KeyboardInterrupt):
+        smallest(teacher, killed, path=tmp_path, **how)
+    smallest(teacher, retrain, path=tmp_path, **how)
+    assert retrain.tried == [(i, t.params) for i, t in enumerate(whole)]
+    again = graded(least)
+    smallest(teacher, again, path=tmp_path, **how)
+    assert again.tried == []
+
+
+def test_widths_stay_multiples(teacher, val, graded):
+    found = smallest(teacher, graded(0), data=val, max_drop=0.1, round_to=8)
+    widths = [la.kernel.shape[-1] for la in found.student.layers if hasattr(la, "kernel") and la.name != "logits"]
+    assert found.trials and all(w % 8 == 0 for w in widths)
+
+
+def test_a_network_of_open_image_size_shrinks_too(graded):
+    layers, image = keras.layers, keras.Input((None, None, 1))
+    x = layers.Conv2D(16, 3, activation="relu")(layers.Conv2D(16, 3, activation="relu")(image))
+    model = randomize(keras.Model(image, layers.Dense(3)(layers.GlobalAveragePooling2D()(x))))
+    x = np.random.default_rng(0).uniform(0, 1, (8, 12, 12, 1)).astype("float32")
+    found = smallest(model, graded(0), data=[(x, np.arange(8) % 3)], max_drop=0.1)
+    assert found.student.count_params() < model.count_params() / 8
+
+
+def test_a_drop_of_just_what_was_allowed_is_within_it(teacher, val, monkeypatch):
+    answers = iter([0.8, *[0.7] * 50])
+    monkeypatch.setattr("orbit_kd.search._accuracy", lambda model, batches: next(answers))
+    assert smallest(teacher, lambda *_: None, data=val, max_drop=0.1).trials[0].accepted  # 0.8 - 0.1 > 0.7 in floats
+
+
 @pytest.mark.parametrize("drop", [-0.1, 1.0])
 def test_an_impossible_drop_is_refused(teacher, val, drop):
     with pytest.raises(InputError, match="max_drop"):
@@ -156,6 +200,24 @@ def test_real_training_finds_a_smaller_network_that_still_answers(tmp_path):
 def test_a_student_that_is_accurate_and_too_large_for_another_budget_is_refused(teacher):
     recipe = okd.Recipe(max_drop=0.1, keep_params=0.2)
     with pytest.raises(InputError, match=r"within max_drop=0.1 is too large for keep_params=0.2"):
-        automatic._check_budgets(teacher, teacher, recipe)
+        automatic._check_budgets(teacher, teacher, recipe, 0)
     small = okd.remove_filters(teacher, okd.plan_removal(teacher, keep_params=0.19))
-    automatic._check_budgets(small, teacher, recipe)
+    automatic._check_budgets(small, teacher, recipe, 0)
+    tight = okd.Recipe(max_drop=0.1, max_bytes=budgets.int8_bytes(ChannelGraph(small), ChannelGraph(small).all_stay()))
+    automatic._check_budgets(small, teacher, tight, 0)
+    with pytest.raises(InputError, match="max_bytes"):
+        automatic._check_budgets(small, teacher, tight, 400)
+
+
+def test_the_time_for_training_is_measured_for_each_recipe_and_leaves_an_epoch_a_round(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(automatic, "seconds_an_epoch", lambda *a, recipe, **k: asked.append(recipe) or 10.0)
+
+    def fit(**settings):
+        recipe = okd.Recipe(epochs=100, time_budget=50, **settings)
+        return automatic.fit_epochs(Stages(tmp_path, "k"), None, None, None, None, recipe)
+
+    assert fit().epochs == 4
+    assert fit(pattern="2:4", sparse_epochs=100).sparse_epochs == 2
+    assert fit(rounds=8).epochs == 8
+    assert fit().epochs == 4 and len(asked) == 4
