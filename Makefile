@@ -4,14 +4,14 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 
-.PHONY: demo vgg16_mstar vgg16_mstar_400 vgg16_aid15a resnet20_mstar mobilenet_mstar test lint test-slow install clean
+.PHONY: demo vgg16_mstar vgg16_mstar_400 vgg16_aid15a vgg16_aid15a_18x resnet20_mstar mobilenet_mstar test lint test-slow install clean
 
 demo: $(READY)
 	$(PY) tools/train.py --flagfile=models/demo/train.flags --output=out/demo/teacher.keras
 	$(PY) tools/compress.py --flagfile=models/demo/recipe.flags --teacher=out/demo/teacher.keras --workdir=out/demo
 
 # repeat models/<name>: make vgg16_mstar_400 TEACHER=vgg16_mstar64.keras DATA=mstar10
-vgg16_mstar vgg16_mstar_400 vgg16_aid15a: $(READY)
+vgg16_mstar vgg16_mstar_400 vgg16_aid15a vgg16_aid15a_18x: $(READY)
 	$(PY) tools/compress.py --flagfile=models/$@/recipe.flags --teacher=$(TEACHER) --data_dir=$(DATA) --workdir=out/$@
 
 # these train their teachers too: make resnet20_mstar DATA=mstar10
