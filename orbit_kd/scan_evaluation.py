@@ -39,10 +39,7 @@ class Evaluator:
             return
         start = self._position
 
-        @tf.function(reduce_retracing=True)
-        def forward(*values: tf.Tensor) -> list[tf.Tensor]:
-            return self.segments.run(start, position, values)
-
+        forward = _traced(lambda *values: self.segments.run(start, position, values))
         first = forward(*self._kept[0])
         size = sum(int(np.prod(t.shape)) * t.dtype.size for t in first)
         if size * sum(len(y) for _, y in self.batches) / len(self.batches[0][1]) > self.memory:
@@ -65,13 +62,12 @@ class Evaluator:
         return [[tf.cast(tf.constant(x), self._dtype)] for x, _ in self.batches]
 
     def _scored(self, outputs: Callable[[Sequence[tf.Tensor]], tf.Tensor]) -> Any:
-        @tf.function(reduce_retracing=True)
         def score(y: tf.Tensor, *values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             logits = tf.cast(outputs(values), tf.float32)
             right = tf.equal(tf.argmax(logits, -1), tf.cast(y, tf.int64))
             return tf.reduce_sum(tf.cast(right, tf.int32)), tf.reduce_sum(self._loss(y, logits))
 
-        return score
+        return _traced(score)
 
     def _count(self, score: Any, kept: Sequence[Sequence[Any]], floor: float | None) -> tuple[float, float, int]:
         right, loss, seen = 0, 0.0, 0
@@ -81,6 +77,20 @@ class Evaluator:
             if floor is not None and _surely_below(right, seen, floor):
                 break
         return right / seen, loss / seen, seen
+
+
+def _traced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as a graph for each set of shapes, without the warning of `tf.function` at many new graphs."""
+    graphs: dict[Any, Any] = {}
+
+    def call(*values: tf.Tensor) -> Any:
+        key = tuple(tuple(v.shape) for v in values)
+        if key not in graphs:
+            specs = [tf.TensorSpec(v.shape, v.dtype) for v in values]
+            graphs[key] = tf.function(function).get_concrete_function(*specs)
+        return graphs[key](*values)
+
+    return call
 
 
 def _surely_below(right: int, seen: int, floor: float, doubt: float = 1e-3) -> bool:
