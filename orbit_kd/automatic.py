@@ -175,7 +175,9 @@ def fit_epochs(
             write_file(folder / "part.json", json.dumps({"part": max(0.0, part), "seconds_an_epoch": each}))
         part = json.loads((folder / "part.json").read_text())["part"]
     epochs = max(recipe.rounds, int(part * recipe.epochs))
-    sparse = max(1, int(part * recipe.sparse_epochs)) if recipe.sparse_epochs else 0
+    sparse = recipe.sparse_epochs
+    if sparse and recipe.pattern != "dense":
+        sparse = max(1, int(part * sparse))
     if part < 1:
         log.info("time_budget: %d of %d epochs fit", epochs, recipe.epochs)
     return dataclasses.replace(recipe, epochs=epochs, sparse_epochs=sparse)
