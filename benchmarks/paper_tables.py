@@ -189,8 +189,7 @@ def findings(runs: Runs) -> str:
             f"- UHP against unstructured, both DST: {gain(half('uhp', 'dst'), half('magnitude', 'dst'))}.",
             "- Half of the weights of a network a quarter as wide (96.9% gone, a sixteenth of the MACs, "
             f"{2 * FLAGS.epochs} epochs in all, DST) against the hybrid at {1 - PAPER:.1%} ({FLAGS.epochs} epochs): "
-            f"{gain(half('magnitude', 'dst'), kd(0.8))}. Its epochs are cheaper too: at so few, epochs count more than "
-            "what was pruned.",
+            f"{gain(half('magnitude', 'dst'), kd(0.8))}.",
         ]
     )
 
