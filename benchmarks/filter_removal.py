@@ -248,7 +248,11 @@ def earlier(row: dict[str, Any]) -> str:
     """What a row says that a later one has taken the place of."""
     values = shown(ratio(row, ("rebuild",), ("clone",)))
     verdict = "; ".join(verdicts([row]))
-    return f"an earlier row, {' at '.join(setting(row))}, {len(row['clone'])} rounds: rebuild {values}; {verdict}"
+    network, threads = setting(row)
+    return (
+        f"an earlier row, {network} with {threads} threads, {len(row['clone'])} rounds: rebuild / clone_model "
+        f"{values}; {verdict}"
+    )
 
 
 def main(_: list[str]) -> None:

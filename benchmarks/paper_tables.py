@@ -187,8 +187,8 @@ def findings(runs: Runs) -> str:
             f"- DST against KD then prune: unstructured {gain(half('magnitude', 'dst'), half('magnitude', other))}, "
             f"UHP {gain(half('uhp', 'dst'), half('uhp', other))}.",
             f"- UHP against unstructured, both DST: {gain(half('uhp', 'dst'), half('magnitude', 'dst'))}.",
-            "- Half of the weights of a network a quarter as wide (96.9% gone, a sixteenth of the MACs, "
-            f"{2 * FLAGS.epochs} epochs in all, DST) against the hybrid at {1 - PAPER:.1%} ({FLAGS.epochs} epochs): "
+            "- Three quarters of the filters gone and then half of the weights (unstructured, DST, "
+            f"{2 * FLAGS.epochs} epochs in all) against the hybrid at {1 - PAPER:.1%} ({FLAGS.epochs} epochs): "
             f"{gain(half('magnitude', 'dst'), kd(0.8))}.",
         ]
     )

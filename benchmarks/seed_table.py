@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 from absl import app, flags
+from experiments import RESULTS, markdown
 
 FLAGS = flags.FLAGS
+FLAGS["data_dir"].value = ""  # reports are read, no images
 flags.DEFINE_string("name", None, "Folder of models/ that the runs belong to.", required=True)
 flags.DEFINE_list("runs", [], "Workdirs of the finished runs.")
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def row(workdir: str) -> dict[str, Any]:
@@ -42,18 +42,17 @@ def table(rows: list[dict[str, Any]]) -> str:
     head = ["seed", "int8 accuracy", "difference", "McNemar p", "teacher only right", "student only right", "bytes",
             "TFLM, LSB"]  # fmt: skip
     drops = [100 * (r["int8_accuracy"] - r["teacher_accuracy"]) for r in rows]
-    lines = [head, ["---"] * len(head)]
-    for r, drop in zip(rows, drops, strict=True):
-        lines.append([str(r["seed"]), f"{r['int8_accuracy']:.2%}", f"{drop:+.2f} points", f"{r['mcnemar_p']:.2g}",
-                      str(r["teacher_only_right"]), str(r["student_only_right"]), f"{r['bytes']:,}",
-                      str(r["tflm"].get("max_lsb", "-"))])  # fmt: skip
-    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    body = [
+        [r["seed"], f"{r['int8_accuracy']:.2%}", f"{drop:+.2f} points", f"{r['mcnemar_p']:.2g}",
+         r["teacher_only_right"], r["student_only_right"], f"{r['bytes']:,}", r["tflm"].get("max_lsb", "-")]
+        for r, drop in zip(rows, drops, strict=True)
+    ]  # fmt: skip
     spread = f", sample deviation {np.std(drops, ddof=1):.2f}" if len(drops) > 1 else ""
-    text += f"\n\nMean difference {np.mean(drops):+.2f} points over {len(drops)} seeds, from {min(drops):+.2f} to "
-    text += f"{max(drops):+.2f}{spread}."
     zero = len({r["seed"] for r in rows}) >= 3 and np.mean(drops) >= 0
-    return text + (
-        " By the project's definition this is zero loss: a mean of at least 0 over three seeds." if zero else ""
+    verdict = " By the project's definition this is zero loss: a mean of at least 0 over three seeds." if zero else ""
+    return (
+        f"{markdown(head, body)}\n\nMean difference {np.mean(drops):+.2f} points over {len(drops)} seeds, from "
+        f"{min(drops):+.2f} to {max(drops):+.2f}{spread}.{verdict}"
     )
 
 

@@ -123,6 +123,11 @@ def _check(model: keras.Model, batches: Sequence[tuple[np.ndarray, np.ndarray]])
         )
 
 
+def told_apart(batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[str]:
+    """What batches are known by in the key of a result."""
+    return [str(np.sum(x)) + str(y.tolist()) for x, y in batches]
+
+
 def batches_of(data: Any, images: int | None) -> list[tuple[np.ndarray, np.ndarray]]:
     """The first `images` of batches (x, y) as arrays; all for None.
 

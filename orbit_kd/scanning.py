@@ -27,7 +27,7 @@ from orbit_kd.planning import named
 from orbit_kd.progress import track
 from orbit_kd.recipe import digest
 from orbit_kd.scan import Curve, Scan
-from orbit_kd.scan_evaluation import Evaluator, batches_of
+from orbit_kd.scan_evaluation import Evaluator, batches_of, told_apart
 from orbit_kd.sparsity_layers import KernelRule, kernel_rule
 from orbit_kd.surgery import rebuild
 
@@ -99,7 +99,7 @@ def sensitivity(
         jobs = list(_filter_jobs(graph, evaluator, criterion, train, exclude, seed))
     else:
         jobs = list(_weight_jobs(graph, evaluator, exclude))
-    key = digest(fingerprint(model), [str(np.sum(x)) + str(y.tolist()) for x, y in batches], ratios, of, lost,
+    key = digest(fingerprint(model), told_apart(batches), ratios, of, lost,
                  [(job.curve.name, hashlib.sha256(job.order.tobytes()).hexdigest()) for job in jobs])  # fmt: skip
     done = _known(path, key)
     for job in track(sorted(jobs, key=lambda j: j.position), f"sensitivity of {of}"):

@@ -28,7 +28,7 @@ from orbit_kd.planning import plan_removal
 from orbit_kd.ratios import ratios_for
 from orbit_kd.recipe import digest
 from orbit_kd.scan import Curve, Scan
-from orbit_kd.scan_evaluation import Evaluator, batches_of
+from orbit_kd.scan_evaluation import Evaluator, batches_of, told_apart
 from orbit_kd.scanning import sensitivity
 from orbit_kd.surgery import remove_filters
 
@@ -136,7 +136,7 @@ def smallest(
     target = _accuracy(teacher, batches) - max_drop - 1e-9  # a drop of just max_drop is within it
     log.info("search: at least %.2f%% of %d validation images", 100 * target, sum(len(y) for _, y in batches))
     learned = batches_of(train, _SEEN) if train is not None and needs_data(criterion) else []
-    key = digest(fingerprint(teacher), [str(np.sum(x)) + str(y.tolist()) for x, y in [*batches, *learned]], max_drop,
+    key = digest(fingerprint(teacher), told_apart([*batches, *learned]), max_drop,
                  criterion, round_to, min_channels, list(exclude), unknown, images)  # fmt: skip
     graph = ChannelGraph(teacher, unknown=unknown)
     size_known = not math.isnan(graph.macs(graph.all_stay()))

@@ -128,6 +128,7 @@ def test_a_killed_search_whose_first_steps_did_not_exist_goes_on_where_it_was(te
     how = {"data": val, "max_drop": 0.01, "exclude": ["conv1"]}  # an eighth of the parameters is out of reach
     least = teacher.count_params() // 8
     whole = smallest(teacher, graded(least), **how).trials
+    assert whole[0].factor < 8
     retrain = graded(least)
 
     def killed(student, number):
