@@ -27,6 +27,7 @@ from orbit_kd.surgery import recalibrate_batchnorm
 
 log = logging.getLogger("orbit_kd")
 
+_PATIENCE = 4  # times the epochs of a trial once the search with few has come to its end
 _SEARCH_PART = 0.4  # of the time that is left when the search begins
 _TRAINING_PART = 0.8  # of the time that is left when the long training begins: estimates err, and files are yet to come
 _WHAT_GOES = ("criterion", "exclude", "unknown", "seed")
@@ -109,11 +110,11 @@ def search_student(
     with stages.stage("search", **{name: getattr(recipe, name) for name in names}) as (folder, done):
         if not done:
 
-            def retrain(student: keras.Model, number: int) -> None:
+            def retrain(student: keras.Model, epochs: int) -> None:
                 recalibrate_batchnorm(student, data.train)
-                state = folder / f"training_{number}"
-                distil(student, teacher, lessons, data=data, recipe=recipe, epochs=recipe.search_epochs, folder=state,
-                       label=f"trial {number + 1}")  # fmt: skip
+                state = folder / "training"
+                distil(student, teacher, lessons, data=data, recipe=recipe, epochs=epochs, folder=state,
+                       label=f"trial of {student.count_params():,} parameters")  # fmt: skip
                 recalibrate_batchnorm(student, data.train)
                 shutil.rmtree(state, ignore_errors=True)
 
@@ -122,6 +123,7 @@ def search_student(
                 retrain,
                 data=data.val,
                 max_drop=recipe.max_drop or 0.0,
+                epochs=(recipe.search_epochs, _PATIENCE * recipe.search_epochs),
                 train=data.train,
                 images=recipe.scan_images,
                 criterion=recipe.criterion,

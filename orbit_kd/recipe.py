@@ -75,7 +75,8 @@ class Recipe:
         max_bytes: bytes of the int8 TFLite file at most, with class names and preprocessing.
         max_drop: accuracy on the validation images that may be lost, 0.01 for one point: the smallest network within it
             is searched for.
-        search_epochs: training epochs after each step of that search.
+        search_epochs: training epochs after each step of that search; four times as many in its second half, which
+            begins where the first finds nothing smaller.
         scan_images: validation images of the sensitivity scans, at most.
         time_budget: seconds for everything but the final measurements; epochs are cut to fit. None for no limit.
         rounds: removal in this many steps with a part of the epochs after each.

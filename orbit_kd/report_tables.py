@@ -83,11 +83,12 @@ def search(data: dict[str, Any]) -> str:
         f"{found.get('verdict')}."
     )  # fmt: skip
     body = [
-        [str(i), text.exact(t.get("params")), text.exact(t.get("macs")), text.percent(t.get("accuracy")),
-         "taken" if t.get("accepted") else "too small", text.seconds(t.get("seconds"))]
+        [str(i), text.exact(t.get("params")), text.exact(t.get("macs")), text.exact(t.get("epochs")),
+         text.percent(t.get("accuracy")), "taken" if t.get("accepted") else "too small",
+         text.seconds(t.get("seconds"))]
         for i, t in enumerate(trials, 1)
     ]  # fmt: skip
-    titles = ["trial", "parameters", "MACs", "accuracy after short training", "verdict", "time"]
+    titles = ["trial", "parameters", "MACs", "epochs", "accuracy after them", "verdict", "time"]
     return f'<div class="card"><p>{escape(asked)}.{escape(verdict)}</p>{table(titles, body)}</div>'
 
 

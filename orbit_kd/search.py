@@ -1,7 +1,8 @@
 """The smallest network within an accuracy budget, found by removing filters and retraining in ever smaller steps.
 
 Progressive shrinking in the manner of NetAdapt (Yang et al., ECCV 2018, arXiv:1804.03230): every step starts from the
-last network that was good enough, takes what its own sensitivity scan predicts to cost least, and trains briefly.
+last network that was good enough, takes what its own sensitivity scan predicts to cost least, and trains briefly. What
+a brief training refuses a longer one may grant, and small networks train fast: the search ends with more patience.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from orbit_kd.surgery import remove_filters
 log = logging.getLogger("orbit_kd")
 
 RATIOS = (0.2, 0.4, 0.6, 0.75, 0.85, 0.92, 0.96)
-_FIRST, _LEAST = 8.0, 1.15  # a step divides the parameters by so much; at smaller ones the search ends
+_FIRST, _LEAST = 8.0, 1.15  # a step divides the parameters by so much; smaller ones are not worth a training
 _LOST = 0.5
 _SEEN = 32  # training images that say which ones a criterion learned from
 
@@ -51,6 +52,7 @@ class Trial:
         accepted: whether that was enough.
         seconds: of scan, removal and training.
         factor: what the step was to divide the parameters by.
+        epochs: of its training.
     """
 
     params: int
@@ -59,6 +61,7 @@ class Trial:
     accepted: bool
     seconds: float
     factor: float
+    epochs: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +84,9 @@ class Found:
         lines = [f"at least {self.target:.2%} of {self.images} validation images"]
         for t in self.trials:
             verdict = "taken" if t.accepted else "too small"
-            lines.append(f"{t.params:>12,} parameters {t.macs:>14,.0f} MACs {t.accuracy:8.2%}  {verdict}")
+            lines.append(
+                f"{t.params:>12,} parameters {t.macs:>14,.0f} MACs {t.epochs:>5} epochs {t.accuracy:8.2%}  {verdict}"
+            )
         return "\n".join(lines)
 
 
@@ -91,6 +96,7 @@ def smallest(
     *,
     data: Any,
     max_drop: float,
+    epochs: Sequence[int] = (6, 24),
     train: Any = None,
     images: int | None = None,
     criterion: str = "l1_norm",
@@ -104,18 +110,20 @@ def smallest(
     """Shrinks a network as far as short retraining keeps it within `max_drop` of the teacher on validation data.
 
     The first step aims at an eighth of the parameters; a step that loses too much is taken back and tried again half as
-    far (on a logarithmic scale), until steps are smaller than 15%. The multiply-accumulates fall with each step by the
+    far (on a logarithmic scale), until steps are smaller than 15%. Then the search goes on from there with the next of
+    `epochs`, and a first step half as far as that of the epochs before. The multiply-accumulates fall with each step by the
     square root of the same factor at least, so that a network never gets small without getting faster, and no group
     shrinks more in one step than all parameters together do.
 
-    The training that follows the search can be long; what this returns was accurate enough after the short ones.
+    The training that follows the search can be longer still; what this returns was accurate enough without it.
 
     Args:
         teacher: Functional or Sequential classifier; it is not changed.
-        retrain: trains in place the network it is given (recalibrate BatchNormalization first); its second argument is
-            the number of the trial, from 0 on.
+        retrain: trains in place the network it is given (recalibrate BatchNormalization first) for as many epochs as
+            its second argument says.
         data: validation batches (x, y), integer labels: the search chooses on them.
         max_drop: accuracy that may be lost, in [0, 1): 0.01 is one point.
+        epochs: of the trainings: of the brief ones first, then of the more patient ones.
         train: batches for criteria that learn from data.
         images: validation images for the scans; None takes all. Accuracies are always measured on all.
         criterion, round_to, min_channels, exclude, unknown: as in `plan_removal`.
@@ -126,28 +134,31 @@ def smallest(
         The smallest network, trained, with the list of trials.
 
     Raises:
-        InputError: an impossible max_drop, and what `sensitivity` raises.
+        InputError: an impossible max_drop, epochs that do not grow, and what `sensitivity` raises.
     """
     if not 0 <= max_drop < 1:
         raise InputError(
             f"max_drop={max_drop!r}.", expected="a part of 1: 0.01 is one point of accuracy", fix="mend it"
         )
+    if not epochs or min(epochs) < 1 or sorted(set(epochs)) != list(epochs):
+        raise InputError(f"epochs={epochs!r}.", expected="whole numbers, each above the one before", fix="(6, 24)")
     batches = batches_of(data, None)
     target = _accuracy(teacher, batches) - max_drop - 1e-9  # a drop of just max_drop is within it
     log.info("search: at least %.2f%% of %d validation images", 100 * target, sum(len(y) for _, y in batches))
     learned = batches_of(train, _SEEN) if train is not None and needs_data(criterion) else []
     key = digest(fingerprint(teacher), told_apart([*batches, *learned]), max_drop,
-                 criterion, round_to, min_channels, list(exclude), unknown, images)  # fmt: skip
+                 list(epochs), criterion, round_to, min_channels, list(exclude), unknown, images)  # fmt: skip
     graph = ChannelGraph(teacher, unknown=unknown)
     size_known = not math.isnan(graph.macs(graph.all_stay()))
     state = _State.load(path, key)
     student = load_model(state.student) if state.student else teacher
     scan, start = None, time.monotonic()
-    factor = _next(state.trials[-1].factor, state.trials[-1].accepted) if state.trials else _FIRST
-    while factor >= _LEAST:
+    last = state.trials[-1] if state.trials else None
+    patience, factor = _next(epochs.index(last.epochs), last.factor, last.accepted) if last else (0, _FIRST)
+    while patience < len(epochs):
         spent = sum(t.seconds for t in state.trials)
-        last = state.trials[-1].seconds if state.trials else 0.0
-        if seconds is not None and max(spent, time.monotonic() - start) + last > seconds:
+        expected = last.seconds * epochs[patience] / last.epochs if last else 0.0
+        if seconds is not None and max(spent, time.monotonic() - start) + expected > seconds:
             log.info("search: the time is up")
             break
         begun = time.monotonic()
@@ -159,25 +170,31 @@ def smallest(
         plan = plan_removal(student, criterion=criterion, ratio=0.0, ratios=ratios, round_to=round_to,
                             min_channels=min_channels, exclude=exclude, unknown=unknown, data=train)  # fmt: skip
         if plan.params[1] >= plan.params[0]:  # the scan does not go so far
-            factor = _next(factor, False)
+            patience, factor = _next(patience, factor, False)
             continue
         small = remove_filters(student, plan)
-        retrain(small, len(state.trials))
+        retrain(small, epochs[patience])
         accuracy = _accuracy(small, batches)
-        trial = Trial(plan.params[1], plan.macs[1], accuracy, accuracy >= target, time.monotonic() - begun, factor)
-        verdict = "taken" if trial.accepted else "too small"
-        log.info("search: %s parameters, %.2f%%, %s", f"{trial.params:,}", 100 * accuracy, verdict)
-        if trial.accepted:
+        last = Trial(plan.params[1], plan.macs[1], accuracy, accuracy >= target, time.monotonic() - begun, factor,
+                     epochs[patience])  # fmt: skip
+        log.info("search: %s parameters, %.2f%% after %d epochs, %s", f"{last.params:,}", 100 * accuracy, last.epochs,
+                 "taken" if last.accepted else "too small")  # fmt: skip
+        if last.accepted:
             student, scan = small, None
-        state.add(trial, small)
-        factor = _next(factor, trial.accepted)
+        state.add(last, small)
+        patience, factor = _next(patience, factor, last.accepted)
     if student is teacher:
         student = remove_filters(teacher, plan_removal(teacher, ratio=0.0, unknown=unknown))
     return Found(student, target, sum(len(y) for _, y in batches), tuple(state.trials))
 
 
-def _next(factor: float, accepted: bool) -> float:
-    return factor if accepted else factor**0.5
+def _next(patience: int, factor: float, accepted: bool) -> tuple[int, float]:
+    """As far again after a success; half as far after a failure; where that is too little, more epochs."""
+    if accepted:
+        return patience, factor
+    if factor**0.5 >= _LEAST:
+        return patience, factor**0.5
+    return patience + 1, _FIRST ** 0.5 ** (patience + 1)
 
 
 def _ratios(

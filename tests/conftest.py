@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import runpy
 import subprocess
@@ -48,7 +49,8 @@ def tool(monkeypatch, capsys):
     def run(name: str, *flags: str) -> subprocess.CompletedProcess:
         from absl.flags import FLAGS
 
-        before = set(FLAGS)
+        log, before = logging.getLogger("orbit_kd"), set(FLAGS)
+        handlers, propagate, level = log.handlers[:], log.propagate, log.level
         monkeypatch.setattr(sys, "argv", [f"tools/{name}.py", *flags])
         code, said = 0, ""
         try:
@@ -59,6 +61,8 @@ def tool(monkeypatch, capsys):
             for flag in set(FLAGS) - before:
                 delattr(FLAGS, flag)
             FLAGS.unparse_flags()
+            log.handlers[:], log.propagate = handlers, propagate  # or later tests would log to this test's closed stderr
+            log.setLevel(level)
         out = capsys.readouterr()
         return subprocess.CompletedProcess(flags, code, out.out, out.err + said)
 

@@ -35,13 +35,13 @@ def val(teacher):
 
 
 class Graded:
-    """Stands for training, and remembers what was to be trained."""
+    """Stands for training, and remembers what was to be trained: parameters and epochs."""
 
     def __init__(self) -> None:
         self.tried: list[tuple[int, int]] = []
 
-    def __call__(self, student: keras.Model, number: int) -> None:
-        self.tried.append((number, student.count_params()))
+    def __call__(self, student: keras.Model, epochs: int) -> None:
+        self.tried.append((student.count_params(), epochs))
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_it_ends_close_above_the_smallest_network_that_is_good_enough(teacher, v
     retrain = graded(least)
     found = smallest(teacher, retrain, data=val, max_drop=0.01)
     assert least <= found.student.count_params() < 1.4 * least
-    assert [n for n, _ in retrain.tried] == list(range(len(found.trials)))
+    assert retrain.tried == [(t.params, t.epochs) for t in found.trials]
     assert all(t.accepted == (t.params >= least) for t in found.trials)
     assert "taken" in str(found) and "too small" in str(found)
 
@@ -77,7 +77,7 @@ def test_no_group_shrinks_more_in_one_step_than_the_whole_network(teacher, val, 
     before = {la.name: la.kernel.shape[-1] for la in teacher.layers if hasattr(la, "kernel") and la.name != "logits"}
     kept = []
 
-    def retrain(student, number):
+    def retrain(student, epochs):
         kept.append(min(student.get_layer(name).kernel.shape[-1] / width for name, width in before.items()))
 
     graded(0)
@@ -95,28 +95,58 @@ def test_the_teacher_stays_and_comes_back_as_a_copy_where_nothing_is_good_enough
 def test_a_killed_search_goes_on_and_a_finished_one_trains_nothing(teacher, val, graded, tmp_path):
     least = teacher.count_params() // 20
     whole = smallest(teacher, graded(least), data=val, max_drop=0.01)
-    retrain, stop = graded(least), 3
+    assert {t.epochs for t in whole.trials} == {6, 24}
+    for stop in (3, len(whole.trials) - 1):  # in the brief trainings, and in the patient ones
+        _kill_and_go_on(teacher, val, graded(least), whole, stop, tmp_path / str(stop))
 
-    def killed(student, number):
-        if number == stop:
+
+def _kill_and_go_on(teacher, val, retrain, whole, stop, folder):
+    def killed(student, epochs):
+        if len(retrain.tried) == stop:
             raise KeyboardInterrupt
-        retrain(student, number)
+        retrain(student, epochs)
 
     with pytest.raises(KeyboardInterrupt):
-        smallest(teacher, killed, data=val, max_drop=0.01, path=tmp_path)
-    found = smallest(teacher, retrain, data=val, max_drop=0.01, path=tmp_path)
-    assert [n for n, _ in retrain.tried] == list(range(len(whole.trials)))
+        smallest(teacher, killed, data=val, max_drop=0.01, path=folder)
+    found = smallest(teacher, retrain, data=val, max_drop=0.01, path=folder)
+    assert retrain.tried == [(t.params, t.epochs) for t in whole.trials]
     assert [t.params for t in found.trials] == [t.params for t in whole.trials]
-    again = smallest(teacher, killed, data=val, max_drop=0.01, path=tmp_path)
+    again = smallest(teacher, None, data=val, max_drop=0.01, path=folder)
     assert fingerprint(again.student) == fingerprint(found.student)
-    assert len(list(tmp_path.glob("*.keras"))) == 1  # only the last that was taken is kept
+    assert len(list(folder.glob("*.keras"))) == 1  # only the last that was taken is kept
+
+
+def test_where_brief_trainings_end_longer_ones_go_on(teacher, val, monkeypatch):
+    """What has had twenty epochs is good enough at any size; what had six, only above half of the teacher's."""
+    had = {}
+    monkeypatch.setattr(
+        "orbit_kd.search._accuracy",
+        lambda model, batches: 1.0 if had.get(id(model), 99) >= 20 or model.count_params() > half else 0.5,
+    )
+    half = teacher.count_params() / 2
+
+    def retrain(student, epochs):
+        had[id(student)] = epochs
+
+    found = smallest(teacher, retrain, data=val, max_drop=0.01, epochs=(6, 24), min_channels=4)
+    brief = [t for t in found.trials if t.epochs == 6]
+    assert list(found.trials) == brief + [t for t in found.trials if t.epochs == 24]
+    assert min(t.params for t in brief if t.accepted) > half > 8 * found.student.count_params()
+    only = smallest(teacher, retrain, data=val, max_drop=0.01, epochs=(6,), min_channels=4)
+    assert [t.params for t in only.trials] == [t.params for t in brief]
+
+
+@pytest.mark.parametrize("epochs", [(), (0, 3), (6, 6), (24, 6)])
+def test_epochs_that_do_not_grow_are_refused(teacher, val, epochs):
+    with pytest.raises(InputError, match="epochs"):
+        smallest(teacher, None, data=val, max_drop=0.1, epochs=epochs)
 
 
 def test_another_question_does_not_go_on_from_the_old_answers(teacher, val, graded, tmp_path):
     smallest(teacher, graded(0), data=val, max_drop=0.5, path=tmp_path, seconds=1e9, min_channels=8)
     retrain = graded(teacher.count_params())
     smallest(teacher, retrain, data=val, max_drop=0.1, path=tmp_path, min_channels=8)
-    assert retrain.tried[0][0] == 0
+    assert len(retrain.tried) > 1
 
 
 def test_no_trial_starts_that_would_end_too_late(teacher, val, graded):
@@ -125,21 +155,23 @@ def test_no_trial_starts_that_would_end_too_late(teacher, val, graded):
 
 
 def test_a_killed_search_whose_first_steps_did_not_exist_goes_on_where_it_was(teacher, val, graded, tmp_path):
-    how = {"data": val, "max_drop": 0.01, "exclude": ["conv1"]}  # an eighth of the parameters is out of reach
-    least = teacher.count_params() // 8
+    how = {"data": val, "max_drop": 0.01, "min_channels": 24}
+    least = teacher.count_params() * 2 // 5  # nor is the second step good enough
+    smallest_widths = okd.plan_removal(teacher, ratio=0.99, min_channels=24)
+    assert smallest_widths.params[1] > teacher.count_params() / 8  # whatever the scan says, the first step has no network
     whole = smallest(teacher, graded(least), **how).trials
-    assert whole[0].factor < 8
+    assert whole[0].factor < 8 and len(whole) > 2
     retrain = graded(least)
 
-    def killed(student, number):
-        if number == 1:
+    def killed(student, epochs):
+        if retrain.tried:
             raise KeyboardInterrupt
-        retrain(student, number)
+        retrain(student, epochs)
 
     with pytest.raises(KeyboardInterrupt):
         smallest(teacher, killed, path=tmp_path, **how)
     smallest(teacher, retrain, path=tmp_path, **how)
-    assert retrain.tried == [(i, t.params) for i, t in enumerate(whole)]
+    assert retrain.tried == [(t.params, t.epochs) for t in whole]
     again = graded(least)
     smallest(teacher, again, path=tmp_path, **how)
     assert again.tried == []
@@ -169,7 +201,7 @@ def test_a_drop_of_just_what_was_allowed_is_within_it(teacher, val, monkeypatch)
 @pytest.mark.parametrize("drop", [-0.1, 1.0])
 def test_an_impossible_drop_is_refused(teacher, val, drop):
     with pytest.raises(InputError, match="max_drop"):
-        smallest(teacher, lambda student, number: None, data=val, max_drop=drop)
+        smallest(teacher, None, data=val, max_drop=drop)
 
 
 def test_real_training_finds_a_smaller_network_that_still_answers(tmp_path):
@@ -190,7 +222,7 @@ def test_real_training_finds_a_smaller_network_that_still_answers(tmp_path):
     teacher = networks.build("resnet20", (16, 16, 1), classes=2, width=0.5)
     fit(teacher, 4)
     found = smallest(
-        teacher, lambda m, _: fit(m, 3), data=[(x[120:], labels[120:])], max_drop=0.05, seconds=15.0, path=tmp_path
+        teacher, fit, data=[(x[120:], labels[120:])], max_drop=0.05, epochs=(3,), seconds=15.0, path=tmp_path
     )
     assert found.student.count_params() < teacher.count_params() / 4
     right = found.student.predict(x[120:], verbose=0).argmax(-1) == labels[120:]
