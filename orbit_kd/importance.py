@@ -23,6 +23,7 @@ import tf_keras as keras
 from orbit_kd.channel_graph import ChannelGraph, Group
 from orbit_kd.errors import InputError
 from orbit_kd.graph import replay
+from orbit_kd.heads import cross_entropy
 from orbit_kd.registry import Registry
 
 
@@ -143,7 +144,7 @@ class Scorer:
         graph: the traced network.
         name: of the criterion.
         data: batches (x, y) for criteria that need them.
-        loss: of the network's output, for gradients; sparse categorical cross-entropy that fits the output if None.
+        loss: of the network's output, for gradients; the cross-entropy that fits output and labels if None.
         batches: how many batches to use.
         seed: for criteria that draw.
 
@@ -229,14 +230,13 @@ def _rows(array: np.ndarray, *, axis: int, order: np.ndarray, units: int) -> np.
 
 def _gradients(model: keras.Model, data: Any, loss: Any) -> dict[int, np.ndarray]:
     """Gradients of the mean loss, in inference mode, summed over the batches; by id of the variable."""
-    softmax = model.layers[-1].get_config().get("activation") == "softmax"
-    loss = loss or keras.losses.SparseCategoricalCrossentropy(from_logits=not softmax)
     variables = model.trainable_variables
 
     @tf.function
     def step(x: tf.Tensor, y: tf.Tensor) -> list[tf.Tensor]:
+        fits = loss or cross_entropy(model, one_hot=y.shape.rank == 2 and y.shape[-1] != 1)
         with tf.GradientTape() as tape:
-            value = loss(y, model(x, training=False))
+            value = fits(y, model(x, training=False))
         return tape.gradient(value, variables, unconnected_gradients="zero")
 
     totals = [np.zeros(v.shape, np.float32) for v in variables]

@@ -177,7 +177,7 @@ def plan_removal(
     for name, value in {"ratio": ratio or 0.0, **(ratios or {})}.items():
         _check_ratio(name, value)
     graph = ChannelGraph(model, unknown=unknown)
-    _check_names(graph, [*(ratios or {}), *exclude])
+    check_names(graph, [*(ratios or {}), *exclude])
     limits = budgets.limits(graph, budget)
     scorer = importance.Scorer(graph, name=criterion, data=data, loss=loss, seed=seed)
     choice = _Choice(graph, scorer, round_to=round_to, min_channels=min_channels, max_ratio=max_ratio, exclude=exclude)
@@ -271,7 +271,8 @@ def _check_ratio(name: str, value: Any) -> None:
         )
 
 
-def _check_names(graph: ChannelGraph, patterns: Sequence[str]) -> None:
+def check_names(graph: ChannelGraph, patterns: Sequence[str]) -> None:
+    """Raises InputError where a shell pattern names no group and no layer that makes channels."""
     for pattern in patterns:
         if not any(named(g, [pattern]) for g in graph.groups):
             raise InputError(

@@ -11,6 +11,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from orbit_kd.errors import InputError
+from orbit_kd.heads import cross_entropy
 from orbit_kd.segments import Segments
 
 
@@ -25,10 +26,7 @@ class Evaluator:
         _check(model, batches)
         self._dtype = model.inputs[0].dtype
         self.segments, self.batches, self.memory = Segments(model), batches, memory
-        softmax = model.layers[-1].get_config().get("activation") == "softmax" or isinstance(
-            model.layers[-1], keras.layers.Softmax
-        )
-        self._loss = keras.losses.SparseCategoricalCrossentropy(from_logits=not softmax, reduction="none")
+        self._loss = cross_entropy(model, reduction="none")
         self._position = 0
         self._kept: list[list[Any]] = self._inputs()
         self._functions: dict[int, Any] = {}

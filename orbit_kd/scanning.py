@@ -23,12 +23,13 @@ from orbit_kd.errors import InputError
 from orbit_kd.files import write_file
 from orbit_kd.importance import Scorer
 from orbit_kd.model_io import fingerprint
-from orbit_kd.planning import named
+from orbit_kd.planning import check_names, named
 from orbit_kd.progress import track
 from orbit_kd.recipe import digest
 from orbit_kd.scan import Curve, Scan
 from orbit_kd.scan_evaluation import Evaluator, batches_of, told_apart
 from orbit_kd.sparsity_layers import KernelRule, kernel_rule
+from orbit_kd.sparsity_models import resolve
 from orbit_kd.surgery import rebuild
 
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -80,7 +81,8 @@ def sensitivity(
         The scan.
 
     Raises:
-        InputError: bad ratios or options, no data, labels that are no classes of this network.
+        InputError: bad ratios or options, an excluded layer that is not there, no data, labels that are no classes of
+            this network.
     """
     if of not in ("filters", "weights"):
         raise InputError(f"of={of!r}.", expected='"filters" or "weights"', fix="choose one of the two")
@@ -154,6 +156,7 @@ def _scan(
 def _filter_jobs(
     graph: ChannelGraph, evaluator: Evaluator, criterion: str, train: Any, exclude: Sequence[str], seed: int
 ) -> Iterator[_Job]:
+    check_names(graph, exclude)
     scorer = Scorer(graph, name=criterion, data=train, seed=seed)
     kinds = {record.path: record.layer for record in graph.layers.values()}
     for group in graph.groups:
@@ -217,16 +220,15 @@ def _rebuilt(
 
 
 def _weight_jobs(graph: ChannelGraph, evaluator: Evaluator, exclude: Sequence[str]) -> Iterator[_Job]:
-    from fnmatch import fnmatch
-
+    excluded = resolve(exclude, {record.path: record.layer for record in graph.layers.values()}, "exclude")
     for record in graph.layers.values():
         rule = None if isinstance(record.layer, keras.Model) else kernel_rule(record.layer)
         if not isinstance(rule, KernelRule):
             continue
         kernel = getattr(record.layer, rule.kernel)
         value = kernel.numpy()
-        out = any(fnmatch(record.path, p) or fnmatch(record.layer.name, p) for p in exclude)
-        curve = Curve(record.path, (record.path,), value.size, reason="excluded" if out else "")
+        reason = "excluded" if record.path in excluded else ""
+        curve = Curve(record.path, (record.path,), value.size, reason=reason)
         order = np.argsort(np.abs(value), axis=None, kind="stable")
 
         def change(gone: np.ndarray, kernel: Any = kernel, value: Any = value) -> None:

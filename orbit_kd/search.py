@@ -111,8 +111,8 @@ def smallest(
 
     The first step aims at an eighth of the parameters; a step that loses too much is taken back and tried again half as
     far (on a logarithmic scale), until steps are smaller than 15%. Then the search goes on from there with the next of
-    `epochs`, and a first step half as far as that of the epochs before. The multiply-accumulates fall with each step by the
-    square root of the same factor at least, so that a network never gets small without getting faster, and no group
+    `epochs`, and a first step half as far as that of the epochs before. The multiply-accumulates fall with each step by
+    the square root of the same factor at least, so that a network never gets small without getting faster, and no group
     shrinks more in one step than all parameters together do.
 
     The training that follows the search can be longer still; what this returns was accurate enough without it.
@@ -194,7 +194,7 @@ def _next(patience: int, factor: float, accepted: bool) -> tuple[int, float]:
         return patience, factor
     if factor**0.5 >= _LEAST:
         return patience, factor**0.5
-    return patience + 1, _FIRST ** 0.5 ** (patience + 1)
+    return patience + 1, _FIRST**0.5 ** (patience + 1)
 
 
 def _ratios(

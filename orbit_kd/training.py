@@ -18,6 +18,7 @@ from orbit_kd.datasets import Data
 from orbit_kd.distillation import Resume, StopOnNonFinite
 from orbit_kd.errors import InputError
 from orbit_kd.files import write_file
+from orbit_kd.heads import cross_entropy
 from orbit_kd.model_io import save_model
 from orbit_kd.progress import duration
 
@@ -26,11 +27,8 @@ log = logging.getLogger("orbit_kd")
 
 def classification_loss(model: keras.Model, data: Data) -> keras.losses.Loss:
     """Cross-entropy that fits the model's output (logits or softmax) and the labels (integers or one-hot)."""
-    config = model.layers[-1].get_config()
-    logits = config.get("activation") != "softmax" and type(model.layers[-1]).__name__ != "Softmax"
-    one_hot = data.val.element_spec[1].shape.rank == 2 and data.val.element_spec[1].shape[-1] != 1
-    kind = keras.losses.CategoricalCrossentropy if one_hot else keras.losses.SparseCategoricalCrossentropy
-    return kind(from_logits=logits)
+    labels = data.val.element_spec[1].shape
+    return cross_entropy(model, one_hot=labels.rank == 2 and labels[-1] != 1)
 
 
 class Progress(keras.callbacks.Callback):

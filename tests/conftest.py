@@ -61,7 +61,8 @@ def tool(monkeypatch, capsys):
             for flag in set(FLAGS) - before:
                 delattr(FLAGS, flag)
             FLAGS.unparse_flags()
-            log.handlers[:], log.propagate = handlers, propagate  # or later tests would log to this test's closed stderr
+            # or later tests would log to this test's stderr, which is closed by then
+            log.handlers[:], log.propagate = handlers, propagate
             log.setLevel(level)
         out = capsys.readouterr()
         return subprocess.CompletedProcess(flags, code, out.out, out.err + said)

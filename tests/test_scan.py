@@ -237,3 +237,9 @@ def test_a_group_is_found_by_its_own_name_before_a_layer_of_another():
     a, b = Curve("a", ("a", "b"), 4), Curve("b", ("b", "c"), 4)
     found = okd.Scan("filters", 1.0, 0.0, 1, (a, b))
     assert found["b"] is b and found["c"] is b and found["a"] is a
+
+
+@pytest.mark.parametrize("of", ["filters", "weights"])
+def test_an_excluded_layer_that_is_not_there_is_refused(network, data, of):
+    with pytest.raises(InputError, match=r"block9_\*"):
+        okd.sensitivity(network, data, of=of, exclude=["stage*", "block9_*"])

@@ -158,7 +158,9 @@ def test_a_killed_search_whose_first_steps_did_not_exist_goes_on_where_it_was(te
     how = {"data": val, "max_drop": 0.01, "min_channels": 24}
     least = teacher.count_params() * 2 // 5  # nor is the second step good enough
     smallest_widths = okd.plan_removal(teacher, ratio=0.99, min_channels=24)
-    assert smallest_widths.params[1] > teacher.count_params() / 8  # whatever the scan says, the first step has no network
+    assert (
+        smallest_widths.params[1] > teacher.count_params() / 8
+    )  # whatever the scan says, the first step has no network
     whole = smallest(teacher, graded(least), **how).trials
     assert whole[0].factor < 8 and len(whole) > 2
     retrain = graded(least)

@@ -16,10 +16,11 @@ from orbit_kd.distillation.losses import DistillationLoss, LogitsDistillation, g
 from orbit_kd.distillation.monitor import StopOnNonFinite
 from orbit_kd.distillation.resume import Resume
 from orbit_kd.distillation.schedules import Epochs, Number, Scheduled, deserialize
-from orbit_kd.distillation.teachers import Taught, Teachers, check_outputs, has_lessons, heads, logits_of, unpack
+from orbit_kd.distillation.teachers import Taught, Teachers, check_outputs, has_lessons, unpack
 from orbit_kd.distillation.terms import feature_term, logits_term
 from orbit_kd.distillation.workers import own_batches, place, together
 from orbit_kd.errors import InputError
+from orbit_kd.heads import heads, logits_of
 
 
 @keras.saving.register_keras_serializable("orbit_kd")

@@ -14,6 +14,7 @@ import tf_keras as keras
 
 from orbit_kd.distillation.features import find_layer, recording
 from orbit_kd.errors import InputError
+from orbit_kd.heads import heads, logits_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,59 +105,6 @@ def _architecture(model: keras.Model) -> str:
     for number, name in enumerate([model.name, *(layer.name for layer in layers)]):
         text = text.replace(json.dumps(name), f'"#{number}"')
     return type(model).__name__ + text
-
-
-def heads(model: keras.Model) -> tuple[str, ...]:
-    """The last activation of each output: "softmax", "sigmoid" or "linear".
-
-    A model whose graph is not known (subclassed) counts as one linear output, unless its output carries its logits.
-    """
-    if not getattr(model, "outputs", None):
-        return ("linear",)
-    return tuple(_head(tensor) for tensor in model.outputs)
-
-
-def _head(tensor: Any) -> str:
-    layer = tensor._keras_history.layer
-    if isinstance(layer, keras.Model):
-        return _head(layer.outputs[tensor._keras_history.tensor_index]) if layer.outputs else "linear"
-    while isinstance(getattr(layer, "layer", None), keras.layers.Layer):  # wrappers: TimeDistributed, sparsity
-        layer = layer.layer
-    if isinstance(layer, keras.layers.Softmax):
-        return "softmax"
-    if isinstance(layer, (keras.layers.Dropout, keras.layers.Flatten, keras.layers.Reshape)) or (
-        isinstance(layer, keras.layers.Activation) and layer.activation is keras.activations.linear
-    ):  # what does not change the values; a cast to float32 at the end of a mixed precision model is the common case
-        return _head(layer.input)
-    function = getattr(layer, "function", getattr(layer, "activation", None))
-    name = getattr(function, "__name__", str(function))
-    return next((kind for kind in ("softmax", "sigmoid") if name.startswith(kind)), "linear")
-
-
-def logits_of(outputs: Any, kinds: Sequence[str]) -> tuple[tf.Tensor, ...]:
-    """The logits behind a model's outputs, float32, as a flat tuple.
-
-    Keras activations leave their exact argument on their result, and that is taken. Elsewhere softmax is undone by the
-    logarithm, which differs from the logits by a constant that a softmax at any temperature does not see, and sigmoid
-    by its inverse; both clipped where float32 ends.
-    """
-    flat = tf.nest.flatten(outputs)
-    kinds = kinds if len(kinds) == len(flat) else ["linear"] * len(flat)
-    return tuple(_logits(output, kind) for output, kind in zip(flat, kinds, strict=True))
-
-
-def _logits(output: tf.Tensor, kind: str) -> tf.Tensor:
-    exact = getattr(output, "_keras_logits", None)
-    if exact is not None:
-        return tf.cast(exact, tf.float32)
-    smallest = {tf.float16: 6e-8}.get(output.dtype, 1.2e-38)
-    output = tf.cast(output, tf.float32)
-    if kind == "softmax":
-        return tf.math.log(tf.maximum(output, smallest))
-    if kind == "sigmoid":
-        output = tf.clip_by_value(output, smallest, 1 - 6e-8)
-        return tf.math.log(output) - tf.math.log1p(-output)
-    return output
 
 
 def check_outputs(student: keras.Model, teacher: keras.Model) -> None:
