@@ -56,8 +56,6 @@ def twin(model: keras.Model) -> Any:
     made: dict[int, Any] = {}
     for node in walk(model):
         layer = node.layer
-        if isinstance(layer, keras.layers.InputLayer):
-            continue
         kind = getattr(keras3.layers, type(layer).__name__)
         known = kind(**({"scale": 1.0} if kind is keras3.layers.Rescaling else _least(kind))).get_config()
         config = {k: v for k, v in layer.get_config().items() if k in known and k != "dtype"}

@@ -11,14 +11,15 @@ from typing import Any
 
 import tf_keras as keras
 
+from orbit_kd import budgets
+from orbit_kd.channel_graph import ChannelGraph
 from orbit_kd.datasets import Data
-from orbit_kd.distillation import TeacherCache
 from orbit_kd.errors import InputError
 from orbit_kd.files import write_file
 from orbit_kd.model_io import load_model, save_model
 from orbit_kd.ratios import hybrid_for, ratios_for
 from orbit_kd.recipe import Recipe
-from orbit_kd.retraining import distil, seconds_an_epoch
+from orbit_kd.retraining import Retraining
 from orbit_kd.scan import Scan
 from orbit_kd.scanning import sensitivity
 from orbit_kd.search import RATIOS, smallest
@@ -97,9 +98,7 @@ def _scan(teacher: keras.Model, data: Data, recipe: Recipe, of: str, folder: Pat
     )
 
 
-def search_student(
-    stages: Stages, teacher: keras.Model, lessons: TeacherCache, data: Data, recipe: Recipe, *, note: int
-) -> tuple[keras.Model, dict[str, Any]]:
+def search_student(job: Retraining, recipe: Recipe, *, note: int) -> tuple[keras.Model, dict[str, Any]]:
     """The smallest student within `max_drop`, and how it was found, for the report; `note` as in `choose_ratios`.
 
     Raises:
@@ -107,14 +106,15 @@ def search_student(
     """
     names = (*_WHAT_GOES, *_HOW_FAR, "max_drop", "search_epochs", "scan_images", "losses", "alpha", "temperature",
              "batch_size", "learning_rate", "time_budget")  # fmt: skip
+    teacher, data, stages = job.teacher, job.data, job.stages
     with stages.stage("search", **{name: getattr(recipe, name) for name in names}) as (folder, done):
         if not done:
 
             def retrain(student: keras.Model, epochs: int) -> None:
                 recalibrate_batchnorm(student, data.train)
                 state = folder / "training"
-                distil(student, teacher, lessons, data=data, recipe=recipe, epochs=epochs, folder=state,
-                       label=f"trial of {student.count_params():,} parameters")  # fmt: skip
+                label = f"trial of {student.count_params():,} parameters"
+                job.distil(student, recipe, epochs=epochs, folder=state, label=label)
                 recalibrate_batchnorm(student, data.train)
                 shutil.rmtree(state, ignore_errors=True)
 
@@ -146,9 +146,6 @@ def search_student(
 
 def _check_budgets(student: keras.Model, teacher: keras.Model, recipe: Recipe, note: int) -> None:
     """Raises InputError where the smallest network within `max_drop` is too large for another budget."""
-    from orbit_kd import budgets
-    from orbit_kd.channel_graph import ChannelGraph
-
     graph = ChannelGraph(student, unknown=recipe.unknown)
     for limit in budgets.limits(ChannelGraph(teacher, unknown=recipe.unknown), recipe.budgets):
         cost = budgets.costs.get(budgets.absolute(limit.name))(graph, graph.all_stay())
@@ -162,18 +159,16 @@ def _check_budgets(student: keras.Model, teacher: keras.Model, recipe: Recipe, n
             )
 
 
-def fit_epochs(
-    stages: Stages, student: keras.Model, teacher: keras.Model, lessons: TeacherCache, data: Data, recipe: Recipe
-) -> Recipe:
+def fit_epochs(job: Retraining, student: keras.Model, recipe: Recipe) -> Recipe:
     """The recipe with as many epochs as its time budget leaves time for, at most what it says and one a round."""
     if recipe.time_budget is None:
         return recipe
     settings = {k: v for k, v in recipe.to_dict().items() if k not in ("targets", "calibration")}
-    with stages.stage("timing", recipe=settings) as (folder, done):
+    with job.stages.stage("timing", recipe=settings) as (folder, done):
         if not done:
-            each = seconds_an_epoch(student, teacher, lessons, data=data, recipe=recipe)
+            each = job.seconds_an_epoch(student, recipe)
             wanted = recipe.epochs + (recipe.sparse_epochs if recipe.pattern != "dense" else 0)
-            part = min(1.0, _TRAINING_PART * _left(stages, recipe) / (each * wanted))
+            part = min(1.0, _TRAINING_PART * _left(job.stages, recipe) / (each * wanted))
             write_file(folder / "part.json", json.dumps({"part": max(0.0, part), "seconds_an_epoch": each}))
         part = json.loads((folder / "part.json").read_text())["part"]
     epochs = max(recipe.rounds, int(part * recipe.epochs))

@@ -90,8 +90,6 @@ class ChannelGraph:
         self.entries.setdefault(id(model), inputs)
         tensors: dict[int, Channels] = {id(t): c for t, c in zip(model.inputs, inputs, strict=True)}
         for node in walk(model):
-            if isinstance(node.layer, keras.layers.InputLayer):
-                continue
             layer, path = node.layer, prefix + node.layer.name
             record = self.layers.setdefault(id(layer), Layer(layer, path))
             given = [tensors[id(t)] for t in node.keras_inputs]

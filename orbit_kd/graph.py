@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
 from typing import Any
 
 import tensorflow as tf
@@ -20,9 +21,14 @@ RANDOM = (
 
 
 def walk(model: keras.Model) -> Iterator[Node]:
-    """The layer calls from inputs to outputs; a nested model comes as one call."""
+    """The layer calls from inputs to outputs, without the input layers; a nested model comes as one call."""
     for depth in sorted(model._nodes_by_depth, reverse=True):
-        yield from model._nodes_by_depth[depth]
+        yield from (n for n in model._nodes_by_depth[depth] if not isinstance(n.layer, keras.layers.InputLayer))
+
+
+def matches(path: str, pattern: str) -> bool:
+    """Whether a shell pattern names a layer: by its path, or by its own name in whatever nested model."""
+    return fnmatchcase(path, pattern) or fnmatchcase(path.rsplit("/", 1)[-1], pattern)
 
 
 def require_graph(model: keras.Model, path: str = "") -> None:
@@ -56,8 +62,6 @@ def replay(
     tensors = {id(t): x for t, x in zip(model.inputs, tf.nest.flatten(inputs), strict=True)}
     for node in walk(model):
         layer = node.layer
-        if isinstance(layer, keras.layers.InputLayer):
-            continue
         args, kwargs = tf.nest.map_structure(lambda t: tensors.get(id(t), t), (node.call_args, node.call_kwargs))
         if isinstance(layer, keras.Model):
             outputs = replay(layer, list(args), training=training, seen=seen)

@@ -1,7 +1,8 @@
 """Criteria: how much each channel of a coupled group matters, one score a channel.
 
 A criterion is a function from the weights of one group to one score a unit, filed under its name. Those that learn
-from data say so with `needs`: "gradients" fills `Member.gradients`, "activations" adds members with that attribute.
+from data say so with `needs`: "gradients" fills `Member.gradients`, "activations" adds members whose attribute is
+"activation".
 
     @okd.importance.criterion("mean_abs")
     def mean_abs(members):
@@ -24,6 +25,7 @@ from orbit_kd.channel_graph import ChannelGraph, Group
 from orbit_kd.errors import InputError
 from orbit_kd.graph import replay
 from orbit_kd.heads import cross_entropy
+from orbit_kd.labels import are_rows
 from orbit_kd.registry import Registry
 
 
@@ -155,7 +157,7 @@ class Scorer:
     def __init__(
         self, graph: ChannelGraph, *, name: str, data: Any = None, loss: Any = None, batches: int = 8, seed: int = 0
     ) -> None:
-        self._graph, self._criterion, self._seed = graph, criteria.get(name), seed
+        self._graph, self._name, self._criterion, self._seed = graph, name, criteria.get(name), seed
         self._gradients: dict[int, np.ndarray] = {}
         self._shares: list[tuple[Any, str, np.ndarray]] = []
         self._index()
@@ -163,8 +165,8 @@ class Scorer:
         if needs and data is None:
             raise InputError(
                 f"The criterion {name!r} needs data.",
-                expected="a few batches of training data",
-                fix="give data=..., or use a criterion on the weights, such as l1_norm",
+                expected="a few batches of labelled training images",
+                fix="give them as data= (in a scan or search: train=), or use a criterion on weights, such as l1_norm",
             )
         if needs == "gradients":
             self._gradients = _gradients(graph.model, data.take(batches), loss)
@@ -175,7 +177,15 @@ class Scorer:
         """(width,) float, larger is more important."""
         draws = {"seed": self._seed} if "seed" in inspect.signature(self._criterion).parameters else {}
         found = self._criterion(self._members(group), **draws)
-        return found if len(found) == group.width else np.ones(group.width)
+        if not len(found):  # nothing that this criterion looks at carries the group: its channels are all alike
+            return np.ones(group.width)
+        if np.shape(found) != (group.width,):
+            raise InputError(
+                f"The criterion {self._name!r} gives scores of shape {np.shape(found)} for the group {group.name!r}.",
+                expected=f"({group.width},): one score for each unit of the group, see `importance.combine`",
+                fix="mend the criterion",
+            )
+        return found
 
     def _members(self, group: Group) -> list[Member]:
         found = []
@@ -234,7 +244,7 @@ def _gradients(model: keras.Model, data: Any, loss: Any) -> dict[int, np.ndarray
 
     @tf.function
     def step(x: tf.Tensor, y: tf.Tensor) -> list[tf.Tensor]:
-        fits = loss or cross_entropy(model, one_hot=y.shape.rank == 2 and y.shape[-1] != 1)
+        fits = loss or cross_entropy(model, one_hot=are_rows(y.shape))
         with tf.GradientTape() as tape:
             value = fits(y, model(x, training=False))
         return tape.gradient(value, variables, unconnected_gradients="zero")

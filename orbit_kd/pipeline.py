@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import tf_keras as keras
 from orbit_kd import automatic, budgets
 from orbit_kd.channel_graph import ChannelGraph
 from orbit_kd.datasets import Data
-from orbit_kd.distillation import TeacherCache, cache_teacher
+from orbit_kd.distillation import cache_teacher
 from orbit_kd.evaluation import evaluate, logits, model_bytes
 from orbit_kd.exporters import Artifact, export_all, find
 from orbit_kd.exporters.metadata import bytes_of, note
@@ -28,7 +28,7 @@ from orbit_kd.planning import RemovalPlan, plan_removal
 from orbit_kd.preprocessing import Augment
 from orbit_kd.recipe import Recipe, digest
 from orbit_kd.reporting import Report
-from orbit_kd.retraining import distil, lesson_layers, losses_of
+from orbit_kd.retraining import Retraining, lesson_layers, losses_of
 from orbit_kd.sparsity import sparsify, strip
 from orbit_kd.stages import Stages, log
 from orbit_kd.story import chosen, story
@@ -90,21 +90,20 @@ def compress(
     with stages.stage("lessons", **settings) as (folder, _):
         views = [data.views(k, seed=recipe.seed, augment=augment) for k in range(recipe.views)]
         lessons = cache_teacher(teacher, views, path=folder, seed=recipe.seed, layers=layers, data_key=stages.key)
-    history: list[dict[str, Any]] = []
+    retraining = Retraining(stages, teacher, lessons, data)
     found: dict[str, Any] | None = None
     if recipe.max_drop is not None:
-        student, found = automatic.search_student(stages, teacher, lessons, data, recipe, note=extra)
-        recipe = automatic.fit_epochs(stages, student, teacher, lessons, data, recipe)
-        with stages.stage("distill", epochs=recipe.epochs, **_training_settings(recipe)) as (folder, done):
-            student = _learn(student, teacher, lessons, data, recipe, recipe.epochs, folder, done, history, lambda s: s)
+        smallest, found = automatic.search_student(retraining, recipe, note=extra)
+        recipe = automatic.fit_epochs(retraining, smallest, recipe)
+        student = retraining.stage("distill", lambda: smallest, recipe, epochs=recipe.epochs)
     else:
         smaller = remove_filters(teacher, _first_plan(teacher, data, recipe)) if recipe.time_budget else teacher
-        recipe = automatic.fit_epochs(stages, smaller, teacher, lessons, data, recipe)
+        recipe = automatic.fit_epochs(retraining, smaller, recipe)
         student = teacher
         for number in range(1, recipe.rounds + 1):
-            student = _removal_round(stages, student, teacher, lessons, data, recipe, number, history)
+            student = _removal_round(retraining, student, recipe, number)
     if recipe.pattern != "dense":
-        student = _sparse_training(stages, student, teacher, lessons, data, recipe, history)
+        student = _sparse_training(retraining, student, recipe)
     with stages.stage("export", targets=recipe.targets, calibration=recipe.calibration) as (folder, done):
         artifacts = _export(student, recipe.targets, folder, "student", data, done, recipe, about)
     if found is not None:
@@ -121,8 +120,7 @@ def compress(
             )
             report.save(folder)
         report = Report.load(folder)
-    told = story(report.data, teacher, student, data, asked, recipe.pattern, augment, history, stages)
-    report = Report(report.data | told
+    report = Report(report.data | story(report.data, retraining, student, asked, recipe.pattern, augment)
                     | {"search": found, "chosen": chosen(asked, recipe)}
                     | {"title": title or f"{teacher.name}, compressed", "command": command})  # fmt: skip
     save_model(student, stages.workdir / "student.keras")
@@ -168,41 +166,35 @@ def _plan(model: keras.Model, data: Data, recipe: Recipe) -> RemovalPlan:
     )
 
 
-def _removal_round(
-    stages: Stages, student: keras.Model, teacher: keras.Model, lessons: TeacherCache, data: Data, recipe: Recipe,
-    number: int, history: list[dict[str, Any]],
-) -> keras.Model:  # fmt: skip
-    settings = {k: v for k, v in recipe.to_dict().items() if k in _REMOVAL_SETTINGS}
-    with stages.stage(f"remove_{number}", round=number, **settings) as (folder, done):
+_OF_A_REMOVAL = ("criterion", "seed", "ratio", "ratios", "rounds", "round_to", "min_channels", "exclude", "unknown")
+_OF_A_PATTERN = ("pattern", "sparsity", "sparsities", "schedule", "sparse_exclude")
+
+
+def _removal_round(retraining: Retraining, student: keras.Model, recipe: Recipe, number: int) -> keras.Model:
+    data, settings = retraining.data, {name: recipe.to_dict()[name] for name in _OF_A_REMOVAL}
+    with retraining.stages.stage(f"remove_{number}", round=number, **settings) as (folder, done):
         if not done:
             plan = _plan(student, data, recipe)
             smaller = remove_filters(student, plan)
             recalibrate_batchnorm(smaller, data.train)
             write_file(folder / "plan.json", plan.to_json())
             save_model(smaller, folder / "student.keras")
-        student = load_model(folder / "student.keras")
+        smaller = load_model(folder / "student.keras")
     epochs = recipe.epochs * number // recipe.rounds - recipe.epochs * (number - 1) // recipe.rounds
-    with stages.stage(f"distill_{number}", epochs=epochs, **_training_settings(recipe)) as (folder, done):
-        return _learn(student, teacher, lessons, data, recipe, epochs, folder, done, history, lambda s: s)
+    return retraining.stage(f"distill_{number}", lambda: smaller, recipe, epochs=epochs)
 
 
-_REMOVAL_SETTINGS = ("criterion", "seed", "ratio", "ratios", "rounds", "round_to", "min_channels", "exclude", "unknown")
-
-
-def _sparse_training(
-    stages: Stages, student: keras.Model, teacher: keras.Model, lessons: TeacherCache, data: Data, recipe: Recipe,
-    history: list[dict[str, Any]],
-) -> keras.Model:  # fmt: skip
-    settings = {
-        k: v
-        for k, v in recipe.to_dict().items()
-        if k in ("pattern", "sparsity", "sparsities", "schedule", "sparse_exclude")
-    }
+def _sparse_training(retraining: Retraining, student: keras.Model, recipe: Recipe) -> keras.Model:
     epochs = recipe.sparse_epochs
-    with stages.stage("sparsify", epochs=epochs, **settings, **_training_settings(recipe)) as (folder, done):
-        sparse = _sparse(student, recipe, steps=max(1, epochs * lessons.steps(recipe.batch_size)))
-        return _learn(sparse, teacher, lessons, data, recipe, epochs, folder, done, history,
-                      lambda s: strip(s, finish=epochs == 0))  # fmt: skip
+    steps = max(1, epochs * retraining.lessons.steps(recipe.batch_size))
+    return retraining.stage(
+        "sparsify",
+        lambda: _sparse(student, recipe, steps=steps),
+        recipe,
+        epochs=epochs,
+        finish=lambda sparse: strip(sparse, finish=epochs == 0),
+        **{name: recipe.to_dict()[name] for name in _OF_A_PATTERN},
+    )
 
 
 def _sparse(student: keras.Model, recipe: Recipe, *, steps: int) -> keras.Model:
@@ -216,29 +208,6 @@ def _sparse(student: keras.Model, recipe: Recipe, *, steps: int) -> keras.Model:
         end_step=max(1, steps // 2) if gradual else None,
         exclude=recipe.sparse_exclude,
     )
-
-
-def _training_settings(recipe: Recipe) -> dict[str, Any]:
-    names = ("losses", "alpha", "temperature", "batch_size", "learning_rate", "seed")
-    return {name: getattr(recipe, name) for name in names}
-
-
-def _learn(
-    student: keras.Model, teacher: keras.Model, lessons: TeacherCache, data: Data, recipe: Recipe, epochs: int,
-    folder: Path, done: bool, history: list[dict[str, Any]], finish: Callable[[keras.Model], keras.Model],
-) -> keras.Model:  # fmt: skip
-    """Trains the student with the teacher, once; returns the finished plain model as it was saved."""
-    if not done:
-        curves: dict[str, list[float]] = {}
-        if epochs:
-            curves = distil(
-                student, teacher, lessons, data=data, recipe=recipe, epochs=epochs, folder=folder, label=folder.name
-            )
-        save_model(finish(student), folder / "student.keras")
-        write_file(folder / "history.json", json.dumps(curves))
-    curves = json.loads((folder / "history.json").read_text())
-    history.append({"stage": folder.name, "epochs": list(range(1, epochs + 1)), **curves})
-    return load_model(folder / "student.keras")
 
 
 def _export(
@@ -276,8 +245,6 @@ def _data_key(data: Data) -> str:
     """What the stages start from; data of the caller's own are known by their first batches."""
     if data.fingerprint:
         return data.fingerprint
-    import hashlib
-
     h = hashlib.sha256()
     for part in (data.train, data.val, data.test):
         for batch in part.take(4):

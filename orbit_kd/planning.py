@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import json
 import math
 from collections import Counter
@@ -16,6 +15,7 @@ import tf_keras as keras
 from orbit_kd import budgets, importance
 from orbit_kd.channel_graph import ChannelGraph, Group
 from orbit_kd.errors import InputError
+from orbit_kd.graph import matches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,7 +259,7 @@ def _planned(group: Group, keep: np.ndarray, reason: str) -> PlannedGroup:
 
 def named(group: Group, patterns: Sequence[str]) -> bool:
     """Whether a shell pattern names the group or a layer that makes its channels."""
-    return any(fnmatch.fnmatch(name, p) for name in (group.name, *group.members) for p in patterns)
+    return any(matches(name, p) for name in (group.name, *group.members) for p in patterns)
 
 
 def _check_ratio(name: str, value: Any) -> None:

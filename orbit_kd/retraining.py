@@ -2,68 +2,114 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import tf_keras as keras
 
 from orbit_kd.datasets import Data
 from orbit_kd.distillation import DistillationLoss, Distiller, TeacherCache, get_loss
+from orbit_kd.files import write_file
+from orbit_kd.model_io import load_model, save_model
 from orbit_kd.recipe import Recipe
+from orbit_kd.stages import Stages
 from orbit_kd.training import classification_loss, fit
 
+_OF_A_TRAINING = ("losses", "alpha", "temperature", "batch_size", "learning_rate", "seed")
 
-def distil(
-    student: keras.Model,
-    teacher: keras.Model,
-    lessons: TeacherCache,
-    *,
-    data: Data,
-    recipe: Recipe,
-    epochs: int,
-    folder: Path,
-    label: str,
-) -> dict[str, list[float]]:
-    """Trains a student in place; goes on where a killed run in `folder` stopped. Returns one list of values a metric.
 
-    Raises:
-        InputError: a loss that is not finite.
+@dataclasses.dataclass(frozen=True)
+class Retraining:
+    """What all trainings of a job share.
+
+    Attributes:
+        stages: where they leave their results.
+        teacher: the original network.
+        lessons: what it said about the training images.
+        data: the images; validation accuracy is shown.
+        history: one entry a finished `stage`: its name, epochs, and a list of values a metric.
     """
-    keras.utils.set_random_seed(recipe.seed)
-    return fit(
-        _distiller(student, teacher, recipe),
-        lambda start: lessons.epochs(seed=recipe.seed, start=start, batch_size=recipe.batch_size),
-        steps=lessons.steps(recipe.batch_size),
-        epochs=epochs,
-        val=data.val,
-        loss=classification_loss(student, data),
-        learning_rate=recipe.learning_rate,
-        seed=recipe.seed,
-        folder=folder,
-        label=label,
-    )
 
+    stages: Stages
+    teacher: keras.Model
+    lessons: TeacherCache
+    data: Data
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
-def seconds_an_epoch(
-    student: keras.Model, teacher: keras.Model, lessons: TeacherCache, *, data: Data, recipe: Recipe
-) -> float:
-    """How long an epoch of `distil` takes here, from some steps of a copy and one pass over the validation images."""
-    copy = keras.models.clone_model(student)
-    distiller = _distiller(copy, teacher, recipe)
-    distiller.compile(optimizer="adam", loss=classification_loss(student, data), metrics=["accuracy"])
-    batches = lessons.epochs(seed=recipe.seed, start=0, batch_size=recipe.batch_size)
-    steps = min(lessons.steps(recipe.batch_size), 12)
+    def stage(
+        self,
+        name: str,
+        make: Callable[[], keras.Model],
+        recipe: Recipe,
+        *,
+        epochs: int,
+        finish: Callable[[keras.Model], keras.Model] = lambda student: student,
+        **settings: Any,
+    ) -> keras.Model:
+        """Trains what `make` gives, once; returns it, after `finish` has made it plain, as it was saved.
 
-    def seconds() -> float:
+        The settings are those of `make` and `finish`: a stage with others runs anew.
+        """
+        settings |= {name: getattr(recipe, name) for name in _OF_A_TRAINING}
+        with self.stages.stage(name, epochs=epochs, **settings) as (folder, done):
+            if not done:
+                student, curves = make(), {}
+                if epochs:
+                    curves = self.distil(student, recipe, epochs=epochs, folder=folder, label=name)
+                save_model(finish(student), folder / "student.keras")
+                write_file(folder / "history.json", json.dumps(curves))
+            curves = json.loads((folder / "history.json").read_text())
+            self.history.append({"stage": name, "epochs": list(range(1, epochs + 1)), **curves})
+            return load_model(folder / "student.keras")
+
+    def distil(
+        self, student: keras.Model, recipe: Recipe, *, epochs: int, folder: Path, label: str
+    ) -> dict[str, list[float]]:
+        """Trains a student in place; goes on where a killed run in `folder` stopped. A list of values a metric.
+
+        Raises:
+            InputError: a loss that is not finite.
+        """
+        keras.utils.set_random_seed(recipe.seed)
+        return fit(
+            self._distiller(student, recipe),
+            lambda start: self.lessons.epochs(seed=recipe.seed, start=start, batch_size=recipe.batch_size),
+            steps=self.lessons.steps(recipe.batch_size),
+            epochs=epochs,
+            val=self.data.val,
+            loss=classification_loss(student, self.data),
+            learning_rate=recipe.learning_rate,
+            seed=recipe.seed,
+            folder=folder,
+            label=label,
+        )
+
+    def seconds_an_epoch(self, student: keras.Model, recipe: Recipe) -> float:
+        """How long an epoch of `distil` takes here, from some steps of a copy and one pass over validation images."""
+        copy, val = keras.models.clone_model(student), self.data.val
+        distiller = self._distiller(copy, recipe)
+        distiller.compile(optimizer="adam", loss=classification_loss(student, self.data), metrics=["accuracy"])
+        batches = self.lessons.epochs(seed=recipe.seed, start=0, batch_size=recipe.batch_size)
+        whole = self.lessons.steps(recipe.batch_size)
+        steps = min(whole, 12)
+
+        def seconds() -> float:
+            start = time.monotonic()
+            distiller.fit(batches, steps_per_epoch=steps, epochs=1, verbose=0)
+            return time.monotonic() - start
+
+        distiller.evaluate(val, verbose=0)
+        seconds()  # tracing
         start = time.monotonic()
-        distiller.fit(batches, steps_per_epoch=steps, epochs=1, verbose=0)
-        return time.monotonic() - start
+        distiller.evaluate(val, verbose=0)
+        return seconds() / steps * whole + time.monotonic() - start
 
-    distiller.evaluate(data.val, verbose=0)
-    seconds()  # tracing
-    start = time.monotonic()
-    distiller.evaluate(data.val, verbose=0)
-    return seconds() / steps * lessons.steps(recipe.batch_size) + time.monotonic() - start
+    def _distiller(self, student: keras.Model, recipe: Recipe) -> Distiller:
+        return Distiller(student, teacher=self.teacher, losses=losses_of(recipe), alpha=recipe.alpha)
 
 
 def losses_of(recipe: Recipe) -> list[DistillationLoss]:
@@ -81,7 +127,3 @@ def lesson_layers(teacher: keras.Model, recipe: Recipe) -> list[str]:
     for loss in losses:
         loss.build(teacher, teacher)
     return sorted({theirs for loss in losses for _, theirs in loss.pairs})
-
-
-def _distiller(student: keras.Model, teacher: keras.Model, recipe: Recipe) -> Distiller:
-    return Distiller(student, teacher=teacher, losses=losses_of(recipe), alpha=recipe.alpha)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ import tf_keras as keras
 
 from orbit_kd.errors import InputError
 from orbit_kd.heads import cross_entropy
+from orbit_kd.labels import class_numbers
 from orbit_kd.segments import Segments
 
 
@@ -123,31 +125,21 @@ def _check(model: keras.Model, batches: Sequence[tuple[np.ndarray, np.ndarray]])
 
 def told_apart(batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[str]:
     """What batches are known by in the key of a result."""
-    return [str(np.sum(x)) + str(y.tolist()) for x, y in batches]
+    return [hashlib.sha256(np.ascontiguousarray(x).tobytes() + y.tobytes()).hexdigest() for x, y in batches]
 
 
 def batches_of(data: Any, images: int | None) -> list[tuple[np.ndarray, np.ndarray]]:
     """The first `images` of batches (x, y) as arrays; all for None.
-
-    Labels are integers, whole floats, or one-hot rows, as `compress` takes them.
 
     Raises:
         InputError: other labels, or no image at all.
     """
     found, left = [], math.inf if images is None else images
     for batch in data:
-        x, y = np.asarray(batch[0]), np.asarray(batch[1])
-        if y.ndim == 2:
-            one_hot = y.shape[-1] > 1 and np.array_equal(y, y.astype(bool)) and bool((y.sum(-1) == 1).all())
-            y = y.argmax(-1) if one_hot else y[..., 0] if y.shape[-1] == 1 else y
-        if y.ndim != 1 or not np.issubdtype(y.dtype, np.number) or not np.array_equal(y, np.round(y)):
-            raise InputError(
-                f"The labels have shape {y.shape} and dtype {y.dtype}.", expected="one class an image, or one-hot rows",
-                fix="map the data to (image, number of its class)",
-            )  # fmt: skip
+        x, y = np.asarray(batch[0]), class_numbers(batch[1])
         take = int(min(len(y), left))
         if take:
-            found.append((x[:take], y[:take].astype(np.int64)))
+            found.append((x[:take], y[:take]))
         left -= take
         if left <= 0:
             break

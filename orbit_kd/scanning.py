@@ -63,7 +63,7 @@ def sensitivity(
 
     Args:
         model: Functional or Sequential, logits or softmax out; it is not changed.
-        data: batches (x, y) with integer labels: validation images, not test images.
+        data: batches (x, y), class numbers or one-hot rows: validation images, not test images.
         ratios: parts that go, each in (0, 1).
         of: "filters", or "weights": the smallest weights of each layer by themselves, unstructured.
         criterion: which filters go first.

@@ -121,7 +121,7 @@ def smallest(
         teacher: Functional or Sequential classifier; it is not changed.
         retrain: trains in place the network it is given (recalibrate BatchNormalization first) for as many epochs as
             its second argument says.
-        data: validation batches (x, y), integer labels: the search chooses on them.
+        data: validation batches (x, y) as in `sensitivity`: the search chooses on them.
         max_drop: accuracy that may be lost, in [0, 1): 0.01 is one point.
         epochs: of the trainings: of the brief ones first, then of the more patient ones.
         train: batches for criteria that learn from data.

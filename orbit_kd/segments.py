@@ -61,8 +61,6 @@ class Segments:
             return _Ref(keys[id(value)]) if id(value) in keys else value
 
         for node in walk(model):
-            if isinstance(node.layer, keras.layers.InputLayer):
-                continue
             reads = [keys[id(t)] for t in node.keras_inputs]
             outputs = tf.nest.flatten(node.outputs)
             if isinstance(node.layer, keras.Model):

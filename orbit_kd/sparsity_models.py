@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from fnmatch import fnmatchcase
 
 import tf_keras as keras
 
 from orbit_kd.errors import InputError
+from orbit_kd.graph import matches
 
 
 def rebuild(
@@ -83,7 +83,7 @@ def resolve(names: Iterable[str], layers: Mapping[str, keras.layers.Layer], opti
     names = [names] if isinstance(names, str) else list(names)
     found: set[str] = set()
     for name in names:
-        hits = {path for path in layers if fnmatchcase(path, name) or fnmatchcase(path.rsplit("/", 1)[-1], name)}
+        hits = {path for path in layers if matches(path, name)}
         if not hits:
             raise InputError(
                 f"{option}= names the layer {name!r}, which the model does not have.",

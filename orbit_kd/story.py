@@ -8,20 +8,18 @@ from typing import Any
 
 import tf_keras as keras
 
-from orbit_kd.datasets import Data
 from orbit_kd.preprocessing import Augment
 from orbit_kd.profiling import profile
 from orbit_kd.recipe import Recipe
+from orbit_kd.retraining import Retraining
 from orbit_kd.sparsity_report import sparsity_table
-from orbit_kd.stages import Stages
 
 
 def story(
-    measured: dict[str, Any], teacher: keras.Model, student: keras.Model, data: Data, recipe: Recipe, pattern: str,
-    augment: Augment, history: list[dict[str, Any]], stages: Stages,
-) -> dict[str, Any]:  # fmt: skip
+    measured: dict[str, Any], job: Retraining, student: keras.Model, recipe: Recipe, pattern: str, augment: Augment
+) -> dict[str, Any]:
     """The sections of the report that tell how the figures came about."""
-    before = {row.name: row for row in profile(teacher).layers}
+    before = {row.name: row for row in profile(job.teacher).layers}
     sparse = {row.layer: row for row in sparsity_table(student).rows}
     layers = []
     for after in profile(student).layers:
@@ -33,13 +31,14 @@ def story(
                 "density": zeros.density if zeros else after.nonzero_params / after.params,
                 "pattern": zeros.pattern if zeros else "", "macs_before": was.macs, "macs_after": after.macs,
             })  # fmt: skip
-    artifacts = [{**row, "path": os.path.relpath(row["path"], stages.workdir)} for row in measured["artifacts"]]
+    data = job.data
+    artifacts = [{**row, "path": os.path.relpath(row["path"], job.stages.workdir)} for row in measured["artifacts"]]
     return {
-        "teacher": {"name": teacher.name, **measured["teacher"]},
+        "teacher": {"name": job.teacher.name, **measured["teacher"]},
         "artifacts": artifacts,
         "layers": layers,
-        "history": history,
-        "stages": stages.seconds,
+        "history": job.history,
+        "stages": job.stages.seconds,
         "recipe": {**recipe.to_dict(), "augment": augment.to_dict()},
         "preprocess": data.preprocess.to_dict() if data.preprocess else None,
         "data": {**dict(data.counts), **measured["data"], "fingerprint": data.fingerprint},

@@ -68,8 +68,6 @@ class _Rebuild:
     def functional(self, model: keras.Model, inputs: list[Any]) -> keras.Model:
         tensors: dict[int, Any] = dict(zip(map(id, model.inputs), inputs, strict=True))
         for node in walk(model):
-            if isinstance(node.layer, keras.layers.InputLayer):
-                continue
             args, kwargs = self.arguments(node, tensors)
             outputs = self.layer(node.layer)(*args, **kwargs)
             tensors.update(zip(map(id, tf.nest.flatten(node.outputs)), tf.nest.flatten(outputs), strict=True))

@@ -19,6 +19,7 @@ from orbit_kd.distillation import Resume, StopOnNonFinite
 from orbit_kd.errors import InputError
 from orbit_kd.files import write_file
 from orbit_kd.heads import cross_entropy
+from orbit_kd.labels import are_rows, class_numbers
 from orbit_kd.model_io import save_model
 from orbit_kd.progress import duration
 
@@ -27,8 +28,7 @@ log = logging.getLogger("orbit_kd")
 
 def classification_loss(model: keras.Model, data: Data) -> keras.losses.Loss:
     """Cross-entropy that fits the model's output (logits or softmax) and the labels (integers or one-hot)."""
-    labels = data.val.element_spec[1].shape
-    return cross_entropy(model, one_hot=labels.rank == 2 and labels[-1] != 1)
+    return cross_entropy(model, one_hot=are_rows(data.val.element_spec[1].shape))
 
 
 class Progress(keras.callbacks.Callback):
@@ -196,6 +196,6 @@ def check_fit(model: keras.Model, data: Data, *, labels: bool = True) -> None:
 
 
 def _largest_label(part: tf.data.Dataset) -> int:
-    """Of integer or one-hot labels; -1 for an empty data set."""
-    return max((y.shape[-1] - 1 if y.ndim > 1 and y.shape[-1] > 1 else int(y.max()) for _, y in
-                (batch[:2] for batch in part.as_numpy_iterator())), default=-1)  # fmt: skip
+    """Of class numbers, or rows (soft ones too, in training); -1 for an empty data set."""
+    labels = (batch[1] for batch in part.as_numpy_iterator())
+    return max((y.shape[-1] - 1 if are_rows(y.shape) else int(class_numbers(y).max()) for y in labels), default=-1)

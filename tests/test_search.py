@@ -12,6 +12,7 @@ from orbit_kd import automatic, budgets, networks
 from orbit_kd.channel_graph import ChannelGraph
 from orbit_kd.errors import InputError
 from orbit_kd.model_io import fingerprint
+from orbit_kd.retraining import Retraining
 from orbit_kd.search import smallest
 from orbit_kd.stages import Stages
 
@@ -245,11 +246,11 @@ def test_a_student_that_is_accurate_and_too_large_for_another_budget_is_refused(
 
 def test_the_time_for_training_is_measured_for_each_recipe_and_leaves_an_epoch_a_round(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(automatic, "seconds_an_epoch", lambda *a, recipe, **k: asked.append(recipe) or 10.0)
+    monkeypatch.setattr(Retraining, "seconds_an_epoch", lambda self, student, recipe: asked.append(recipe) or 10.0)
 
     def fit(**settings):
         recipe = okd.Recipe(epochs=100, time_budget=50, **settings)
-        return automatic.fit_epochs(Stages(tmp_path, "k"), None, None, None, None, recipe)
+        return automatic.fit_epochs(Retraining(Stages(tmp_path, "k"), None, None, None), None, recipe)
 
     assert fit().epochs == 4
     assert fit(pattern="2:4", sparse_epochs=100).sparse_epochs == 2

@@ -11,7 +11,7 @@ from oracle import Constant, difference, randomize
 from random_graphs import BLOCKS, random_model
 from tf_keras import layers
 
-from orbit_kd import networks
+from orbit_kd import importance, networks
 from orbit_kd.errors import InputError
 from orbit_kd.planning import RemovalPlan, plan_removal
 from orbit_kd.surgery import recalibrate_batchnorm, remove_filters
@@ -237,6 +237,13 @@ def test_every_criterion_ranks_every_group(network, criterion):
         if not group.reason:
             scores = scorer(group)
             assert scores.shape == (group.width,) and np.isfinite(scores).all() and np.ptp(scores) > 0
+
+
+@pytest.mark.parametrize("scores", [np.ones(3), np.ones((16, 1))])
+def test_a_criterion_that_does_not_score_each_unit_is_refused(network, monkeypatch, scores):
+    monkeypatch.setitem(importance.criteria._items, "wrong", lambda members: scores)
+    with pytest.raises(InputError, match="gives scores of shape"):
+        plan_removal(network, criterion="wrong", ratio=0.5)
 
 
 @pytest.mark.parametrize("criterion", ["taylor", "apoz"])

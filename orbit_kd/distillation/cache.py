@@ -16,6 +16,7 @@ from orbit_kd.distillation import chunks
 from orbit_kd.distillation.cache_filling import Filler, Structure
 from orbit_kd.distillation.teachers import Teachers
 from orbit_kd.errors import InputError
+from orbit_kd.labels import are_rows
 
 
 class TeacherCache:
@@ -259,7 +260,7 @@ def with_class_weight(dataset: tf.data.Dataset, class_weight: Mapping[int, float
 
     def weigh(x: Any, y: Any, weight: Any = None) -> Any:
         labels = y["labels"]
-        if labels.shape.rank == 2 and labels.shape[-1] != 1:
+        if are_rows(labels.shape):
             labels = tf.argmax(labels, -1)
         chosen = tf.gather(table, tf.cast(tf.reshape(labels, [-1]), tf.int64))
         return x, y, chosen if weight is None else chosen * tf.cast(tf.reshape(weight, [-1]), tf.float32)

@@ -70,7 +70,7 @@ def plain(model: keras.Model) -> keras.Model:
         InputError: a layer, or an option of one, that hls4ml does not take or computes otherwise; it is named.
     """
     require_graph(model)
-    nodes = [node for node in walk(model) if not isinstance(node.layer, layers.InputLayer)]
+    nodes = list(walk(model))
     for node in nodes:
         _check(node.layer)
     if again := [node.layer.name for node in nodes if sum(other.layer is node.layer for other in nodes) > 1]:
