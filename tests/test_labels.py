@@ -10,7 +10,6 @@ import orbit_kd as okd
 from orbit_kd.errors import InputError
 from orbit_kd.labels import are_rows, class_numbers
 
-
 ROWS = np.eye(3)[[0, 2, 1]]
 
 
