@@ -86,14 +86,9 @@ def reduction(call: Call) -> Channels | list[Channels]:
 @channel_rule("__operators__.getitem")
 def slicing(call: Call) -> Channels | list[Channels]:
     """Slices off the channel axis; a slice of the channels themselves keeps them all."""
-    spec = argument(call, 1, "slice_spec")
-    spec = list(spec) if isinstance(spec, (tuple, list)) else [spec]
-    rank = len(call.x.shape) + 1
-    used = sum(s is not None and s is not Ellipsis for s in spec)
-    if Ellipsis not in spec:
-        spec.append(Ellipsis)
-    at = spec.index(Ellipsis)
-    spec[at : at + 1] = [slice(None)] * (rank - used)
+    spec = _spelled_out(argument(call, 1, "slice_spec"), len(call.x.shape) + 1)
+    where: int | str = 1 if len(call.node.call_args) > 1 else "slice_spec"
+    call.argument(where, lambda kept, old: tuple(spec))  # Keras cannot save an ellipsis
     source, target = 0, 0
     for item in spec:
         if item is None:
@@ -105,6 +100,15 @@ def slicing(call: Call) -> Channels | list[Channels]:
             return call.output(call.x.ids, target - 1)
         source, target = source + 1, target + (not isinstance(item, int))
     return call.keep_all("slices in a way ids cannot follow")
+
+
+def _spelled_out(spec: Any, rank: int) -> list[Any]:
+    """A slice of a tensor with an item for each axis, and none for an ellipsis."""
+    items = list(spec) if isinstance(spec, (tuple, list)) else [spec]
+    at = next((i for i, item in enumerate(items) if item is Ellipsis), len(items))
+    used = sum(item is not None and item is not Ellipsis for item in items)
+    items[at : at + 1] = [{"start": None, "stop": None, "step": None}] * (rank - used)  # as Keras writes a slice
+    return items
 
 
 def _whole(item: Any) -> bool:

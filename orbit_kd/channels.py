@@ -67,6 +67,11 @@ class Call:
         self.layer = record.layer
         self._made = 0
         self.output_shapes = [tuple(t.shape[1:]) for t in tf.nest.flatten(node.outputs)]
+        size_known = all(None not in x.shape for x in inputs) and not isinstance(self.layer, (keras.Model, TFOpLambda))
+        if size_known and len(self.output_shapes) == 1 and None in self.output_shapes[0]:
+            # in a nested model that was built for any image size, and is used at one
+            shapes = [(None, *x.shape) for x in inputs]
+            self.output_shapes = [tuple(self.layer.compute_output_shape(shapes[0] if len(shapes) == 1 else shapes))[1:]]
 
     @property
     def x(self) -> Channels:

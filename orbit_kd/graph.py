@@ -59,7 +59,8 @@ def replay(
     Returns:
         The outputs, in the order of `model.outputs`.
     """
-    tensors = {id(t): x for t, x in zip(model.inputs, tf.nest.flatten(inputs), strict=True)}
+    # cast as a model casts what it is called with: images are often uint8
+    tensors = {id(t): tf.cast(x, t.dtype) for t, x in zip(model.inputs, tf.nest.flatten(inputs), strict=True)}
     for node in walk(model):
         layer = node.layer
         args, kwargs = tf.nest.map_structure(lambda t: tensors.get(id(t), t), (node.call_args, node.call_kwargs))

@@ -82,6 +82,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "Reshape": lambda op, x: tf.reshape(x, op.newshape),
     "Transpose": lambda op, x: tf.transpose(x, op.axes),
     "GetItem": lambda op, x, key: x[key],
+    "Stack": lambda op, xs: tf.stack(xs, op.axis),
     "ExpandDims": lambda op, x: tf.expand_dims(x, op.axis),
     "Squeeze": lambda op, x: tf.squeeze(x, op.axis),
 }
@@ -93,6 +94,8 @@ _LAYERS: dict[str, type] = {
     "CustomScaleLayer": CustomScaleLayer,
 }
 _RENAMED = {"LeakyReLU": {"negative_slope": "alpha"}}
+# what Keras 3 asks of layers that tf_keras does not, and that matters in training only
+_IN_TRAINING = ("value_range",)
 # options of Keras 3 whose given value means what tf_keras always does
 _IMPLIED: dict[str, tuple[Any, ...]] = {
     "renorm": (False,),
@@ -135,8 +138,7 @@ class _Twin:
                 args, kwargs = tf.nest.map_structure(
                     lambda v: tensors.get(id(v), v), (node.arguments.args, node.arguments.kwargs)
                 )
-                kwargs = {k: v for k, v in kwargs.items() if k not in ("mask", "training") or v is not None}
-                outputs = self.operation(node.operation)(*args, **kwargs)
+                outputs = self.operation(node.operation)(*args, **_given(node.operation, kwargs))
                 tensors.update(zip(map(id, tf.nest.flatten(node.outputs)), tf.nest.flatten(outputs), strict=True))
         outputs = [tensors[id(t)] for t in graph.outputs]
         twin = tf_keras.Model(_alone(inputs), _alone(outputs), name=model.name)
@@ -163,6 +165,16 @@ class _Twin:
                 fix="use a layer in its place, or add a line for it to orbit_kd/keras3.py",
             )
         return lambda *args, **kwargs: _OPERATIONS[name](operation, *args, **kwargs)
+
+
+def _given(operation: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call that its author gave: Keras 3 writes the defaults down with them.
+
+    Augmentation layers have training=True as theirs; as an argument it would keep them random for ever.
+    """
+    default = inspect.signature(operation.call).parameters.get("training")
+    usual = {"mask": None, "training": True if default is not None and default.default is True else None}
+    return {k: v for k, v in kwargs.items() if k not in usual or (v is not None and v is not usual[k])}
 
 
 def _alone(tensors: list[Any]) -> Any:
@@ -208,7 +220,7 @@ def _config(layer: Any, cls: type, config: dict[str, Any]) -> dict[str, Any]:
             continue
         if key in known:
             found[key] = value
-        elif value is not None and value not in _IMPLIED.get(key, ()):
+        elif value is not None and key not in _IN_TRAINING and value not in _IMPLIED.get(key, ()):
             raise InputError(
                 f"Layer {layer.name!r} ({type(layer).__name__}) has {key}={value!r}, which tf_keras does not know.",
                 expected=f"{key} left out",

@@ -16,6 +16,7 @@ from orbit_kd.errors import InputError
 from orbit_kd.files import replace_file
 from orbit_kd.keras3 import from_keras3, is_keras3, load_keras3
 from orbit_kd.model_safety import code_in, read_config
+from orbit_kd.sparsity_models import rebuild
 from orbit_kd.subclassed import as_graph
 
 _REGISTERED_BY = {
@@ -36,7 +37,8 @@ def load_model(
 
     Args:
         model: a .keras or .h5 file of tf_keras or Keras 3, a SavedModel folder with Keras metadata, a tf_keras model
-            (returned as it is; a subclassed one as its graph, see `as_graph`), or a Keras 3 model (its tf_keras twin).
+            (returned as it is; a subclassed one as its graph, see `as_graph`; one of mixed precision as a copy that
+            computes as precisely as its weights are), or a Keras 3 model (its tf_keras twin).
         trust_code: load files that could run code of their author: Lambda layers, classes from other modules, a
             SavedModel without Keras metadata.
         custom_objects: classes of your own layers, by name.
@@ -45,9 +47,9 @@ def load_model(
         InputError: no such file, no model file, a file that could run code, or a layer that is not known.
     """
     if isinstance(model, keras.Model):
-        return as_graph(model)
+        return _in_one_precision(as_graph(model))
     if is_keras3(model):
-        return from_keras3(model)
+        return _in_one_precision(from_keras3(model))
     if not isinstance(model, (str, os.PathLike)):
         raise InputError(
             f"load_model got a {type(model).__module__}.{type(model).__name__}.",
@@ -92,7 +94,24 @@ def load_model(
     if not isinstance(loaded, keras.Model):
         raise InputError(f"{path} holds a {type(loaded).__name__}, not a Keras model.", expected="a Keras model",
                          fix="save the model with model.save('model.keras')")  # fmt: skip
-    return as_graph(loaded)
+    return _in_one_precision(as_graph(loaded))
+
+
+def _in_one_precision(model: keras.Model) -> keras.Model:
+    """The model itself, or, of one trained in mixed precision, a copy that computes as precisely as its weights are.
+
+    TFLite takes no float16 arithmetic, and students compute as their teacher does.
+    """
+    if all(la.compute_dtype == la.variable_dtype for la in model._flatten_layers() if la.weights):
+        return model
+
+    def plain(layer: keras.layers.Layer) -> keras.layers.Layer:
+        config = layer.get_config()
+        return type(layer).from_config({**config, "dtype": layer.variable_dtype} if "dtype" in config else config)
+
+    copy, _ = rebuild(model, plain)
+    copy.set_weights(model.get_weights())
+    return copy
 
 
 def _register(configs: list[Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -29,6 +28,7 @@ from orbit_kd.preprocessing import Augment
 from orbit_kd.recipe import Recipe, digest
 from orbit_kd.reporting import Report
 from orbit_kd.retraining import Retraining, lesson_layers, losses_of
+from orbit_kd.scan_evaluation import Evaluator, batches_of
 from orbit_kd.sparsity import sparsify, strip
 from orbit_kd.stages import Stages, log
 from orbit_kd.story import chosen, story
@@ -61,7 +61,7 @@ def compress(
     the teacher, the data, or a stage before it have changed.
 
     Args:
-        teacher: a trained classifier (logits or softmax); it is not changed.
+        teacher: a trained classifier (logits or softmax), as `load_model` takes it; it is not changed.
         data: training, validation and test examples; the test split is read once, for the report.
         recipe: what to do; the defaults are moderate.
         augment: random changes to the training images the teacher and the student see.
@@ -72,13 +72,15 @@ def compress(
     Raises:
         InputError: bad settings, data that do not fit the teacher, an unwritable folder, a loss that is not finite.
     """
-    asked, augment = recipe or Recipe(), augment or Augment()
+    teacher, asked, augment = load_model(teacher), recipe or Recipe(), augment or Augment()
     recipe = asked
     _check(teacher, data, recipe)
     if not _automatic(recipe):
         log.info("%s\n", _first_plan(teacher, data, recipe))
-    stages = Stages(workdir, digest(fingerprint(teacher), _data_key(data)))
+    stages = Stages(workdir, digest(fingerprint(teacher), data.key))
     with stages.stage("teacher") as (folder, done):
+        if not done:
+            _tell_of_chance(teacher, data, recipe.scan_images)
         originals = _export(teacher, ("tflite_float32", "tflite_int8"), folder, "teacher", data, done, recipe)
     about = note(data.class_names, _preprocess(data), recipe=digest(recipe.to_dict()))
     extra = bytes_of(about, model_bytes(originals[1]))
@@ -140,6 +142,20 @@ def _check(teacher: keras.Model, data: Data, recipe: Recipe) -> None:
     plan = _first_plan(teacher, data, recipe)
     if recipe.pattern != "dense":
         _sparse(remove_filters(teacher, plan), recipe, steps=1)
+
+
+def _tell_of_chance(teacher: keras.Model, data: Data, images: int) -> None:
+    """Says before hours are spent what the teacher knows, and warns of one that only guesses."""
+    batches = batches_of(data.val, images)
+    right = Evaluator(teacher, batches, memory=0).measure(None)[0]
+    labels = np.concatenate([y for _, y in batches])
+    guess = np.bincount(labels).max() / len(labels)
+    log.info("teacher: %.2f%% of %d validation images", 100 * right, len(labels))
+    if right <= guess:
+        log.warning(
+            "teacher: that is no better than the commonest class for all (%.2f%%). Do the images reach it as in its "
+            "training (--scale, --mean, --channels), and are the classes in its order?", 100 * guess,
+        )  # fmt: skip
 
 
 def _automatic(recipe: Recipe) -> bool:
@@ -239,15 +255,3 @@ def _validated(
 
 def _preprocess(data: Data) -> dict[str, Any] | None:
     return data.preprocess.to_dict() if data.preprocess else None
-
-
-def _data_key(data: Data) -> str:
-    """What the stages start from; data of the caller's own are known by their first batches."""
-    if data.fingerprint:
-        return data.fingerprint
-    h = hashlib.sha256()
-    for part in (data.train, data.val, data.test):
-        for batch in part.take(4):
-            for values in batch:
-                h.update(np.ascontiguousarray(values).tobytes())
-    return h.hexdigest()

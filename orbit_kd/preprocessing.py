@@ -107,7 +107,7 @@ def check(preprocess: Preprocess, image_shape: Sequence[int], input_shape: Seque
     height, width, channels = image_shape
     if any(w not in (None, g) for w, g in zip(want[:2], got[:2], strict=True)):
         size = (want[0] or got[0], want[1] or got[1])
-        flag = str(size[0]) if size[0] == size[1] else f"{size[0]},{size[1]}"
+        flag = str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
         value = flag if size[0] == size[1] else f"({size[0]}, {size[1]})"
         ways = f"scale the images with Preprocess(resize={value}) (--resize={flag})"
         if size[0] <= height and size[1] <= width:

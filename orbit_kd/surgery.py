@@ -55,7 +55,7 @@ class _Rebuild:
             new = self.functional(model, inputs)
         for layer in model.layers:
             self.copy_weights(layer)
-        new.trainable = model.trainable
+        new.trainable = True  # a network that lost channels is there to be retrained, however its teacher was frozen
         return new
 
     def input(self, tensor: Any, named: Channels) -> Any:

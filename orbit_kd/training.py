@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -177,6 +176,12 @@ def check_fit(model: keras.Model, data: Data, *, labels: bool = True) -> None:
             expected="one image in, one vector of class scores out",
             fix="compress another kind of network with the functions that `compress` is made of (see README)",
         )
+    if model.output_shape[-1] == 1:
+        raise InputError(
+            f"Model {model.name!r} has one output.",
+            expected="one output a class, two or more",
+            fix="put a Dense(2, 'softmax') with kernel [0, w], bias [0, b] in place of Dense(1, 'sigmoid') with w, b",
+        )
     shape = data.shape
     if None not in shape:
         preprocessing.check(Preprocess(), [int(n) for n in shape if n], model.input_shape[1:])
@@ -188,11 +193,6 @@ def check_fit(model: keras.Model, data: Data, *, labels: bool = True) -> None:
             expected="one output a class",
             fix="use the data set the model was trained on, or train a teacher for this one (tools/train.py)",
         )
-    if math.prod(model.output_shape[1:]) < 2:
-        raise InputError(
-            f"Model {model.name!r} has one output.", expected="one output a class, two or more",
-            fix="give the model two outputs",
-        )  # fmt: skip
 
 
 def _largest_label(part: tf.data.Dataset) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 import time
 from pathlib import Path
@@ -95,7 +96,7 @@ def test_every_class_gives_its_share_to_validation(tmp_path):
     assert np.bincount(labels).tolist() == [3, 3, 1]
 
 
-@pytest.mark.parametrize("name", ["val", "validation"])
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
 def test_a_validation_folder_is_used_as_it_is(split_folder, name):
     write(split_folder / name, per_class=3)
     assert load(split_folder, validation=0).counts == {"train": 30, "val": 9, "test": 12}
@@ -137,11 +138,23 @@ def test_other_files_and_hidden_folders_are_passed_over(split_folder):
     assert load(split_folder).counts["test"] == 12
 
 
-@pytest.mark.parametrize("suffix", [".png", ".PNG", ".tif", ".TIFF", ".bmp", ".jpg", ".JPEG"])
+@pytest.mark.parametrize("suffix", [".png", ".PNG", ".tif", ".TIFF", ".bmp", ".jpg", ".JPEG", ".webp"])
 def test_each_kind_of_file_is_read_in_any_case(tmp_path, suffix):
     write(tmp_path / "train", per_class=3, suffix=suffix)
     write(tmp_path / "test", per_class=1, suffix=suffix)
     assert load(tmp_path).counts == {"train": 6, "val": 3, "test": 3}
+
+
+def test_odd_files_are_read_or_passed_over(split_folder):
+    boats = split_folder / "train" / "boat"
+    (boats / "000.png").rename(Path(os.fsdecode(bytes(boats) + b"/caf\xe9.png")))  # a name that is not UTF-8
+    (boats / "away.png").symlink_to(boats / "nowhere.png")
+    (boats / "folder.png").mkdir()
+    assert load(split_folder).counts["train"] + load(split_folder).counts["val"] == 30
+
+
+def test_too_few_images_for_three_splits_are_refused(tmp_path):
+    refuses(write(tmp_path / "few", per_class=2), "No images are left for val")
 
 
 def test_the_fingerprint_tells_data_and_options_apart(split_folder):
@@ -478,12 +491,28 @@ def test_data_of_ones_own_is_what_fit_takes(own):
             augmented(seed=0, augment=Augment(shift=1))
 
 
+def test_data_of_ones_own_is_known_by_all_that_it_yields():
+    x, y = np.random.default_rng(0).normal(size=(40, 2, 2, 1)).astype("float32"), np.arange(40) % 3
+
+    def data(x, y, change=lambda d: d):
+        return Data(change(tf.data.Dataset.from_tensor_slices((x, y)).batch(4)), (x, y), (x, y))
+
+    later, other = x.copy(), y.copy()
+    later[39], other[39] = 0, 1
+    assert data(x, y).key == data(x, y).key
+    assert len({d.key for d in (data(x, y), data(later, y), data(x, other))}) == 3
+    with pytest.raises(InputError, match="train data comes in another order"):
+        _ = data(x, y, lambda d: d.unbatch().shuffle(40).batch(4)).key
+    noisy = data(x, y, lambda d: d.map(lambda a, b: (a + tf.random.normal(tf.shape(a)), b)))
+    assert noisy.key == noisy.key != data(x, y).key
+
+
 def test_a_dataset_of_unknown_length_is_counted_and_an_endless_one_refused():
     dataset = tf.data.Dataset.from_tensor_slices((X, Y)).filter(lambda x, y: y > 0).batch(4)
     assert Data(dataset, dataset, dataset).steps() == 2
     endless = dataset.repeat()
     with pytest.raises(InputError, match="repeats for ever"):
-        Data(endless.apply(tf.data.experimental.assert_cardinality(-1)), dataset, dataset).steps()
+        Data(endless.apply(tf.data.experimental.assert_cardinality(-1)), dataset, dataset)
 
 
 @pytest.mark.parametrize(
@@ -493,6 +522,8 @@ def test_a_dataset_of_unknown_length_is_counted_and_an_endless_one_refused():
         (tf.data.Dataset.from_tensor_slices(X).batch(2), "batched tf.data.Dataset"),
         (tf.data.Dataset.from_tensor_slices(({"a": X}, Y)).batch(2), "batched tf.data.Dataset"),
         (None, "NoneType as its train data"),
+        (tf.data.Dataset.from_generator(lambda: iter([(X, Y)]), output_types=(tf.float32, tf.int32)), "ensure_shape"),
+        (tf.data.Dataset.from_tensor_slices((X, [str(y) for y in Y])).batch(2), "numbers as labels"),
         (X, "ndarray"),
     ],
 )

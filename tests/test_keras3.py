@@ -81,6 +81,21 @@ def test_a_sequential_model():
     check(plain(), (8, 8, 3))
 
 
+def test_augmentation_layers_rest_at_inference_and_stay_random_in_training():
+    image = keras.Input((12, 12, 3))
+    x = layers.RandomContrast(0.9)(layers.RandomFlip()(layers.RandomRotation(0.5)(layers.RandomBrightness(0.9)(image))))
+    x = layers.Conv2D(4, 3)(layers.BatchNormalization()(x, training=False))
+    twin = check(randomize(keras.Model(image, layers.Dense(3)(layers.GlobalAveragePooling2D()(x)))), (12, 12, 3))
+    images = np.random.default_rng(0).uniform(0, 255, (4, 12, 12, 3)).astype("float32")
+    assert np.ptp([twin(images, training=True).numpy() for _ in range(3)], axis=0).max() > 0
+
+
+def test_channels_that_are_turned_round_before_the_first_layer():
+    image = keras.Input((8, 8, 3))
+    x = ops.stack([image[..., 2], image[..., 1], image[..., 0]], axis=-1)
+    check(randomize(keras.Model(image, layers.Dense(3)(layers.Flatten()(layers.Conv2D(4, 3)(x))))), (8, 8, 3))
+
+
 def test_a_lambda_in_a_keras_3_file_is_refused(tmp_path):
     image = keras.Input((4,))
     keras.Model(image, layers.Lambda(lambda t: t * 2)(image)).save(tmp_path / "m.keras")

@@ -10,6 +10,7 @@ import pytest
 import tf_keras as keras
 from tf_keras import layers
 
+import orbit_kd as okd
 from orbit_kd.errors import InputError
 from orbit_kd.files import writable_folder
 from orbit_kd.model_io import fingerprint, load_model, save_model
@@ -131,3 +132,22 @@ def test_the_fingerprint_follows_weights_and_architecture(plain):
     changed = fingerprint(plain)
     plain.layers[0].set_weights([kernel, bias])
     assert changed != before == fingerprint(plain)
+
+
+def test_a_network_trained_in_mixed_precision_comes_as_one_that_tflite_takes(tmp_path):
+    keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+        inside = keras.Sequential([keras.Input((6, 6, 4)), layers.Conv2D(4, 3), layers.BatchNormalization()])
+        image = keras.Input((8, 8, 1))
+        x = layers.GlobalAveragePooling2D()(inside(layers.Conv2D(4, 3)(image)))
+        mixed = keras.Model(image, layers.Activation("softmax", dtype="float32")(layers.Dense(3)(x)))
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    mixed.save(tmp_path / "mixed.keras")
+    images = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype("float32")
+    for given in (mixed, tmp_path / "mixed.keras"):
+        loaded = load_model(given)
+        assert {la.compute_dtype for la in loaded._flatten_layers()} == {"float32"}
+        np.testing.assert_allclose(loaded(images), mixed(images), atol=2e-3)
+        assert okd.export(loaded, "tflite_float32", path=tmp_path / "plain.tflite").bytes > 0
+    assert load_model(loaded) is loaded

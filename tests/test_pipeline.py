@@ -16,6 +16,7 @@ from orbit_kd.exporters import read_metadata
 from orbit_kd.model_io import fingerprint
 from orbit_kd.pipeline import compress
 from orbit_kd.recipe import Recipe, digest
+from orbit_kd.retraining import Retraining
 
 RECIPE = Recipe(ratio=0.5, rounds=2, epochs=16, pattern="2:4", sparse_epochs=6, views=2, batch_size=16, calibration=32)
 
@@ -128,7 +129,7 @@ def test_the_same_call_again_trains_nothing(done, teacher, data, monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError("trained or evaluated again")
 
-    monkeypatch.setattr(pipeline, "distil", fail)
+    monkeypatch.setattr(Retraining, "distil", fail)
     monkeypatch.setattr(pipeline, "evaluate", fail)
     again = compress(teacher, data, recipe=RECIPE, workdir=done.artifacts[0].path.parent.parent)
     assert again.report.artifacts == done.report.artifacts
@@ -138,8 +139,8 @@ def test_the_same_call_again_trains_nothing(done, teacher, data, monkeypatch):
 def test_a_killed_run_goes_on_and_a_changed_recipe_starts_where_it_differs(teacher, data, tmp_path, monkeypatch):
     recipe = Recipe(ratio=0.5, epochs=2, views=1, batch_size=32, calibration=16, targets=("tflite_int8",))
     trained = []
-    real_distil, real_export = pipeline.distil, pipeline.export_all
-    monkeypatch.setattr(pipeline, "distil", lambda *a, **k: trained.append(k["label"]) or real_distil(*a, **k))
+    real_distil, real_export = Retraining.distil, pipeline.export_all
+    monkeypatch.setattr(Retraining, "distil", lambda *a, **k: trained.append(k["label"]) or real_distil(*a, **k))
 
     def killed(model, names, **kwargs):
         if kwargs["stem"] == "student":
@@ -181,6 +182,15 @@ def test_a_softmax_teacher_and_one_hot_labels(tmp_path):
     recipe = Recipe(ratio=0.5, epochs=1, views=1, batch_size=16, calibration=16, targets=("tflite_int8",))
     result = compress(make_teacher("softmax"), data, recipe=recipe, workdir=tmp_path)
     np.testing.assert_allclose(result.student.predict(one_hot(4, 3)[0], verbose=0).sum(-1), 1, rtol=1e-5)
+
+
+def test_a_teacher_that_only_guesses_is_told_of_at_once(teacher, data, caplog):
+    with caplog.at_level("INFO", "orbit_kd"):
+        pipeline._tell_of_chance(teacher, data, 48)
+    assert "of 48 validation images" in caplog.text and "commonest" not in caplog.text
+    x, y = stripes(48, 1)
+    pipeline._tell_of_chance(teacher, Data((x, y), (x * 0, y), (x, y)), 48)
+    assert "no better than the commonest class" in caplog.text and "--scale" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tf_keras as keras
 from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from tf_keras import layers
 
 from orbit_kd import importance, networks
 from orbit_kd.errors import InputError
+from orbit_kd.model_io import load_model, save_model
 from orbit_kd.planning import RemovalPlan, plan_removal
 from orbit_kd.surgery import recalibrate_batchnorm, remove_filters
 
@@ -343,3 +345,47 @@ def test_attention_and_recurrent_layers_keep_their_channels_and_the_plan_says_so
     assert (width["free"], width["bound"]) == (4, 8)
     assert "attention" in next(g.reason for g in plan.groups if g.name == "bound")
     assert difference(randomize(model), remove_filters(model, plan), plan) <= 1e-4
+
+
+def test_a_teacher_that_was_frozen_gives_a_student_that_learns():
+    inside = keras.Sequential([keras.Input((6, 6, 8)), layers.Conv2D(8, 3)])
+    image = keras.Input((8, 8, 1))
+    x = layers.GlobalAveragePooling2D()(inside(layers.Conv2D(8, 3)(image)))
+    model = keras.Model(image, layers.Dense(3)(x))
+    model.trainable = False
+    student = remove_filters(model, plan_removal(model, ratio=0.5))
+    assert len(student.trainable_weights) == 6 and not model.trainable_weights
+
+
+def test_what_is_sliced_with_an_ellipsis_is_saved_and_loaded(tmp_path):
+    image = keras.Input((8, 8, 3))
+    x = layers.Conv2D(8, 3)(layers.Conv2D(8, 3)(image[..., ::-1])[:, 1:, ..., :])
+    model = randomize(keras.Model(image, layers.Dense(3)(layers.GlobalAveragePooling2D()(x))))
+    student = remove_filters(model, plan_removal(model, ratio=0.5))
+    loaded = load_model(save_model(student, tmp_path / "student.keras"))
+    images = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype("float32")
+    np.testing.assert_array_equal(loaded(images), student(images))
+
+
+def test_a_backbone_of_open_size_in_a_network_of_one_size_has_macs():
+    def network(size):
+        inside = keras.Input((size, size, 3))
+        x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(8, 3, strides=2, padding="same")(inside)))
+        x = layers.Add()([x, layers.DepthwiseConv2D(3, padding="same")(x)])
+        backbone = keras.Model(inside, layers.Conv2D(8, 3)(layers.ZeroPadding2D()(x)))
+        image = keras.Input((16, 16, 3))
+        return keras.Model(image, layers.Dense(3)(layers.GlobalAveragePooling2D()(backbone(image))))
+
+    fixed, loose = (plan_removal(network(size), keep_macs=0.5) for size in (16, None))
+    assert fixed.macs == loose.macs and fixed.macs[1] < 0.5 * fixed.macs[0]
+
+
+def test_statistics_are_estimated_from_whatever_a_model_takes():
+    image = keras.Input((4, 4, 1))
+    model = keras.Model(image, layers.BatchNormalization()(layers.Conv2D(2, 3)(image)))
+    x = np.random.default_rng(0).integers(0, 255, (32, 4, 4, 1))
+    found = []
+    for dtype in ("float32", "uint8", "int64"):
+        recalibrate_batchnorm(model, tf.data.Dataset.from_tensor_slices(x.astype(dtype)).batch(8))
+        found.append(model.layers[-1].moving_mean.numpy())
+    assert np.ptp(found, axis=0).max() == 0 and np.abs(found[0]).min() > 1

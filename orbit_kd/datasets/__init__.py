@@ -107,7 +107,7 @@ def load(
         preprocess=preprocess,
         batch_size=batch_size,
         class_names=source.class_names,
-        fingerprint=hashlib.sha256(told.encode()).hexdigest(),
+        fingerprint=hashlib.sha256(told.encode("utf-8", "surrogateescape")).hexdigest(),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -64,17 +65,35 @@ class Data:
         """Shape of one x, without the batch axis."""
         return tuple(self.train.element_spec[0].shape[1:])
 
+    @property
+    def key(self) -> str:
+        """Hexadecimal SHA-256 that tells this data from other data: the fingerprint, or else all that it yields.
+
+        Images that differ from one pass to the next (random augmentation in a pipeline of one's own) do not count.
+
+        Raises:
+            InputError: examples in another order at each pass.
+        """
+        if self.fingerprint:
+            return self.fingerprint
+        told: list[str] = []
+        for name in ("train", "val", "test"):
+            part = getattr(self, name)
+            (labels, images), again = _read(part.take(2)), _read(part.take(2))
+            if labels != again[0]:
+                raise InputError(
+                    f"The {name} data comes in another order each time.",
+                    expected="the same order at each pass: results are kept and found again by it",
+                    fix="leave out .shuffle() (image_dataset_from_directory: shuffle=False); training shuffles itself",
+                )
+            told += _read(part)[: 2 if images == again[1] else 1]
+        return hashlib.sha256("".join(told).encode()).hexdigest()
+
     def steps(self, batch_size: int | None = None) -> int:
         """Batches in one epoch of training, the last and smaller one included: `fit(..., steps_per_epoch=...)`."""
         if self.examples is not None:
             return -(-len(self.examples.train) // (batch_size or self.examples.batch_size))
         known = int(self.train.cardinality())
-        if known == -1:
-            raise InputError(
-                "The training data repeats for ever, so an epoch has no length.",
-                expected="a train dataset of one epoch",
-                fix="leave out .repeat(); Data.epochs repeats it",
-            )
         if known >= 0 and batch_size is None:
             return known
         sizes = [int(batch[0].shape[0]) for batch in self.train]
@@ -229,13 +248,35 @@ def _dataset(given: Any, name: str) -> tf.data.Dataset:
             expected="a batched tf.data.Dataset of (x, y), a pair of arrays (x, y), or a keras.utils.Sequence",
             fix="wrap your data with tf.data.Dataset.from_tensor_slices((x, y)).batch(64)",
         )
-    if spec[1].shape.rank == 0 or (spec[0].shape.rank is not None and spec[0].shape.rank < 2):
+    if None in (spec[0].shape.rank, spec[1].shape.rank) or not (spec[1].dtype.is_integer or spec[1].dtype.is_floating):
+        raise InputError(
+            f"The {name} dataset says too little of what it yields: x {spec[0]}, y {spec[1]}.",
+            expected="the shapes of images and labels, and numbers as labels",
+            fix="set them: .map(lambda x, y: (tf.ensure_shape(x, (None, height, width, channels)), "
+            "tf.ensure_shape(y, (None,))))",
+        )
+    if given.cardinality() == tf.data.INFINITE_CARDINALITY:
+        raise InputError(
+            f"The {name} dataset repeats for ever, so an epoch has no length.",
+            expected="a dataset of one epoch",
+            fix="leave out .repeat(); Data.epochs repeats the training data",
+        )
+    if spec[1].shape.rank == 0 or spec[0].shape.rank < 2:
         raise InputError(
             f"The {name} dataset yields single examples: x {spec[0].shape}, y {spec[1].shape}.",
             expected="batches",
             fix="add .batch(64) to it",
         )
     return given
+
+
+def _read(batches: tf.data.Dataset) -> tuple[str, str]:
+    """Digests of all labels, and of all images."""
+    labels, images = hashlib.sha256(), hashlib.sha256()
+    for x, y, *_ in batches.as_numpy_iterator():
+        labels.update(np.ascontiguousarray(y).tobytes())
+        images.update(np.ascontiguousarray(x).tobytes())
+    return labels.hexdigest(), images.hexdigest()
 
 
 def _from_sequence(sequence: Any) -> tf.data.Dataset:

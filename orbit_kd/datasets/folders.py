@@ -24,7 +24,7 @@ def read(folder: Path) -> Source:
         raise InputError(f"There is no folder {folder}.", expected=f"a folder {LAYOUT}", fix="check the path")
     parts = {"train": folder / "train"}
     if _classes(parts["train"]):
-        for name, split in (("validation", "val"), ("val", "val"), ("test", "test")):
+        for name, split in (("validation", "val"), ("valid", "val"), ("val", "val"), ("test", "test")):
             if (folder / name).is_dir():
                 parts[split] = folder / name
     else:
@@ -96,7 +96,8 @@ def _classes(folder: Path) -> list[Path]:
 
 def _images(folder: Path) -> list[Path]:
     # macOS also leaves "._name.png" files that are no images.
-    return sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
+    files = (f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
+    return sorted(f for f in files if f.is_file())  # a link may lead nowhere
 
 
 def _list(label: str, names: list[str]) -> str:

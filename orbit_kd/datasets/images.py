@@ -19,7 +19,7 @@ from orbit_kd.recipe import Preprocess
 if TYPE_CHECKING:
     import tensorflow as tf
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 # Above this many bytes of decoded images they are decoded again at each use.
 MEMORY_LIMIT = 1_500_000_000
 

@@ -44,7 +44,7 @@ def split(source: Source, *, validation: float, seed: int, limit: int | None = N
     fraction `validation` of what is left.
 
     Raises:
-        InputError: `validation` is needed and is not a fraction; `limit` is below 1.
+        InputError: `validation` is needed and is not a fraction; `limit` is below 1; too few images for three splits.
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit={limit}.", expected="a number of examples >= 1, or None", fix="leave limit out")
@@ -62,6 +62,12 @@ def split(source: Source, *, validation: float, seed: int, limit: int | None = N
             )
         rest, val = carve(labels[parts["train"]], validation, seed=seed)
         parts |= {"train": parts["train"][rest], "val": parts["train"][val]}
+    if empty := [name for name, index in parts.items() if not len(index)]:
+        raise InputError(
+            f"No images are left for {' and '.join(empty)} of {len(labels)} in {len(source.class_names)} classes.",
+            expected="three images of some class at least: one each for train, val and test",
+            fix="add images, or give a val/ folder",
+        )
     # Shuffled once, so that the first batches of any split hold all classes.
     chosen = {}
     for number, name in enumerate(("train", "val", "test")):
