@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -16,15 +16,24 @@ from orbit_kd import runtimes, timing
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import Artifact, export, find, open_artifact
 from orbit_kd.exporters.c_array import read_c_array
-from orbit_kd.exporters.tflite import calibration_sample
+from orbit_kd.exporters.keras_source import calibration_sample
 from orbit_kd.metrics import accuracy, confusion_matrix, mcnemar
 from orbit_kd.progress import track
+from orbit_kd.report_text import shipped
+from orbit_kd.reporting import Report
 from orbit_kd.tflite_reader import TfliteSummary, read, read_bytes
 from orbit_kd.tflm_parity import tflm_parity
 from orbit_kd.versions import versions
 
-if TYPE_CHECKING:
-    from orbit_kd.reporting import Report
+
+@dataclasses.dataclass(frozen=True)
+class _File:
+    """A file of the student: what runs it, its name among the outputs, and the flatbuffer that "litert" runs."""
+
+    artifact: Artifact
+    runtime: str
+    name: str
+    model: bytes
 
 
 def zeros_added(reference: TfliteSummary, quantized: TfliteSummary) -> int | None:
@@ -68,7 +77,7 @@ def logits(
     }
     outputs: dict[str, list[np.ndarray]] = {name: [] for name in runners}
     labels: list[np.ndarray] = []
-    for batch in track(iter(test), "test set", total=_length(test)):
+    for batch in track(test, "test set"):
         if not isinstance(batch, (tuple, list)) or len(batch) < 2:
             raise InputError("The test data has no labels.", expected="batches (x, y)", fix="pass images with labels")
         x, y = np.asarray(batch[0]), np.asarray(batch[1])
@@ -123,16 +132,12 @@ def evaluate(
     Raises:
         InputError: no artifacts, a teacher file of another target, class counts that differ, or what `logits` raises.
     """
-    from orbit_kd.reporting import Report
-
-    everything = [
-        _artifact(a) for a in ([artifacts] if isinstance(artifacts, (Artifact, str, os.PathLike)) else artifacts)
-    ]
-    runtime = {id(a): find(a.target)[0].runtime for a in everything}
-    students = [a for a in everything if runtime[id(a)] == "litert"]
+    given = [artifacts] if isinstance(artifacts, (Artifact, str, os.PathLike)) else artifacts
+    files = [_file(number, item) for number, item in enumerate(given)]
+    students = [file for file in files if file.runtime == "litert"]
     if not students:
         raise InputError(
-            f"No TensorFlow Lite file among {len(everything)} artifacts.",
+            f"No TensorFlow Lite file among {len(files)} artifacts.",
             expected="at least one: sizes, zeros and multiply-accumulates are counted in it",
             fix="export the student to tflite_int8 as well",
         )
@@ -143,42 +148,38 @@ def evaluate(
             fix="pass the data set itself, not an iterator over it",
         )
     with _teacher_file(teacher, workdir) as teacher_file:
-        models = {id(a): model_bytes(a) for a in students}
-        running: dict[str, Any] = {f"{i} ({a.path.name})": models[id(a)] for i, a in enumerate(students)}
-        names = {id(a): name for a, name in zip(students, running, strict=True)}
+        running: dict[str, Any] = {file.name: file.model for file in students}
         if teacher_file:
             running["teacher"] = model_bytes(teacher_file)
         for model in running.values():
             runtimes.probe(model)
-        for artifact in everything:
-            if runtime[id(artifact)] not in ("", "litert"):  # files of another kind, that something else runs
-                names[id(artifact)] = name = f"{artifact.target} ({artifact.path.name})"
-                running[name] = runtimes.load(artifact.path, runtime=runtime[id(artifact)])
+        for file in files:
+            if file.runtime not in ("", "litert"):  # files of another kind, that something else runs
+                running[file.name] = runtimes.load(file.artifact.path, runtime=file.runtime)
         labels, outputs = logits(running, test, threads=os.cpu_count() or 1)
         _same_classes(outputs, class_names)
-        summaries = {id(a): read(models[id(a)]) for a in students}
-        reference = next((a for a in students if a.target == "tflite_float32"), None)
-        base = reference or min(students, key=lambda a: a.bytes)
-        counted = summaries[id(base)]
+        reference = next((file for file in students if file.artifact.target == "tflite_float32"), None)
+        base = reference or min(students, key=lambda file: file.artifact.bytes)
+        counted = read(base.model)
         data: dict[str, Any] = {
             "teacher": _teacher_section(teacher_file, running.get("teacher"), labels, outputs),
-            "student": _student_section(base, counted, labels, outputs[names[id(base)]]),
+            "student": _student_section(base.artifact, counted, labels, outputs[base.name]),
             "artifacts": [],
         }
         images = calibration_sample(test, samples=tflm_images)
         against = {a.target: a for a in (*([teacher_file] if teacher_file else []), *teacher_artifacts)}
-        for artifact in everything:
-            row = _file(artifact)
-            if id(artifact) in names:
-                values = outputs[names[id(artifact)]]
+        for file in files:
+            row = _sizes(file.artifact)
+            if file.name in outputs:
+                values = outputs[file.name]
                 row |= _scores(labels, values) | _against_teacher(labels, outputs.get("teacher"), values)
-            if id(artifact) in summaries:
-                summary, model = summaries[id(artifact)], models[id(artifact)]
+            if file.runtime == "litert":
+                summary = counted if file is base else read(file.model)
                 row |= {"density": summary.density, "params": counted.params, "nonzero_params": counted.nonzero_params,
                         "sparse_encoded": summary.sparse,
                         "zeros_from_int8": None if reference is None else zeros_added(counted, summary)}  # fmt: skip
-                row |= _latency(artifact, model, against, runs=latency_runs, threads=threads)
-                row["tflm"] = dataclasses.asdict(tflm_parity(model, images))
+                row |= _latency(file.artifact, file.model, against, runs=latency_runs, threads=threads)
+                row["tflm"] = dataclasses.asdict(tflm_parity(file.model, images))
             data["artifacts"].append(row)
     data["ratios"] = ratios(data)
     data["class_names"] = None if class_names is None else list(class_names)
@@ -192,8 +193,6 @@ def ratios(data: Mapping[str, Any]) -> dict[str, float]:
 
     `bytes` and `gzip_bytes` are of the file the report's headline is about; `float32_bytes` compares float to float.
     """
-    from orbit_kd.report_text import shipped
-
     teacher, student, file = data["teacher"], data["student"], shipped(dict(data))
     if not teacher:
         return {}
@@ -209,11 +208,11 @@ def ratios(data: Mapping[str, Any]) -> dict[str, float]:
     return found | ({"float32_bytes": teacher["tflite_bytes"] / float32["bytes"]} if float32 else {})
 
 
-def _length(data: Any) -> int | None:
-    try:
-        return len(data)
-    except TypeError:  # a data set that only knows at its end
-        return None
+def _file(number: int, item: Artifact | str | os.PathLike[str]) -> _File:
+    artifact = _artifact(item)
+    runtime = find(artifact.target)[0].runtime
+    model = model_bytes(artifact) if runtime == "litert" else b""
+    return _File(artifact, runtime, f"{number} ({artifact.path.name})", model)
 
 
 def _artifact(item: Artifact | str | os.PathLike[str]) -> Artifact:
@@ -291,7 +290,7 @@ def _student_section(
     return counts | _scores(labels, values)
 
 
-def _file(artifact: Artifact) -> dict[str, Any]:
+def _sizes(artifact: Artifact) -> dict[str, Any]:
     """What is known of any file without running it."""
     return {"target": artifact.target, "path": str(artifact.path), "bytes": artifact.bytes,
             "gzip_bytes": artifact.gzip_bytes, "details": artifact.details}  # fmt: skip

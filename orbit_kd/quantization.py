@@ -20,7 +20,7 @@ import numpy as np
 import tf_keras as keras
 
 from orbit_kd.errors import InputError
-from orbit_kd.exporters.tflite import calibration_sample
+from orbit_kd.exporters.keras_source import calibration_sample
 from orbit_kd.quantization_layers import KERNELS, QuantizedLayer, QuantizeWrapper, observing
 from orbit_kd.quantization_placement import PASS_ON, has_fixed_range, place
 from orbit_kd.sparsity import keep_zeros

@@ -228,11 +228,6 @@ class _Litert:
             except (RuntimeError, ValueError) as error:
                 raise RuntimeError(f"{error}\n{log.text}") from error
 
-    def ready_call(self, x: np.ndarray) -> Callable[[], None]:
-        """The bare inference on one image, for timing: x is copied in once, the output is left where it is."""
-        self._one.set_tensor(self._one.get_input_details()[0]["index"], x)
-        return self._one.invoke
-
     @staticmethod
     def _invoke(interpreter: Any, x: np.ndarray) -> np.ndarray:
         interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x)

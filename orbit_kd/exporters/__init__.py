@@ -70,9 +70,9 @@ def export(
     Raises:
         InputError: unknown target or option; missing or unusable calibration data; a path that cannot be written.
     """
-    function, variant = find(target)[0].write, find(target)[1]
+    form, variant = find(target)
     arguments = dict(options, path=path, calibration=calibration) | ({"variant": variant} if variant else {})
-    known = inspect.signature(function).parameters
+    known = inspect.signature(form.write).parameters
     unknown = [name for name in options if name not in known]
     if unknown and not any(p.kind is p.VAR_KEYWORD for p in known.values()):
         raise InputError(
@@ -80,7 +80,7 @@ def export(
             expected=f"one of: {', '.join(sorted(set(known) - {'model', 'path', 'calibration', 'variant'}))}",
             fix="leave it out, or correct its name",
         )
-    return function(model, **arguments)
+    return form.write(model, **arguments)
 
 
 def file_of(target: str, folder: str | os.PathLike[str], *, stem: str) -> Path:

@@ -22,7 +22,7 @@ import numpy as np
 
 from orbit_kd.errors import InputError
 from orbit_kd.exporters.artifact import Artifact, target
-from orbit_kd.exporters.keras_source import input_shape
+from orbit_kd.exporters.keras_source import calibration_images, input_shape
 from orbit_kd.exporters.packing import pack_bits
 from orbit_kd.extras import require
 from orbit_kd.files import unwritable, write_file
@@ -93,7 +93,6 @@ def export_hls4ml(
         raise InputError(f"{folder} holds something else.", expected="a new folder, or one that this target wrote",
                          fix="choose another path")  # fmt: skip
     from orbit_kd.exporters.hls4ml_network import is_depthwise, kernels, plain, precisions, ranges
-    from orbit_kd.exporters.tflite import calibration_sample
 
     network = plain(model)
     matrices = {layer.name: matrix for layer, matrix in kernels(network)}
@@ -110,10 +109,7 @@ def export_hls4ml(
         for name, matrix in matrices.items()
     }
     _check_size({n: m.size for n, m in matrices.items()}, plans, weight_bits, max_weight_bits)
-    images = calibration_sample(calibration, samples=samples, seed=seed)
-    if images.shape[1:] != shape:
-        raise InputError(f"The calibration images have shape {images.shape[1:]}.", expected=f"{shape}",
-                         fix="give the training data after its Preprocess (crop, resize, channels)")  # fmt: skip
+    images = calibration_images(calibration, shape=shape, samples=samples, seed=seed)
     observed = ranges(network, images)
     types = precisions(network, observed, bits=bits, weight_bits=weight_bits)
     seconds: dict[str, float] = {}

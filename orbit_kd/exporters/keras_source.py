@@ -1,19 +1,26 @@
-"""What targets that start from the Keras model itself ask of it."""
+"""What targets ask of a Keras model, and of the images it is calibrated with."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from orbit_kd.errors import InputError
 
+_SCAN_LIMIT = 20_000
 
-def input_shape(model: Any) -> tuple[int, ...]:
+
+def fixed_shape(model: Any, given: tuple[int, ...] | None = None) -> tuple[int, ...]:
     """The shape of a tf_keras model's one input, without the batch.
 
+    Args:
+        model: to be exported.
+        given: the sizes to fix, where the model leaves them open.
+
     Raises:
-        InputError: no tf_keras model; several inputs or outputs, an open size, or weights that are not finite.
+        InputError: no tf_keras model; several inputs, an open size, or another shape than the model's.
     """
     if not hasattr(model, "inputs") or not hasattr(model, "get_weights"):
         raise InputError(
@@ -21,19 +28,37 @@ def input_shape(model: Any) -> tuple[int, ...]:
             expected="a tf_keras model; this target is not made of a .tflite file",
             fix="load it with okd.load_model(path)",
         )
-    ends = (len(model.inputs or []), len(model.outputs or []))
-    if ends != (1, 1):
+    if not model.inputs or len(model.inputs) != 1:
         raise InputError(
-            f"Model {model.name!r} has {ends[0]} inputs and {ends[1]} outputs.",
-            expected="one of each: an image batch in, logits out",
-            fix="build the model (call it once), or wrap it in one with a single input and output",
+            f"Model {model.name!r} has {len(model.inputs or [])} inputs.",
+            expected="exactly one: an image batch",
+            fix="build the model (call it once), or wrap it in one with a single input",
         )
-    shape = tuple(model.inputs[0].shape)[1:]
-    if None in shape:
+    own = tuple(model.inputs[0].shape)[1:]
+    shape = own if given is None else tuple(given)
+    if None in shape or len(shape) != len(own) or any(a not in (None, b) for a, b in zip(own, shape, strict=True)):
+        asked = "" if given is None else f"; the shape asked for is {given}"
         raise InputError(
-            f"The input of model {model.name!r} is {shape} without the batch.",
-            expected="one fixed size for every axis",
-            fix="build the network for the size it will see, with the same weights",
+            f"The input of model {model.name!r} is {own} without the batch{asked}.",
+            expected="one fixed size for every axis, as devices plan memory before they run",
+            fix="build the network for the size it will see, with the same weights; or, for a TFLite target, pass "
+            "input_shape=(height, width, channels) that fits the model",
+        )
+    return shape
+
+
+def input_shape(model: Any) -> tuple[int, ...]:
+    """`fixed_shape` of a model with one output and finite weights.
+
+    Raises:
+        InputError: as `fixed_shape`; several outputs, or weights that are not finite.
+    """
+    shape = fixed_shape(model)
+    if len(model.outputs) != 1:
+        raise InputError(
+            f"Model {model.name!r} has {len(model.inputs)} inputs and {len(model.outputs)} outputs.",
+            expected="one of each: an image batch in, logits out",
+            fix="wrap it in a model with a single output",
         )
     check_finite(model)
     return shape
@@ -48,3 +73,70 @@ def check_finite(model: Any) -> None:
             expected="finite weights",
             fix="training diverged: go back to an earlier checkpoint, or lower the learning rate",
         )
+
+
+def calibration_sample(calibration: Any, *, samples: int = 256, seed: int = 0) -> np.ndarray:
+    """A uniform random sample of the images, in one pass (reservoir sampling, Vitter 1985).
+
+    Args:
+        calibration: a tf.data.Dataset or other iterable of batches x or (x, y), or an array (n, ...).
+        samples: how many to take; all where there are fewer.
+        seed: which ones; the order of `calibration` matters too.
+
+    Returns:
+        float32 array (at most `samples`, ...).
+
+    Raises:
+        InputError: none given, none in it, or one that is not finite.
+    """
+    if calibration is None:
+        raise InputError(
+            "No calibration data was given.",
+            expected="some hundred training images: a tf.data.Dataset of batches x or (x, y), or an array (n, ...)",
+            fix="pass calibration=train",
+        )
+    if samples < 1:
+        raise InputError(f"samples={samples}.", expected="at least 1", fix="200 to 300 are usual")
+    rng = np.random.default_rng(seed)
+    chosen: list[np.ndarray] = []
+    seen = 0
+    for batch in _batches(calibration):
+        if not np.isfinite(batch).all():
+            raise InputError(
+                f"The calibration data holds NaN or Inf, within images {seen} to {seen + len(batch) - 1}.",
+                expected="finite numbers, as in training",
+                fix="remove the damaged images, or mend the preprocessing",
+            )
+        for image in batch:
+            place = seen if seen < samples else int(rng.integers(seen + 1))
+            if place < samples:
+                chosen[place : place + 1] = [image]
+            seen += 1
+        if seen >= _SCAN_LIMIT:
+            break
+    if not chosen:
+        raise InputError("The calibration data is empty.", expected="at least one image", fix="pass calibration=train")
+    return np.stack(chosen)
+
+
+def calibration_images(calibration: Any, *, shape: tuple[int, ...], samples: int, seed: int) -> np.ndarray:
+    """`calibration_sample` of images that have the shape of the model's input.
+
+    Raises:
+        InputError: as `calibration_sample`; or images of another shape.
+    """
+    images = calibration_sample(calibration, samples=samples, seed=seed)
+    if images.shape[1:] != shape:
+        raise InputError(
+            f"The calibration images have shape {images.shape[1:]}.",
+            expected=f"{shape}, the model's input without the batch",
+            fix="give the training data after its Preprocess (crop, resize, channels)",
+        )
+    return images
+
+
+def _batches(calibration: Any) -> Iterator[np.ndarray]:
+    if isinstance(calibration, np.ndarray):
+        calibration = [calibration]
+    for batch in calibration:
+        yield np.asarray(batch[0] if isinstance(batch, (tuple, list)) else batch, np.float32)

@@ -12,6 +12,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from orbit_kd.errors import InputError
 from orbit_kd.tflite_reader import parse, read_bytes
 from orbit_kd.tflite_writer import pack
@@ -42,17 +44,9 @@ def add_metadata(data: bytes, metadata: dict[str, Any]) -> bytes:
     Raises:
         InputError: `data` is no .tflite file, or `metadata` holds something JSON cannot.
     """
-    import numpy as np
     from ai_edge_litert import schema_py_generated as schema
 
-    try:
-        text = json.dumps(metadata, sort_keys=True, allow_nan=False, default=_plain)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"The metadata cannot be stored: {error}.",
-            expected="a dict of JSON values: text, finite numbers, lists, dicts, None, or dataclasses of these",
-            fix="convert the value first, for example arrays with .tolist()",
-        ) from error
+    text = to_text(metadata)
     model = parse(data)
     notes = [entry for entry in model.metadata or [] if entry.name != NAME]
     old = [entry for entry in model.metadata or [] if entry.name == NAME]
@@ -64,6 +58,22 @@ def add_metadata(data: bytes, metadata: dict[str, Any]) -> bytes:
         model.buffers.append(schema.BufferT(data=content))
     model.metadata = notes + old
     return pack(model)
+
+
+def to_text(value: Any) -> str:
+    """A JSON value, or a dataclass of such, as text.
+
+    Raises:
+        InputError: JSON cannot hold it.
+    """
+    try:
+        return json.dumps(value, sort_keys=True, allow_nan=False, default=_plain)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"The metadata cannot be stored: {error}.",
+            expected="a dict of JSON values: text, finite numbers, lists, dicts, None, or dataclasses of these",
+            fix="convert the value first, for example arrays with .tolist()",
+        ) from error
 
 
 def bytes_of(metadata: dict[str, Any], file: bytes) -> int:

@@ -5,7 +5,6 @@ Specification: https://onnx.ai/onnx/intro/concepts.html; conversion by tf2onnx (
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import os
@@ -18,9 +17,13 @@ import numpy as np
 
 from orbit_kd.errors import InputError
 from orbit_kd.exporters.artifact import Artifact, target
-from orbit_kd.exporters.keras_source import input_shape
+from orbit_kd.exporters.keras_source import calibration_images, input_shape
+from orbit_kd.exporters.metadata import to_text
+from orbit_kd.exporters.tflite import quiet
 from orbit_kd.extras import require
 from orbit_kd.files import write_file
+from orbit_kd.native_log import native_stderr
+from orbit_kd.onnx_runtime import load_onnx
 from orbit_kd.tflite_reader import read_bytes
 
 TOLERANCE = 1e-5
@@ -65,7 +68,7 @@ def export_onnx(
             f"opset={opset}, batch={batch}.", expected="an opset of 13 or later, a batch of 1 or more, or None",
             fix="leave both out: opset 17, batch 1",
         )  # fmt: skip
-    entries = _entries(metadata or {})
+    entries = {k: v if isinstance(v, str) else to_text(v) for k, v in (metadata or {}).items()}
     proto = _convert(model, shape, opset=opset, batch=batch)
     for key, text in entries.items():
         proto.metadata_props.add(key=key, value=text)
@@ -96,25 +99,6 @@ def read_onnx_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     return {entry.key: _read_entry(entry.value) for entry in proto.metadata_props}
 
 
-def _entries(metadata: dict[str, Any]) -> dict[str, str]:
-    def plain(value: Any) -> Any:
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return dataclasses.asdict(value)
-        raise TypeError(f"{type(value).__name__} is no JSON value")
-
-    try:
-        return {
-            key: value if isinstance(value, str) else json.dumps(value, sort_keys=True, allow_nan=False, default=plain)
-            for key, value in metadata.items()
-        }
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"The metadata cannot be stored: {error}.",
-            expected="a dict of JSON values: text, finite numbers, lists, dicts, None, or dataclasses of these",
-            fix="convert the value first, for example arrays with .tolist()",
-        ) from error
-
-
 def _read_entry(text: str) -> Any:
     try:
         return json.loads(text)
@@ -126,9 +110,6 @@ def _convert(model: Any, shape: tuple[int, ...], *, opset: int, batch: int | Non
     """The ONNX model; outputs and input are called as in Keras."""
     import tensorflow as tf
     import tf2onnx
-
-    from orbit_kd.exporters.tflite import quiet
-    from orbit_kd.native_log import native_stderr
 
     name = model.output_names[0]
     function = tf.function(lambda image: {name: model(image, training=False)}, autograph=False)
@@ -195,16 +176,7 @@ def _images(calibration: Any, shape: tuple[int, ...], *, samples: int, seed: int
     """What to compare on, (n, ...) float32."""
     if calibration is None:
         return np.random.default_rng(seed).uniform(0, 255, (samples, *shape)).astype(np.float32)
-    from orbit_kd.exporters.tflite import calibration_sample
-
-    images = calibration_sample(calibration, samples=samples, seed=seed)
-    if images.shape[1:] != shape:
-        raise InputError(
-            f"The calibration images have shape {images.shape[1:]}.",
-            expected=f"{shape}, the model's input without the batch",
-            fix="give the training data after its Preprocess (crop, resize, channels)",
-        )
-    return images
+    return calibration_images(calibration, shape=shape, samples=samples, seed=seed)
 
 
 def _compare(data: bytes, model: Any, images: np.ndarray) -> dict[str, Any]:
@@ -213,8 +185,6 @@ def _compare(data: bytes, model: Any, images: np.ndarray) -> dict[str, Any]:
     Raises:
         InputError: they differ.
     """
-    from orbit_kd.onnx_runtime import load_onnx
-
     expected = model.predict(images, verbose=0)
     difference = float(np.abs(load_onnx(data, 1).raw(images) - expected).max())
     largest = float(np.abs(expected).max())

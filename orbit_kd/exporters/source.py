@@ -11,16 +11,13 @@ from orbit_kd.exporters.artifact import Artifact
 from orbit_kd.tflite_reader import parse, read_bytes
 
 
-def tflite_of(
-    model: Any, *, target: str = "tflite_int8", calibration: Any = None, **options: Any
-) -> tuple[bytes, dict[str, Any]]:
+def tflite_of(model: Any, *, calibration: Any = None, **options: Any) -> tuple[bytes, dict[str, Any]]:
     """The bytes of a .tflite file, and what is known about it.
 
     Args:
-        model: a .tflite file (path or Artifact), or a tf_keras model, which is converted first.
-        target: what a Keras model is converted to.
+        model: a .tflite file (path or Artifact), or a tf_keras model, which is converted to "tflite_int8" first.
         calibration: for that conversion.
-        **options: of that target.
+        **options: of "tflite_int8".
 
     Raises:
         InputError: not a .tflite file; or what the conversion raises.
@@ -33,7 +30,7 @@ def tflite_of(
         from orbit_kd.exporters import export
 
         with tempfile.TemporaryDirectory() as folder:
-            artifact = export(model, target, path=Path(folder, "model.tflite"), calibration=calibration, **options)
-            return artifact.path.read_bytes(), dict(artifact.details)
+            made = export(model, "tflite_int8", path=Path(folder, "model.tflite"), calibration=calibration, **options)
+            return made.path.read_bytes(), dict(made.details)
     parse(data)
     return data, details

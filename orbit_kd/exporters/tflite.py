@@ -9,18 +9,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
-
 from orbit_kd.errors import InputError
 from orbit_kd.exporters.artifact import Artifact, target
-from orbit_kd.exporters.keras_source import check_finite
+from orbit_kd.exporters.keras_source import calibration_images, check_finite, fixed_shape
 from orbit_kd.exporters.metadata import add_metadata
 from orbit_kd.files import write_file
 from orbit_kd.native_log import native_stderr
 from orbit_kd.tflite_reader import parse, read
 from orbit_kd.tflite_writer import pack
-
-_SCAN_LIMIT = 20_000
 
 
 @target("tflite_float32")
@@ -140,98 +136,6 @@ def _check_all_int8(data: bytes, model: Any) -> None:
             expected="layers that TFLite runs as one operator each, so that every tensor has a trained range",
             fix="replace that layer, or quantize after training: export the plain model with calibration=train",
         )
-
-
-def calibration_sample(calibration: Any, *, samples: int = 256, seed: int = 0) -> np.ndarray:
-    """A uniform random sample of the images, in one pass (reservoir sampling, Vitter 1985).
-
-    Args:
-        calibration: a tf.data.Dataset or other iterable of batches x or (x, y), or an array (n, ...).
-        samples: how many to take; all where there are fewer.
-        seed: which ones; the order of `calibration` matters too.
-
-    Returns:
-        float32 array (at most `samples`, ...).
-
-    Raises:
-        InputError: none given, none in it, or one that is not finite.
-    """
-    if calibration is None:
-        raise InputError(
-            "No calibration data was given.",
-            expected="some hundred training images: a tf.data.Dataset of batches x or (x, y), or an array (n, ...)",
-            fix="pass calibration=train",
-        )
-    if samples < 1:
-        raise InputError(f"samples={samples}.", expected="at least 1", fix="200 to 300 are usual")
-    rng = np.random.default_rng(seed)
-    chosen: list[np.ndarray] = []
-    seen = 0
-    for batch in _batches(calibration):
-        if not np.isfinite(batch).all():
-            raise InputError(
-                f"The calibration data holds NaN or Inf, within images {seen} to {seen + len(batch) - 1}.",
-                expected="finite numbers, as in training",
-                fix="remove the damaged images, or mend the preprocessing",
-            )
-        for image in batch:
-            place = seen if seen < samples else int(rng.integers(seen + 1))
-            if place < samples:
-                chosen[place : place + 1] = [image]
-            seen += 1
-        if seen >= _SCAN_LIMIT:
-            break
-    if not chosen:
-        raise InputError("The calibration data is empty.", expected="at least one image", fix="pass calibration=train")
-    return np.stack(chosen)
-
-
-def calibration_images(calibration: Any, *, shape: tuple[int, ...], samples: int, seed: int) -> np.ndarray:
-    """`calibration_sample` of images that have the shape of the model's input.
-
-    Raises:
-        InputError: as `calibration_sample`; or images of another shape.
-    """
-    images = calibration_sample(calibration, samples=samples, seed=seed)
-    if images.shape[1:] != shape:
-        raise InputError(
-            f"The calibration images have shape {images.shape[1:]}.",
-            expected=f"{shape}, the model's input without the batch",
-            fix="calibrate with the training data after its Preprocess (crop, resize, channels)",
-        )
-    return images
-
-
-def _batches(calibration: Any) -> Iterator[np.ndarray]:
-    if isinstance(calibration, np.ndarray):
-        calibration = [calibration]
-    for batch in calibration:
-        yield np.asarray(batch[0] if isinstance(batch, (tuple, list)) else batch, np.float32)
-
-
-def fixed_shape(model: Any, given: tuple[int, ...] | None) -> tuple[int, ...]:
-    """The shape to fix, without the batch."""
-    if not hasattr(model, "inputs") or not hasattr(model, "get_weights"):
-        raise InputError(
-            f"A {type(model).__name__} cannot be exported to TFLite.",
-            expected="a tf_keras model",
-            fix="load it with okd.load_model(path)",
-        )
-    if not model.inputs or len(model.inputs) != 1:
-        raise InputError(
-            f"Model {model.name!r} has {len(model.inputs or [])} inputs.",
-            expected="exactly one: an image batch",
-            fix="build the model (call it once), or wrap it in one with a single input",
-        )
-    own = tuple(model.inputs[0].shape)[1:]
-    shape = own if given is None else tuple(given)
-    if None in shape or len(shape) != len(own) or any(a not in (None, b) for a, b in zip(own, shape, strict=True)):
-        raise InputError(
-            f"The input of model {model.name!r} is {own} without the batch; the shape asked for is {given}.",
-            expected="one fixed size for every axis, as microcontrollers and NPUs plan memory before they run",
-            fix="pass input_shape=(height, width, channels) that fits the model",
-        )
-    return shape
 
 
 def convert(model: Any, input_shape: tuple[int, ...] | None, settings: Callable[[Any], None]) -> bytes:

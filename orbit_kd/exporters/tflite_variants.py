@@ -13,7 +13,8 @@ import numpy as np
 
 from orbit_kd.errors import InputError
 from orbit_kd.exporters.artifact import Artifact, target
-from orbit_kd.exporters.tflite import calibration_images, convert, fixed_shape, refuse_quantization_aware, save
+from orbit_kd.exporters.keras_source import calibration_images, fixed_shape
+from orbit_kd.exporters.tflite import convert, refuse_quantization_aware, save
 from orbit_kd.tflite_reader import parse
 
 

@@ -13,9 +13,9 @@ from orbit_kd import runtimes
 from orbit_kd.errors import InputError
 from orbit_kd.exporters.artifact import Artifact, target
 from orbit_kd.exporters.c_array import export_c_array
+from orbit_kd.exporters.keras_source import calibration_sample
 from orbit_kd.exporters.metadata import add_metadata
 from orbit_kd.exporters.source import tflite_of
-from orbit_kd.exporters.tflite import calibration_sample
 from orbit_kd.exporters.tflm_compression import compress_weights
 from orbit_kd.exporters.tflm_memory import arena_margin, arena_size, check_arena, check_flash, require_dense
 from orbit_kd.exporters.tflm_operators import add_methods
