@@ -17,6 +17,7 @@ from orbit_kd.errors import InputError
 from orbit_kd.exporters import Artifact, export, find, open_artifact
 from orbit_kd.exporters.c_array import read_c_array
 from orbit_kd.exporters.keras_source import calibration_sample
+from orbit_kd.labels import class_numbers
 from orbit_kd.metrics import accuracy, confusion_matrix, mcnemar
 from orbit_kd.progress import track
 from orbit_kd.report_text import shipped
@@ -80,8 +81,8 @@ def logits(
     for batch in track(test, "test set"):
         if not isinstance(batch, (tuple, list)) or len(batch) < 2:
             raise InputError("The test data has no labels.", expected="batches (x, y)", fix="pass images with labels")
-        x, y = np.asarray(batch[0]), np.asarray(batch[1])
-        labels.append((y.argmax(-1) if y.ndim > 1 and y.shape[-1] > 1 else y.reshape(-1)).astype(np.int64))
+        x = np.asarray(batch[0])
+        labels.append(class_numbers(batch[1]))
         if len(x) != len(labels[-1]):
             raise InputError(
                 f"A test batch has {len(x)} images and {len(labels[-1])} labels.",

@@ -122,7 +122,7 @@ def compress(
             )
             report.save(folder)
         report = Report.load(folder)
-    report = Report(report.data | story(report.data, retraining, student, asked, recipe.pattern, augment)
+    report = Report(report.data | story(report.data, retraining, student, artifacts, asked, recipe.pattern, augment)
                     | {"search": found, "chosen": chosen(asked, recipe)}
                     | {"title": title or f"{teacher.name}, compressed", "command": command})  # fmt: skip
     save_model(student, stages.workdir / "student.keras")
@@ -235,8 +235,8 @@ def _export(
             model, names, folder=folder, stem=stem, calibration=data.train, samples=recipe.calibration,
             metadata=metadata,
         )  # fmt: skip
-        write_file(folder / "artifacts.json", json.dumps([a.to_dict() for a in written]))
-    return [Artifact.from_dict(a) for a in json.loads((folder / "artifacts.json").read_text())]
+        write_file(folder / "artifacts.json", json.dumps([a.to_dict(folder) for a in written]))
+    return [Artifact.from_dict(a, folder) for a in json.loads((folder / "artifacts.json").read_text())]
 
 
 def _validated(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import tf_keras as keras
 
+from orbit_kd.exporters import Artifact
 from orbit_kd.preprocessing import Augment
 from orbit_kd.profiling import profile
 from orbit_kd.recipe import Recipe
@@ -16,8 +18,9 @@ from orbit_kd.sparsity_report import sparsity_table
 
 
 def story(
-    measured: dict[str, Any], job: Retraining, student: keras.Model, recipe: Recipe, pattern: str, augment: Augment
-) -> dict[str, Any]:
+    measured: dict[str, Any], job: Retraining, student: keras.Model, files: Sequence[Artifact], recipe: Recipe,
+    pattern: str, augment: Augment,
+) -> dict[str, Any]:  # fmt: skip
     """The sections of the report that tell how the figures came about."""
     before = {row.name: row for row in profile(job.teacher).layers}
     sparse = {row.layer: row for row in sparsity_table(student).rows}
@@ -32,7 +35,8 @@ def story(
                 "pattern": zeros.pattern if zeros else "", "macs_before": was.macs, "macs_after": after.macs,
             })  # fmt: skip
     data = job.data
-    artifacts = [{**row, "path": os.path.relpath(row["path"], job.stages.workdir)} for row in measured["artifacts"]]
+    artifacts = [{**row, "path": os.path.relpath(file.path, job.stages.workdir)}
+                 for row, file in zip(measured["artifacts"], files, strict=True)]  # fmt: skip
     return {
         "teacher": {"name": job.teacher.name, **measured["teacher"]},
         "artifacts": artifacts,

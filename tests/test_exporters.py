@@ -356,7 +356,7 @@ def test_export_all_hands_one_targets_file_to_the_next_and_names_variants(tmp_pa
     assert [a.target for a in (packed, int8, array)] == names
     assert packed.path.parent == tmp_path / "m_packed_uhp_4" == file_of("packed:uhp:4", tmp_path, stem="m")
     assert read_c_array(array.path) == int8.path.read_bytes()
-    assert Artifact.from_dict(json.loads(json.dumps(packed.to_dict()))) == packed
+    assert Artifact.from_dict(json.loads(json.dumps(packed.to_dict(tmp_path))), tmp_path) == packed
 
 
 def test_a_target_without_variants_refuses_one(tmp_path, images):

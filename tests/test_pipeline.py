@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -125,15 +126,20 @@ def test_masks_survive_to_the_files(done):
     assert done.report.student["nonzero_params"] < 0.7 * done.report.student["params"]
 
 
-def test_the_same_call_again_trains_nothing(done, teacher, data, monkeypatch):
+def test_the_same_call_again_trains_nothing_wherever_its_folder_is(done, teacher, data, monkeypatch, tmp_path):
     def fail(*args, **kwargs):
         raise AssertionError("trained or evaluated again")
 
     monkeypatch.setattr(Retraining, "distil", fail)
     monkeypatch.setattr(pipeline, "evaluate", fail)
-    again = compress(teacher, data, recipe=RECIPE, workdir=done.artifacts[0].path.parent.parent)
+    folder = done.artifacts[0].path.parent.parent
+    again = compress(teacher, data, recipe=RECIPE, workdir=folder)
     assert again.report.artifacts == done.report.artifacts
     assert fingerprint(again.student) == fingerprint(done.student)
+    moved = shutil.copytree(folder, tmp_path / "moved")
+    there = compress(teacher, data, recipe=RECIPE, workdir=moved)
+    assert there.report.artifacts == done.report.artifacts
+    assert all(f.is_relative_to(moved) and f.is_file() for a in there.artifacts for f in a.files)
 
 
 def test_a_killed_run_goes_on_and_a_changed_recipe_starts_where_it_differs(teacher, data, tmp_path, monkeypatch):

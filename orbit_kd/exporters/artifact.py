@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import inspect
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -88,15 +89,16 @@ class Artifact:
         """The artifact whose stored bytes are `data`."""
         return cls(target, files[0], len(data), gzip_size(data), details, files)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return dataclasses.asdict(self) | {"path": str(self.path), "files": [str(f) for f in self.files]}
+    def to_dict(self, folder: Path) -> dict[str, Any]:
+        """Plain values, for JSON; paths from a folder on, which may be moved or renamed with all that is in it."""
+        path, *files = (os.path.relpath(f, folder) for f in (self.path, *self.files))
+        return dataclasses.asdict(self) | {"path": path, "files": files}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Artifact:
+    def from_dict(cls, values: dict[str, Any], folder: Path) -> Artifact:
         """The artifact of `to_dict`."""
-        files = tuple(Path(f) for f in values["files"])
-        return cls(**{**values, "path": Path(values["path"]), "files": files})
+        files = tuple(folder / f for f in values["files"])
+        return cls(**{**values, "path": folder / values["path"], "files": files})
 
 
 def gzip_size(data: bytes) -> int:
