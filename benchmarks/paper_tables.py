@@ -117,7 +117,7 @@ def scores(model: keras.Model) -> dict[str, float]:
 def hybrid(keep: float, alpha: float, temperature: float, seed: int) -> dict[str, Any]:
     """A network with part `keep` of the teacher's parameters not zero, before and after retraining."""
     data, teacher, lessons = setting()
-    ratios, sparsities = hybrid_for(scan("filters"), scan("weights"), teacher, keep_params=keep, keep_macs=MACS)
+    ratios, sparsities = hybrid_for(scan("filters"), teacher, weights=scan("weights"), keep_params=keep, keep_macs=MACS)
     small = remove_filters(teacher, plan_removal(teacher, ratios=ratios, ratio=0.0))
     at_once = strip(sparsify(small, "magnitude", sparsity=sparsities), finish=True) if sparsities else small
     recalibrate_batchnorm(at_once, data.train)

@@ -66,7 +66,7 @@ def choose_ratios(stages: Stages, teacher: keras.Model, data: Data, recipe: Reci
     sparsities: dict[str, float] = dict(recipe.sparsities)
     try:
         if hybrid:
-            ratios, sparsities = hybrid_for(scans["filters"], scans["weights"], teacher, **limits)
+            ratios, sparsities = hybrid_for(scans["filters"], teacher, weights=scans["weights"], **limits)
         else:
             ratios = ratios_for(scans["filters"], teacher, **limits)
     except InputError as error:

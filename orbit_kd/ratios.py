@@ -61,10 +61,10 @@ def ratios_for(
 
 
 def hybrid_for(
-    filters: Scan,
-    weights: Scan,
+    scan: Scan,
     model: keras.Model,
     *,
+    weights: Scan,
     keep_params: float,
     unknown: str = "error",
     round_to: int = 1,
@@ -77,14 +77,14 @@ def hybrid_for(
     predicted loss goes next. Zeros among the weights save nothing but parameters; where another budget is given, the
     filters that it takes go first. The first source paper prunes both and chooses by eye.
 
-        ratios, sparsity = hybrid_for(scan, weight_scan, teacher, keep_params=0.06)
+        ratios, sparsity = hybrid_for(scan, teacher, weights=weight_scan, keep_params=0.06)
         student = okd.remove_filters(teacher, okd.plan_removal(teacher, ratios=ratios, ratio=0.0))
         sparse = okd.sparsify(student, "magnitude", sparsity=sparsity)
 
     Args:
-        filters: scan of the filters of this model.
-        weights: scan of its weights (`of="weights"`).
+        scan: scan of the filters of this model.
         model: the model.
+        weights: scan of its weights (`of="weights"`).
         keep_params: part of the parameters that stay and are not zero.
         unknown: as in the scan.
         round_to: widths are multiples of this (or the group stays whole).
@@ -99,16 +99,14 @@ def hybrid_for(
         InputError: scans of something else, or a budget that nothing within the scans meets.
     """
     graph = ChannelGraph(model, unknown=unknown)
-    groups = _scanned_groups(graph, filters)
+    groups = _scanned_groups(graph, scan)
     kernels = _kernels(graph)
     if weights.of != "weights" or not {c.name for c in weights.curves} <= {r.path for r in graph.layers.values()}:
         raise InputError(
             f"The scan of weights is of {weights.of}.", expected='okd.sensitivity(model, data, of="weights")',
             fix="run it on this model",
         )  # fmt: skip
-    channel_levels = {
-        n: _channel_levels(g, filters[n], filters.loss, round_to, min_channels) for n, g in groups.items()
-    }
+    channel_levels = {n: _channel_levels(g, scan[n], scan.loss, round_to, min_channels) for n, g in groups.items()}
     curves = [c for c in weights.curves if c.ratios and c.name in kernels]
     weight_levels = {"weights of " + c.name: _weight_levels(c, weights.loss) for c in curves}
     limits = budgets.limits(graph, budget)

@@ -10,7 +10,7 @@ from typing import Any
 from orbit_kd import report_figures as figures
 from orbit_kd import report_tables as tables
 from orbit_kd import report_text as text
-from orbit_kd.report_text import NONE, number
+from orbit_kd.report_text import NONE, number, part
 
 STYLE = """
 :root{--bg:#f6f7f9;--card:#fff;--ink:#1b2430;--soft:#5a6675;--line:#e3e7ec;--pale:#c9d8e6;--blue:#0072b2;
@@ -138,10 +138,6 @@ def page(data: dict[str, Any]) -> str:
         + "\n".join(p for p in parts if p)
         + "\n</main></body></html>\n"
     )
-
-
-def part(data: dict[str, Any], name: str) -> dict[str, Any]:
-    return data.get(name) or {}
 
 
 def rows(data: dict[str, Any], name: str) -> list[dict[str, Any]]:

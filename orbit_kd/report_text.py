@@ -159,15 +159,15 @@ def accuracies(data: dict[str, Any]) -> tuple[float | None, float | None]:
     """(teacher, student): the student's is the shipped file's where that was measured."""
     after = number(shipped(data).get("accuracy"))
     if after is None:
-        after = number(_part(data, "student").get("accuracy"))
-    return number(_part(data, "teacher").get("accuracy")), after
+        after = number(part(data, "student").get("accuracy"))
+    return number(part(data, "teacher").get("accuracy")), after
 
 
 def headline(data: dict[str, Any]) -> tuple[str, str]:
     """(the claim, the sentence below it), both made of measured figures only."""
     claims = []
-    smaller = fewer(_part(data, "teacher").get("tflite_bytes"), shipped(data).get("bytes"))
-    if smaller == NONE and number(_part(data, "ratios").get("bytes")) is not None:
+    smaller = fewer(part(data, "teacher").get("tflite_bytes"), shipped(data).get("bytes"))
+    if smaller == NONE and number(part(data, "ratios").get("bytes")) is not None:
         smaller = fewer(data["ratios"]["bytes"], 1)
     if smaller != NONE:
         claims.append("the same bytes" if smaller == "same" else f"{smaller} bytes")
@@ -182,7 +182,7 @@ def headline(data: dict[str, Any]) -> tuple[str, str]:
 def _verdict(data: dict[str, Any], before: float | None, after: float | None) -> str:
     if before is None or after is None:
         return "Accuracy was not measured for both the teacher and the student."
-    file, images = shipped(data), number(_part(data, "data").get("test"))
+    file, images = shipped(data), number(part(data, "data").get("test"))
     name = f"the {file['target']} file" if number(file.get("accuracy")) is not None else "the student"
     where = f" on {images:,.0f} test images" if images else ""
     if after == before:
@@ -209,7 +209,7 @@ class Row(NamedTuple):
 
 def before_after(data: dict[str, Any]) -> list[Row]:
     """The rows of the before/after table, teacher against student; a row without any figure is left out."""
-    teacher, student, file = _part(data, "teacher"), _part(data, "student"), shipped(data)
+    teacher, student, file = part(data, "teacher"), part(data, "student"), shipped(data)
     target, source = str(file.get("target", "file")), _source(student)
     counted = "" if source == "tflite_float32" else f" ({source})"
 
@@ -263,12 +263,12 @@ def parameters_gone(data: dict[str, Any]) -> float | None:
 
     An int8 file has zeros that only rounding made, and those are never claimed.
     """
-    student = _part(data, "student")
+    student = part(data, "student")
     if _source(student) != "tflite_float32":
         return None
-    params, left = _part(data, "teacher").get("params"), number(student.get("nonzero_params"))
+    params, left = part(data, "teacher").get("params"), number(student.get("nonzero_params"))
     total = number(params)
-    return 1 - left / total if total and left is not None else number(_part(data, "ratios").get("parameters_gone"))
+    return 1 - left / total if total and left is not None else number(part(data, "ratios").get("parameters_gone"))
 
 
 def table(rows: list[Row]) -> str:
@@ -297,7 +297,8 @@ def _source(student: dict[str, Any]) -> str:
     return str(student.get("measured_from") or "tflite_float32")
 
 
-def _part(data: dict[str, Any], name: str) -> dict[str, Any]:
+def part(data: dict[str, Any], name: str) -> dict[str, Any]:
+    """A section of a report; empty where there is none."""
     return data.get(name) or {}
 
 

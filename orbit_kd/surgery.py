@@ -10,7 +10,7 @@ import tf_keras as keras
 
 from orbit_kd.channel_graph import ChannelGraph
 from orbit_kd.channels import Channels, Ids, Kept, Layer
-from orbit_kd.graph import replay, walk
+from orbit_kd.graph import replay, require_graph, walk
 from orbit_kd.planning import RemovalPlan
 
 
@@ -128,7 +128,11 @@ def recalibrate_batchnorm(model: keras.Model, data: tf.data.Dataset, *, batches:
         model: the model to change.
         data: batches of x, or (x, y, ...), as the model is trained on.
         batches: how many to use at most.
+
+    Raises:
+        InputError: a model without a layer graph.
     """
+    require_graph(model)
     layers = [la for la in model._flatten_layers() if isinstance(la, keras.layers.BatchNormalization)]
     before = [(la.momentum, la.get_weights()) for la in layers]
     means: list[list[np.ndarray]] = [[] for _ in layers]

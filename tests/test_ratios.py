@@ -95,6 +95,10 @@ def test_what_cannot_be_met_or_does_not_fit_is_refused(network):
         okd.ratios_for(scan, networks.build("resnet20", (8, 8, 1), classes=3), keep_params=0.5)
 
 
+def hybrid(scan, weights, model, **budget):
+    return okd.hybrid_for(scan, model, weights=weights, **budget)
+
+
 def scans(model: keras.Model, filters: dict[str, float], weights: dict[str, float]) -> tuple[Scan, Scan]:
     """Scans in which a group (a layer) loses so much for each part that goes; 1 where not named."""
     of_weights = okd.sensitivity(
@@ -117,37 +121,37 @@ def nonzeros(model: keras.Model, ratios: dict[str, float], sparsities: dict[str,
 
 @pytest.mark.parametrize("keep", [0.5, 0.1])
 def test_filters_and_weights_together_meet_the_number_of_non_zeros(network, keep):
-    found = okd.hybrid_for(*scans(network, {}, {}), network, keep_params=keep)
+    found = hybrid(*scans(network, {}, {}), network, keep_params=keep)
     assert 0.95 * keep <= nonzeros(network, *found) <= keep * 1.001
 
 
 def test_another_budget_is_met_by_filters_and_the_weights_give_the_rest(network):
     both = scans(network, {}, {la.name: 0.1 for la in network.layers})  # weights cost less than filters
-    ratios, sparsities = okd.hybrid_for(*both, network, keep_params=0.1, keep_macs=0.4)
+    ratios, sparsities = hybrid(*both, network, keep_params=0.1, keep_macs=0.4)
     plan = okd.plan_removal(network, ratios=ratios, ratio=0.0)
     assert 0.37 * plan.macs[0] <= plan.macs[1] <= 0.4 * plan.macs[0] and sparsities
     assert 0.09 <= nonzeros(network, ratios, sparsities) <= 0.1001
-    without, _ = okd.hybrid_for(*both, network, keep_params=0.1)
+    without, _ = hybrid(*both, network, keep_params=0.1)
     assert okd.plan_removal(network, ratios=without, ratio=0.0).macs[1] > 0.5 * plan.macs[0]
-    filters_alone = okd.hybrid_for(*both, network, keep_params=1.0, keep_macs=0.4)
+    filters_alone = hybrid(*both, network, keep_params=1.0, keep_macs=0.4)
     assert filters_alone == (okd.ratios_for(both[0], network, keep_macs=0.4), {})
 
 
 def test_what_predicts_less_loss_goes_filters_or_weights(network):
     free = dict.fromkeys((g.name for g in ChannelGraph(network).groups), 0.0)
-    ratios, sparsities = okd.hybrid_for(*scans(network, free, {}), network, keep_params=0.3)
+    ratios, sparsities = hybrid(*scans(network, free, {}), network, keep_params=0.3)
     assert any(ratios.values()) and not sparsities
     layers = {la.name: 0.0 for la in network.layers}
-    ratios, sparsities = okd.hybrid_for(*scans(network, {}, layers), network, keep_params=0.3)
+    ratios, sparsities = hybrid(*scans(network, {}, layers), network, keep_params=0.3)
     assert sparsities and not any(ratios.values())
 
 
 def test_hybrid_refuses_scans_of_something_else_and_budgets_out_of_reach(network):
     filters, weights = scans(network, {}, {})
     with pytest.raises(InputError, match="of weights is of filters"):
-        okd.hybrid_for(filters, filters, network, keep_params=0.3)
+        okd.hybrid_for(filters, network, weights=filters, keep_params=0.3)
     with pytest.raises(InputError, match="cannot be reached"):
-        okd.hybrid_for(filters, weights, network, keep_params=1e-4)
+        okd.hybrid_for(filters, network, weights=weights, keep_params=1e-4)
 
 
 @pytest.mark.parametrize("budget", [{"keep_macs": 0.3}, {"keep_params": 0.2}])
