@@ -41,6 +41,24 @@ class Group:
         """Number of units: the channels of the first member, divided by its channels in one unit."""
         return len(self.units)
 
+    @property
+    def channels_per_unit(self) -> int:
+        """Of the first member."""
+        return next(iter(self.members.values()))
+
+    @property
+    def channels(self) -> int:
+        """Of the first member: what a reader of the model calls the group's width."""
+        return self.width * self.channels_per_unit
+
+    def step(self, round_to: int) -> int:
+        """Units that go or stay together, so that channels stay a multiple of `round_to`."""
+        return round_to // math.gcd(round_to, self.channels_per_unit)
+
+    def least(self, min_channels: int) -> int:
+        """Units that stay at least: one, and what holds `min_channels`."""
+        return max(1, -(-min_channels // self.channels_per_unit))
+
 
 class ChannelGraph:
     """The traced network: `groups`, and every weight axis, tensor and constructor argument as ids.

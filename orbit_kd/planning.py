@@ -218,9 +218,8 @@ class _Choice:
         self.floor: dict[str, int] = {}
         self.scores: dict[str, np.ndarray] = {}
         for g in graph.groups:
-            each = next(iter(g.members.values()))
-            self.step[g.name] = round_to // math.gcd(round_to, each)
-            least = max(1, math.ceil(min_channels / each), math.ceil(round(g.width * (1 - max_ratio), 6)))
+            self.step[g.name] = g.step(round_to)
+            least = max(g.least(min_channels), math.ceil(round(g.width * (1 - max_ratio), 6)))
             self.floor[g.name] = g.width if self.reason(g) else min(least, g.width)
             self.scores[g.name] = np.zeros(g.width) if self.reason(g) else scorer(g)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
@@ -144,7 +143,7 @@ def _scanned_groups(graph: ChannelGraph, scan: Scan) -> dict[str, Group]:
             expected="a scan of the filters of this model",
             fix="run okd.sensitivity(model, data) on it",
         )
-    narrower = [g.name for g in graph.groups if scan[g.name].width != g.width * next(iter(g.members.values()))]
+    narrower = [g.name for g in graph.groups if scan[g.name].width != g.channels]
     if narrower:
         raise InputError(
             f"The scan is of another network: {', '.join(narrower[:5])} had other widths.",
@@ -213,10 +212,8 @@ def _order(levels: Mapping[str, Levels], cost: Callable[[Mapping[str, float]], f
 
 def _channel_levels(group: Group, curve: Curve, whole: float, round_to: int, min_channels: int) -> Levels:
     """Units gone, and the loss."""
-    each = next(iter(group.members.values()))
-    step = round_to // math.gcd(round_to, each)
-    least = max(1, -(-min_channels // each))
-    most = max(min(round(group.width * curve.ratios[-1]), group.width - least), 0)
+    step = group.step(round_to)
+    most = max(min(round(group.width * curve.ratios[-1]), group.width - group.least(min_channels)), 0)
     steps = {(group.width - round(most * i / _LEVELS)) // step * step for i in range(_LEVELS + 1)}
     counts = sorted({0, *(group.width - width for width in steps if group.width - width <= most)})
     return [(c, _loss(curve, whole, c / group.width)) for c in counts]

@@ -160,7 +160,7 @@ def _filter_jobs(
     scorer = Scorer(graph, name=criterion, data=train, seed=seed)
     kinds = {record.path: record.layer for record in graph.layers.values()}
     for group in graph.groups:
-        curve = Curve(group.name, tuple(group.members), group.width * next(iter(group.members.values())),
+        curve = Curve(group.name, tuple(group.members), group.channels,
                       reason=group.reason or ("excluded" if named(group, exclude) else ""))  # fmt: skip
         if curve.reason:
             yield _Job(curve, np.zeros(0, int), len(evaluator.segments.calls), lambda gone: None, lambda: None)
