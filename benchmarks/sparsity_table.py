@@ -43,7 +43,8 @@ from orbit_kd.model_io import load_model, save_model
 from orbit_kd.nm_check import check_n_m
 from orbit_kd.quantization import quantize_aware
 from orbit_kd.runtimes import predict
-from orbit_kd.sparsity import keep_zeros, sparsify, sparsity_table, strip
+from orbit_kd.sparsity import keep_zeros, sparsify, strip
+from orbit_kd.sparsity_report import sparsity_table
 from orbit_kd.tflite_reader import read
 
 FLAGS = flags.FLAGS

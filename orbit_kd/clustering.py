@@ -13,9 +13,7 @@ through the kernel's constraint, so that the stored kernel is clustered whenever
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -24,14 +22,18 @@ import tensorflow as tf
 import tf_keras as keras
 
 from orbit_kd.errors import InputError
+from orbit_kd.layer_wrappers import (
+    ClusterWeights,
+    KernelRule,
+    LayerWrapper,
+    inner_layer,
+    is_wrapped,
+    kernel_rule,
+    trainable_rule,
+    unwrapped_copy,
+)
 from orbit_kd.sparsity import keep_zeros
-from orbit_kd.sparsity_layers import KernelRule, constrained_build, kernel_rule
 from orbit_kd.sparsity_models import check_model, copy_layer, named_layers, rebuild, resolve
-
-with warnings.catch_warnings():
-    # tfmot compares versions with distutils at import.
-    warnings.simplefilter("ignore", DeprecationWarning)
-    from tensorflow_model_optimization.python.core.clustering.keras.cluster_wrapper import ClusterWeights
 
 __all__ = ["ClusteredLayer", "cluster", "strip_clusters"]
 
@@ -72,7 +74,7 @@ def cluster(
         raise InputError(f"clusters={clusters!r}.", expected=f"a whole number from 2 to {_MOST}", fix="16 is usual")
     layers = dict(named_layers(model))
     for name, layer in layers.items():
-        if any(kind.__module__.startswith("tensorflow_model_optimization") for kind in type(layer).__mro__):
+        if is_wrapped(layer):
             raise InputError(
                 f"The layer {name!r} is wrapped by {type(layer).__name__}.",
                 expected="a plain model",
@@ -104,7 +106,7 @@ def cluster(
 
     clustered, pairs = rebuild(model, wrap)
     for layer, new in pairs:
-        (new.layer if isinstance(new, ClusteredLayer) else new).set_weights(layer.get_weights())
+        inner_layer(new, ClusteredLayer).set_weights(layer.get_weights())
         if isinstance(new, ClusteredLayer):
             new.start()
     return clustered
@@ -133,25 +135,24 @@ def strip_clusters(clustered: keras.Model) -> keras.Model:
                 expected=f"at most {layer.clusters}",
                 fix="its kernel was overwritten; cluster the model anew",
             )
-    plain, pairs = rebuild(clustered, lambda layer: copy_layer(_inner(layer)))
-    for layer, new in pairs:
-        new.set_weights(_inner(layer).get_weights())
-    return keep_zeros(plain)
+    return keep_zeros(unwrapped_copy(clustered, ClusteredLayer))
 
 
 @keras.utils.register_keras_serializable(package="orbit_kd")
-class ClusteredLayer(ClusterWeights):
+class ClusteredLayer(LayerWrapper, ClusterWeights):
     """A layer whose kernel holds few distinct values; it bears the layer's name.
 
     Its weights are the layer's own, then `indices` (uint8, the kernel's shape): which value each weight has.
 
     Args:
-        layer: an unbuilt layer that `sparsity_layers.kernel_rule` accepts, or its saved form.
+        layer: an unbuilt layer that `kernel_rule` accepts, or its saved form.
         rule: where the kernel is.
         clusters: most distinct values, in each output channel or in the kernel; None to keep the zeros and no more.
         per_channel: which of both.
         keep_zeros: index 0 is zero and stays so.
     """
+
+    rule: KernelRule
 
     def __init__(
         self,
@@ -172,8 +173,7 @@ class ClusteredLayer(ClusterWeights):
 
     def build(self, input_shape: Any) -> None:
         """Builds the layer and its indices."""
-        with constrained_build(self.layer, self.rule, self.after_step):
-            keras.layers.Wrapper.build(self, input_shape)
+        super().build(input_shape)
         self.indices = self.add_weight(
             "indices",
             shape=self.kernel.shape,
@@ -182,11 +182,6 @@ class ClusteredLayer(ClusterWeights):
             trainable=False,
             aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
         )
-
-    @property
-    def kernel(self) -> tf.Variable:
-        """The stored kernel, clustered."""
-        return getattr(self.layer, self.rule.kernel)
 
     @property
     def distinct_values(self) -> int:
@@ -204,7 +199,7 @@ class ClusteredLayer(ClusterWeights):
             order = _channels_first(kernel.ndim, self.rule)
             indices = indices.reshape([kernel.shape[axis] for axis in order]).transpose(np.argsort(order))
         self.indices.assign(indices.reshape(kernel.shape).astype(np.uint8))
-        self.kernel.assign(self.kernel.constraint(self.kernel))
+        super().start()
 
     def after_step(self, weights: tf.Tensor) -> tf.Tensor:
         """The kernel to store: every weight is the mean of those it shares its value with. Called by the optimizer."""
@@ -237,33 +232,14 @@ class ClusteredLayer(ClusterWeights):
         kwargs.pop("mask", None)  # the layer takes it from its inputs itself, where its call has one
         return self.layer(inputs, **kwargs)
 
-    def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
-        """The layer's own timestep mask."""
-        return self.layer.compute_mask(inputs, mask)
-
     def get_config(self) -> dict[str, Any]:
-        """Layer and options."""
-        layer = keras.saving.serialize_keras_object(self.layer)
-        # Restored with it, the kernel would be built before its constraint is in place.
-        layer.pop("build_config", None)
+        """Layer, rule and options."""
         return {
-            **keras.layers.Layer.get_config(self),
-            "layer": layer,
-            "rule": dataclasses.asdict(self.rule),
+            **super().get_config(),
             "clusters": self.clusters,
             "per_channel": self.per_channel,
             "keep_zeros": self.keep_zeros,
         }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> ClusteredLayer:
-        """The inverse of `get_config`."""
-        config = dict(config)
-        # .h5 and SavedModel hold the older serialization, which names no module.
-        legacy = "module" not in config["layer"]
-        config["layer"] = keras.layers.deserialize(config["layer"], custom_objects, use_legacy_format=legacy)
-        config["rule"] = KernelRule(**config["rule"])
-        return cls(**config)
 
 
 def nearest(weights: np.ndarray, clusters: int, keep_zeros: bool) -> np.ndarray:
@@ -307,13 +283,11 @@ def nearest(weights: np.ndarray, clusters: int, keep_zeros: bool) -> np.ndarray:
 
 def _reason(layer: keras.layers.Layer, clusters: int, per_channel: bool) -> str | None:
     """Why a layer is left alone; None where it is clustered."""
-    rule = kernel_rule(layer)
+    rule = trainable_rule(layer)
     if isinstance(rule, str):
         return rule
-    kernel = getattr(layer, rule.kernel)
-    if not any(kernel is w for w in layer.trainable_weights):
-        return "frozen (trainable=False)"
-    weights = math.prod(kernel.shape) // (kernel.shape[_output_axis(rule)] if per_channel else 1)
+    shape = getattr(layer, rule.kernel).shape
+    weights = math.prod(shape) // (shape[_output_axis(rule)] if per_channel else 1)
     return None if weights > clusters else f"{weights} weights{' a channel' if per_channel else ''}"
 
 
@@ -324,7 +298,3 @@ def _output_axis(rule: KernelRule) -> int:
 def _channels_first(rank: int, rule: KernelRule) -> list[int]:
     axis = rank + _output_axis(rule)
     return [axis, *(a for a in range(rank) if a != axis)]
-
-
-def _inner(layer: keras.layers.Layer) -> keras.layers.Layer:
-    return layer.layer if isinstance(layer, ClusteredLayer) else layer

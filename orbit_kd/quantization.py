@@ -21,10 +21,10 @@ import tf_keras as keras
 
 from orbit_kd.errors import InputError
 from orbit_kd.exporters.keras_source import calibration_sample
-from orbit_kd.quantization_layers import KERNELS, QuantizedLayer, QuantizeWrapper, observing
+from orbit_kd.layer_wrappers import QuantizeWrapper, inner_layer, is_wrapped, unwrapped_copy
+from orbit_kd.quantization_layers import KERNELS, QuantizedLayer, observing
 from orbit_kd.quantization_placement import PASS_ON, has_fixed_range, place
 from orbit_kd.sparsity import keep_zeros
-from orbit_kd.sparsity_layers import SparseLayer
 from orbit_kd.sparsity_models import check_model, copy_layer, named_layers, rebuild
 
 __all__ = ["QuantizationRow", "QuantizationTable", "quantize_aware", "quantize_table", "strip_quantization"]
@@ -75,7 +75,7 @@ def quantize_aware(model: keras.Model, *, calibration: Any = None, samples: int 
 
     quantized, pairs = rebuild(plain, wrap)
     for layer, new in pairs:
-        _inner(new).set_weights(layer.get_weights())
+        inner_layer(new, QuantizedLayer).set_weights(layer.get_weights())
         if isinstance(new, QuantizedLayer):
             new.start()
     if calibration is not None:
@@ -98,14 +98,7 @@ def strip_quantization(quantized: keras.Model) -> keras.Model:
             expected="a model of okd.quantize_aware",
             fix="use it as it is",
         )
-    plain, pairs = rebuild(quantized, lambda layer: copy_layer(_inner(layer)))
-    for layer, new in pairs:
-        new.set_weights(_inner(layer).get_weights())
-    return keep_zeros(plain)
-
-
-def _inner(layer: keras.layers.Layer) -> keras.layers.Layer:
-    return layer.layer if isinstance(layer, QuantizedLayer) else layer
+    return keep_zeros(unwrapped_copy(quantized, QuantizedLayer))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,18 +184,12 @@ def _refuse_wrapped(layers: dict[str, keras.layers.Layer]) -> None:
                 expected="a plain model",
                 fix="train it as it is, or start from the model it was made of",
             )
-        if isinstance(layer, keras.layers.Wrapper) and hasattr(layer, "layer") and _is_optimization(layer):
+        if isinstance(layer, keras.layers.Wrapper) and is_wrapped(layer):
             raise InputError(
                 f"The layer {name!r} is wrapped by {type(layer).__name__}.",
                 expected="a plain model",
                 fix="strip it first: quantize_aware(okd.strip(sparse)), or okd.strip_clusters(clustered)",
             )
-
-
-def _is_optimization(layer: keras.layers.Layer) -> bool:
-    return isinstance(layer, SparseLayer) or any(
-        kind.__module__.startswith("tensorflow_model_optimization") for kind in type(layer).__mro__
-    )
 
 
 def _split_separable(model: keras.Model) -> keras.Model:

@@ -10,21 +10,13 @@ after each optimizer step, through its constraint.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
 import tf_keras as keras
 
-from orbit_kd.sparsity_layers import KernelRule, constrained_build
-
-with warnings.catch_warnings():
-    # tfmot compares versions with distutils at import.
-    warnings.simplefilter("ignore", DeprecationWarning)
-    from tensorflow_model_optimization.python.core.quantization.keras.default_8bit import default_8bit_quantize_configs
-    from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import QuantizeWrapper
+from orbit_kd.layer_wrappers import KernelRule, LayerWrapper, QuantizeWrapper, default_8bit_quantize_configs
 
 _layers = keras.layers
 # Where layers that TFLite runs as one int8 operator keep the kernel. Exact classes: a subclass may do anything with it.
@@ -49,7 +41,7 @@ _SMALLEST = 1e-6
 
 
 @keras.utils.register_keras_serializable(package="orbit_kd")
-class QuantizedLayer(QuantizeWrapper):
+class QuantizedLayer(LayerWrapper, QuantizeWrapper):
     """A layer that computes with 8-bit values; it bears the layer's name.
 
     Its weights are the layer's own; `mask` where the kernel has zeros to keep; `kernel_max` (one a channel) where it is
@@ -90,23 +82,15 @@ class QuantizedLayer(QuantizeWrapper):
         self._observing = False
 
     @property
-    def kernel(self) -> tf.Variable | None:
-        """The stored kernel, float, zeros in place; None for layers without one."""
-        return None if self.rule is None else getattr(self.layer, self.rule.kernel)
-
-    @property
     def ready(self) -> bool:
         """Whether every range is known: from the first training step, or from calibration."""
         return all((low.numpy() < high.numpy()).all() for low, high in self.ranges.values())
 
     def build(self, input_shape: Any) -> None:
         """Builds the layer, and the variables of its ranges."""
-        rule = self.rule
-        with contextlib.nullcontext() if rule is None else constrained_build(self.layer, rule, self.after_step):
-            keras.layers.Wrapper.build(self, input_shape)
+        super().build(input_shape)
         self.mask = None
-        if rule is not None:
-            kernel = getattr(self.layer, rule.kernel)
+        if (kernel := self.kernel) is not None:
             if self.keep_zeros:
                 self.mask = self._state("mask", kernel.shape, "ones")
             if self.channel_axes is not None:
@@ -143,7 +127,7 @@ class QuantizedLayer(QuantizeWrapper):
             return
         if self.mask is not None:
             self.mask.assign(tf.cast(tf.not_equal(self.kernel, 0), tf.float32))
-        self.kernel.assign(self.kernel.constraint(self.kernel))
+        super().start()
 
     def after_step(self, weights: tf.Tensor) -> tf.Tensor:
         """The kernel to store, its zeros in place; fits its range. Called by the optimizer."""
@@ -245,38 +229,15 @@ class QuantizedLayer(QuantizeWrapper):
             lambda: tf.identity(x),
         )
 
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        """The layer's own."""
-        return self.layer.compute_output_shape(input_shape)
-
-    def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
-        """The layer's own timestep mask."""
-        return self.layer.compute_mask(inputs, mask)
-
     def get_config(self) -> dict[str, Any]:
-        """Layer and options."""
-        layer = keras.saving.serialize_keras_object(self.layer)
-        # Restored with it, the kernel would be built before its constraint is in place.
-        layer.pop("build_config", None)
+        """Layer, rule and options."""
         return {
-            **keras.layers.Layer.get_config(self),
-            "layer": layer,
-            "rule": None if self.rule is None else dataclasses.asdict(self.rule),
+            **super().get_config(),
             "inputs": list(self.inputs),
             "output": self.output_quantized,
             "folded": self.folded,
             "keep_zeros": self.keep_zeros,
         }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> QuantizedLayer:
-        """The inverse of `get_config`."""
-        config = dict(config)
-        # .h5 and SavedModel hold the older serialization, which names no module.
-        legacy = "module" not in config["layer"]
-        config["layer"] = keras.layers.deserialize(config["layer"], custom_objects, use_legacy_format=legacy)
-        config["rule"] = None if config["rule"] is None else KernelRule(**config["rule"])
-        return cls(**config)
 
     # tfmot's versions train frozen layers, and list weights that `build` here leaves where they are.
     trainable = keras.layers.Layer.trainable

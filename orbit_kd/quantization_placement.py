@@ -11,8 +11,8 @@ import tf_keras as keras
 from tf_keras.src.layers.core.tf_op_layer import SlicingOpLambda
 
 from orbit_kd.graph import RANDOM, walk
+from orbit_kd.layer_wrappers import KernelRule, kernel_rule
 from orbit_kd.quantization_layers import FIXED_RANGE_ACTIVATIONS, KERNELS, activation_name
-from orbit_kd.sparsity_layers import KernelRule, kernel_rule
 from orbit_kd.sparsity_models import is_graph
 
 _layers = keras.layers

@@ -12,8 +12,8 @@ import tf_keras as keras
 from orbit_kd import budgets
 from orbit_kd.channel_graph import ChannelGraph, Group
 from orbit_kd.errors import InputError
+from orbit_kd.layer_wrappers import KernelRule, kernel_rule
 from orbit_kd.scan import Curve, Scan
-from orbit_kd.sparsity_layers import KernelRule, kernel_rule
 
 _LEVELS = 40  # steps from whole to the last ratio of the scan; narrower groups take one channel a step
 

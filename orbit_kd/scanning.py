@@ -22,13 +22,13 @@ from orbit_kd.channel_graph import ChannelGraph, Group
 from orbit_kd.errors import InputError
 from orbit_kd.files import write_file
 from orbit_kd.importance import Scorer
+from orbit_kd.layer_wrappers import KernelRule, kernel_rule
 from orbit_kd.model_io import fingerprint
 from orbit_kd.planning import check_names, named
 from orbit_kd.progress import track
 from orbit_kd.recipe import digest
 from orbit_kd.scan import Curve, Scan
 from orbit_kd.scan_evaluation import Evaluator, batches_of, told_apart
-from orbit_kd.sparsity_layers import KernelRule, kernel_rule
 from orbit_kd.sparsity_models import resolve
 from orbit_kd.surgery import rebuild
 

@@ -2,7 +2,7 @@
 
     sparse = sparsify(model, "2:4")             # a copy with sparse kernels; model is left alone
     sparse.compile(...); sparse.fit(...)        # or inside a Distiller; no callback needed
-    print(sparsity_table(sparse))
+    print(okd.sparsity_table(sparse))
     plain = strip(sparse)                       # no wrappers, zeros verified group by group
 
 Patterns are in `sparsity_patterns`, schedules in `sparsity_schedules`, the wrapper in `sparsity_layers`. Importing this
@@ -19,21 +19,20 @@ import tensorflow as tf
 import tf_keras as keras
 
 from orbit_kd.errors import InputError
-from orbit_kd.sparsity_layers import (
+from orbit_kd.layer_wrappers import (
     KernelRule,
     PruneLowMagnitude,
-    SparseLayer,
     constrained_build,
     inner_layer,
+    is_wrapped,
     kernel_rule,
-    reason_dense,
 )
+from orbit_kd.sparsity_layers import SparseLayer, reason_dense
 from orbit_kd.sparsity_models import check_model, copy_layer, has_matrix, named_layers, rebuild, resolve
 from orbit_kd.sparsity_patterns import Magnitude, Pattern, get_pattern
-from orbit_kd.sparsity_report import SparsityRow, SparsityTable, sparsity_table
 from orbit_kd.sparsity_schedules import Schedule, get_schedule
 
-__all__ = ["SparsityRow", "SparsityTable", "keep_zeros", "sparsify", "sparsity_table", "strip"]
+__all__ = ["keep_zeros", "sparsify", "strip"]
 
 
 def sparsify(
@@ -137,7 +136,7 @@ def sparsify(
 
     sparse, pairs = rebuild(model, wrap)
     for layer, new in pairs:
-        inner_layer(new).set_weights(layer.get_weights())
+        inner_layer(new, SparseLayer).set_weights(layer.get_weights())
         if isinstance(new, SparseLayer):
             new.start()
     return sparse
@@ -196,17 +195,17 @@ def keep_zeros(model: keras.Model) -> keras.Model:
     averaged weights that such an optimizer writes at the end pass no constraint; train the sparse model instead.
 
     Raises:
-        InputError: the model cannot be copied.
+        InputError: the model cannot be copied, or has wrappers that are not of `sparsify`.
     """
     check_model(model)
+    _refuse_other_wrappers(dict(named_layers(model)))
     return _plain_copy(model, finish=False)
 
 
 def _refuse_other_wrappers(layers: Mapping[str, keras.layers.Layer]) -> None:
     """Quantization and clustering come after sparsity; their wrappers would be copied here and not be taken off."""
     for name, layer in layers.items():
-        kinds = [] if isinstance(layer, PruneLowMagnitude) else type(layer).__mro__
-        if any(kind.__module__.startswith("tensorflow_model_optimization") for kind in kinds):
+        if is_wrapped(layer) and not isinstance(layer, PruneLowMagnitude):
             raise InputError(
                 f"The layer {name!r} is wrapped by {type(layer).__name__}.",
                 expected="a plain model, or one of orbit_kd.sparsify",
@@ -233,7 +232,7 @@ def _plain_copy(model: keras.Model, *, finish: bool) -> keras.Model:
     guards: dict[int, _ZerosStay] = {}
 
     def unwrap(layer: keras.layers.Layer) -> keras.layers.Layer:
-        inner = inner_layer(layer)
+        inner = inner_layer(layer, SparseLayer)
         rule, copy = _rule(layer), copy_layer(inner)
         if rule is not None:
             guards[id(copy)] = guard = _ZerosStay()
@@ -243,7 +242,7 @@ def _plain_copy(model: keras.Model, *, finish: bool) -> keras.Model:
 
     plain, pairs = rebuild(model, unwrap)
     for layer, new in pairs:
-        new.set_weights(inner_layer(layer).get_weights())
+        new.set_weights(inner_layer(layer, SparseLayer).get_weights())
         rule = _rule(layer)
         if rule is None:
             continue

@@ -1,4 +1,4 @@
-"""The wrapper that keeps one layer sparse, and the rules that say which layers have a kernel to wrap.
+"""The wrapper that keeps one layer sparse.
 
 `SparseLayer` is tfmot's `PruneLowMagnitude` with its state machine replaced. In tfmot the forward pass advances the
 schedule and a callback re-applies the mask; here the optimizer does both, through the kernel's `constraint`, which
@@ -8,10 +8,6 @@ callback is needed, and neither a second forward pass nor a shared layer moves t
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import warnings
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,119 +15,15 @@ import tensorflow as tf
 import tf_keras as keras
 
 from orbit_kd.errors import InputError
-from orbit_kd.sparsity_models import copy_layer
+from orbit_kd.layer_wrappers import KernelRule, LayerWrapper, PruneLowMagnitude, trainable_rule
 from orbit_kd.sparsity_patterns import Pattern
 from orbit_kd.sparsity_schedules import Schedule
-
-with warnings.catch_warnings():
-    # tfmot compares versions with distutils at import.
-    warnings.simplefilter("ignore", DeprecationWarning)
-    from tensorflow_model_optimization.python.core.sparsity.keras.pruning_wrapper import PruneLowMagnitude
-
-
-@dataclasses.dataclass(frozen=True)
-class KernelRule:
-    """Where a layer class keeps its kernel.
-
-    Attributes:
-        kernel: attribute with the kernel variable.
-        constraint: attribute with the kernel's constraint, which `build` gives to the variable.
-        axis: axis of the input channels, counted from the end.
-    """
-
-    kernel: str = "kernel"
-    constraint: str = "kernel_constraint"
-    axis: int = -2
-
-
-_layers = keras.layers
-# Subclasses follow the first class that fits, so derived classes stand before their bases.
-_RULES: dict[type, KernelRule | str] = {
-    _layers.DepthwiseConv1D: "depthwise: a filter sees one input channel",
-    _layers.DepthwiseConv2D: "depthwise: a filter sees one input channel",
-    _layers.SeparableConv1D: KernelRule("pointwise_kernel", "pointwise_constraint"),
-    _layers.SeparableConv2D: KernelRule("pointwise_kernel", "pointwise_constraint"),
-    _layers.Conv1DTranspose: KernelRule(axis=-1),
-    _layers.Conv2DTranspose: KernelRule(axis=-1),
-    _layers.Conv3DTranspose: KernelRule(axis=-1),
-    _layers.Conv1D: KernelRule(),
-    _layers.Conv2D: KernelRule(),
-    _layers.Conv3D: KernelRule(),
-    _layers.Dense: KernelRule(),
-}
-
-
-def register_kernel(layer_class: type, rule: KernelRule) -> None:
-    """Makes layers of a class, and of its subclasses, prunable by `sparsify`.
-
-    Args:
-        layer_class: a `keras.layers.Layer` subclass whose `build` gives the constraint attribute to the kernel.
-        rule: where its kernel is.
-    """
-    rest = {c: r for c, r in _RULES.items() if c is not layer_class}
-    _RULES.clear()
-    _RULES.update({layer_class: rule, **rest})
-
-
-def kernel_rule(layer: keras.layers.Layer) -> KernelRule | str:
-    """Where the layer's kernel is, or in words why it has none to prune."""
-    for layer_class, rule in _RULES.items():
-        if isinstance(layer, layer_class):
-            if isinstance(rule, str):
-                return rule
-            # A kernel computed on the fly (weight normalization, binarization) cannot be exchanged for a masked one.
-            if not isinstance(layer.__dict__.get(rule.kernel), tf.Variable):
-                return f"its {rule.kernel} is not a variable"
-            if type(layer) is not layer_class and not _honours_constraint(layer, rule):
-                return f"{type(layer).__name__}.build does not give {rule.constraint} to its {rule.kernel}"
-            return rule
-    return f"{type(layer).__name__} has no kernel over input channels"
 
 
 def reason_dense(layer: keras.layers.Layer, pattern: Pattern) -> str | None:
     """Why a layer cannot be made sparse by a pattern, in words; None where it can."""
-    rule = kernel_rule(layer)
-    if isinstance(rule, str):
-        return rule
-    kernel = getattr(layer, rule.kernel)
-    if not any(kernel is w for w in layer.trainable_weights):
-        return "frozen (trainable=False)"
-    return pattern.reason_dense(kernel.shape[rule.axis])
-
-
-def _honours_constraint(layer: keras.layers.Layer, rule: KernelRule) -> bool:
-    """Whether a subclass hands its constraint attribute to the kernel: tried on a copy of the layer."""
-    probe = keras.constraints.NonNeg()
-    copy = copy_layer(layer)
-    setattr(copy, rule.constraint, probe)
-    copy.build_from_config(layer.get_build_config())
-    return getattr(getattr(copy, rule.kernel, None), "constraint", None) is probe
-
-
-class AfterStep(keras.constraints.Constraint):
-    """Runs a function on the kernel after each optimizer step, behind the user's own constraint.
-
-    It lives on the variable only: the layer's config keeps the user's constraint, and saved files never hold this one.
-    """
-
-    def __init__(self, then: Callable[[tf.Tensor], tf.Tensor], first: Callable[[tf.Tensor], tf.Tensor] | None) -> None:
-        self.then, self.first = then, first
-
-    def __call__(self, weights: tf.Variable) -> tf.Tensor:
-        return self.then(weights if self.first is None else self.first(weights))
-
-
-@contextlib.contextmanager
-def constrained_build(
-    layer: keras.layers.Layer, rule: KernelRule, then: Callable[[tf.Tensor], tf.Tensor]
-) -> Iterator[None]:
-    """Within it, `layer.build` creates a kernel whose constraint ends in `then`."""
-    user = getattr(layer, rule.constraint, None)
-    setattr(layer, rule.constraint, AfterStep(then, user))
-    try:
-        yield
-    finally:
-        setattr(layer, rule.constraint, user)
+    rule = trainable_rule(layer)
+    return rule if isinstance(rule, str) else pattern.reason_dense(getattr(layer, rule.kernel).shape[rule.axis])
 
 
 class _NothingToDo:
@@ -144,7 +36,7 @@ class _NothingToDo:
 
 
 @keras.utils.register_keras_serializable(package="orbit_kd")
-class SparseLayer(PruneLowMagnitude):
+class SparseLayer(LayerWrapper, PruneLowMagnitude):
     """A layer whose kernel is kept sparse; it bears the layer's name.
 
     Its weights are the layer's own, then `mask` (the kernel's shape and dtype, 1 kept, 0 pruned) and `sparsity_step`
@@ -158,6 +50,7 @@ class SparseLayer(PruneLowMagnitude):
         rule: where the kernel is.
     """
 
+    rule: KernelRule
     # UpdatePruningStep asks whether it is -1.
     pruning_step = 0
 
@@ -182,8 +75,7 @@ class SparseLayer(PruneLowMagnitude):
                 expected="an unbuilt layer",
                 fix="use sparsify(model, ...), which wraps copies",
             )
-        with constrained_build(self.layer, self.rule, self.after_step):
-            keras.layers.Wrapper.build(self, input_shape)
+        super().build(input_shape)
         self.mask = self.add_weight(
             "mask",
             shape=self.kernel.shape,
@@ -202,11 +94,6 @@ class SparseLayer(PruneLowMagnitude):
         )
         if self.schedule.dense_decay:
             self.add_loss(self._decay_pruned)
-
-    @property
-    def kernel(self) -> tf.Variable:
-        """The stored kernel; dense under SR-STE."""
-        return getattr(self.layer, self.rule.kernel)
 
     def masked_kernel(self) -> np.ndarray:
         """The kernel as the forward pass uses it, (…) float, the shape of the layer's kernel."""
@@ -232,10 +119,6 @@ class SparseLayer(PruneLowMagnitude):
         self.mask.assign(mask)
         return kept if stays_dense else kept * mask
 
-    def start(self) -> None:
-        """Takes step 0 of the schedule with the kernel as it is."""
-        self.kernel.assign(self.kernel.constraint(self.kernel))
-
     def fully_masked_kernel(self) -> np.ndarray:
         """The kernel masked by the full pattern, whatever the schedule says."""
         kernel = self.masked_kernel()
@@ -258,48 +141,22 @@ class SparseLayer(PruneLowMagnitude):
         finally:
             attributes[self.rule.kernel] = variable
 
-    def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
-        """The layer's own timestep mask."""
-        return self.layer.compute_mask(inputs, mask)
-
     def _decay_pruned(self) -> tf.Tensor:
         kernel = tf.convert_to_tensor(self.kernel)
         return 0.5 * (self.schedule.dense_decay or 0.0) * tf.reduce_sum(tf.square(kernel * (1 - self.mask)))
 
     def get_config(self) -> dict[str, Any]:
-        """Layer, pattern, schedule and rule."""
-        layer = keras.saving.serialize_keras_object(self.layer)
-        # Restored with it, the kernel would be built before its constraint is in place.
-        layer.pop("build_config", None)
-        return {
-            **keras.layers.Layer.get_config(self),
-            "layer": layer,
-            "pattern": _to_config(self.pattern),
-            "schedule": _to_config(self.schedule),
-            "rule": dataclasses.asdict(self.rule),
-        }
+        """Layer, rule, pattern and schedule."""
+        return {**super().get_config(), "pattern": _to_config(self.pattern), "schedule": _to_config(self.schedule)}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> SparseLayer:
         """The inverse of `get_config`."""
-        config = dict(config)
-        # .h5 and SavedModel hold the older serialization, which names no module.
-        legacy = "module" not in config["layer"]
-        config["layer"] = keras.layers.deserialize(config["layer"], custom_objects, use_legacy_format=legacy)
-        config["pattern"] = _from_config(config["pattern"], custom_objects)
-        config["schedule"] = _from_config(config["schedule"], custom_objects)
-        config["rule"] = KernelRule(**config["rule"])
-        return cls(**config)
+        parts = {key: _from_config(config[key], custom_objects) for key in ("pattern", "schedule")}
+        return super().from_config({**config, **parts}, custom_objects)
 
-    # tfmot's versions leave out the mask and the step, or losses added here; these are Keras' own.
-    get_weights = keras.layers.Layer.get_weights
-    set_weights = keras.layers.Layer.set_weights
+    # tfmot's version leaves out losses added here; this is Keras' own.
     losses = keras.layers.Layer.losses
-
-
-def inner_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
-    """The layer within a `SparseLayer`; any other layer itself."""
-    return layer.layer if isinstance(layer, SparseLayer) else layer
 
 
 def _to_config(value: Any) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def check_model(model: keras.Model) -> None:
         raise InputError(
             f"{type(model).__name__} is a subclassed model, whose layers cannot be copied one by one.",
             expected="a Functional or Sequential model",
-            fix="build it with the functional API, or call sparsify on its functional part",
+            fix="build it with the functional API, or take its graph: okd.as_graph(model)",
         )
     if not model.built:
         raise InputError(

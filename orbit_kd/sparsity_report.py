@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 import tf_keras as keras
 
-from orbit_kd.sparsity_layers import SparseLayer, kernel_rule, reason_dense
+from orbit_kd.layer_wrappers import kernel_rule
+from orbit_kd.sparsity_layers import SparseLayer, reason_dense
 from orbit_kd.sparsity_models import has_matrix, named_layers
 from orbit_kd.sparsity_patterns import Magnitude, NofM, Pattern
 

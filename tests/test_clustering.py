@@ -17,7 +17,7 @@ from orbit_kd.exporters import export
 from orbit_kd.model_io import load_model, save_model
 from orbit_kd.nm_check import check_n_m
 from orbit_kd.quantization import quantize_aware
-from orbit_kd.sparsity import sparsify, strip
+from orbit_kd.sparsity import keep_zeros, sparsify, strip
 from orbit_kd.sparsity_models import named_layers
 
 L = keras.layers
@@ -209,3 +209,15 @@ def test_k_means_puts_every_weight_into_the_nearest_cluster(size, clusters, seed
     # Clusters are runs of the sorted weights.
     for below, above in itertools.pairwise(used):
         assert weights[index == below].max() < weights[index == above].min()
+
+
+def test_the_clusters_travel_with_the_weights_and_other_tools_do_not_copy_the_wrappers():
+    clustered, other = cluster(net(), clusters=4), cluster(net(), clusters=4)
+    other.set_weights([np.zeros_like(w) for w in other.get_weights()])
+    other.set_weights(clustered.get_weights())
+    x = data()[0]
+    np.testing.assert_array_equal(other(x), clustered(x))
+    for name, layer in clustered_layers(clustered).items():
+        np.testing.assert_array_equal(layer.indices, clustered_layers(other)[name].indices)
+    with pytest.raises(InputError, match="strip_clusters"):
+        keep_zeros(clustered)
