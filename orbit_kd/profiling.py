@@ -10,6 +10,7 @@ import tf_keras as keras
 
 from orbit_kd.channel_graph import ChannelGraph
 from orbit_kd.channels import Channels
+from orbit_kd.text_table import aligned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +52,7 @@ class Profile:
             shape = "x".join("?" if n is None else str(n) for n in la.output_shape)
             rows.append((la.name, la.type, shape, f"{la.params:,}", f"{la.nonzero_params:,}", _count(la.macs)))
         rows.append(("total", "", "", f"{self.params:,}", f"{self.nonzero_params:,}", _count(self.macs)))
-        size = [max(len(r[i]) for r in rows) for i in range(6)]
-        lines = ["  ".join(f"{c:{'<' if i < 3 else '>'}{size[i]}}" for i, c in enumerate(r)).rstrip() for r in rows]
+        lines = aligned(rows, "<<<>>>")
         lines.append(f"{self.bytes:,} bytes as float32; {_count(self.activation_bytes)} bytes of int8 activations")
         return "\n".join(lines)
 

@@ -26,6 +26,7 @@ from orbit_kd.quantization_layers import KERNELS, QuantizedLayer, observing
 from orbit_kd.quantization_placement import PASS_ON, has_fixed_range, place
 from orbit_kd.sparsity import keep_zeros
 from orbit_kd.sparsity_models import check_model, copy_layer, named_layers, rebuild
+from orbit_kd.text_table import aligned
 
 __all__ = ["QuantizationRow", "QuantizationTable", "quantize_aware", "quantize_table", "strip_quantization"]
 
@@ -137,8 +138,7 @@ class QuantizationTable:
         for r in self.rows:
             density = "" if r.density is None else f"{r.density:.3f}"
             cells.append((r.layer, r.kind, density, ", ".join(r.quantized) or "-", r.note))
-        w = [max(len(c[i]) for c in cells) for i in range(5)]
-        return "\n".join(f"{a:<{w[0]}}  {b:<{w[1]}}  {c:>{w[2]}}  {d:<{w[3]}}  {e}".rstrip() for a, b, c, d, e in cells)
+        return "\n".join(aligned(cells, "<<><<"))
 
 
 def quantize_table(model: keras.Model) -> QuantizationTable:

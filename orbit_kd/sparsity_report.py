@@ -12,6 +12,7 @@ from orbit_kd.layer_wrappers import kernel_rule
 from orbit_kd.sparsity_layers import SparseLayer, reason_dense
 from orbit_kd.sparsity_models import has_matrix, named_layers
 from orbit_kd.sparsity_patterns import Magnitude, NofM, Pattern
+from orbit_kd.text_table import aligned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +61,7 @@ class SparsityTable:
             *((r.layer, r.pattern or "-", f"{r.density:.3f}", str(r.weights), r.dense_because) for r in self),
         ]
         cells.append(("all", "", f"{self.density:.3f}", str(sum(r.weights for r in self)), ""))
-        w = [max(len(c[i]) for c in cells) for i in range(5)]
-        return "\n".join(f"{a:<{w[0]}}  {b:<{w[1]}}  {c:>{w[2]}}  {d:>{w[3]}}  {e}".rstrip() for a, b, c, d, e in cells)
+        return "\n".join(aligned(cells, "<<>><"))
 
 
 def sparsity_table(model: keras.Model) -> SparsityTable:

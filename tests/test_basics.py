@@ -15,6 +15,7 @@ from orbit_kd.progress import duration, track
 from orbit_kd.recipe import Preprocess, Recipe
 from orbit_kd.registry import Registry
 from orbit_kd.stages import Stages
+from orbit_kd.text_table import aligned
 
 
 def test_every_public_name_resolves_and_is_what_type_checkers_see():
@@ -84,3 +85,11 @@ def test_progress_tells_the_time_left(caplog):
         assert list(track([1, 2, 3], "work", every=0.0)) == [1, 2, 3]
     assert "work 1/3" in caplog.text and "left" in caplog.text
     assert [duration(s) for s in (5, 185, 4000)] == ["5s", "3m05s", "1h06m"]
+
+
+def test_columns_of_a_table_stand_below_each_other():
+    assert aligned([("layer", "weights", ""), ("conv", "8", "dense"), ("a", "1,024", "")], "<><") == [
+        "layer  weights",
+        "conv         8  dense",
+        "a        1,024",
+    ]
