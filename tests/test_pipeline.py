@@ -38,8 +38,21 @@ def data() -> Data:
 
 
 def make_teacher(last: str = "linear") -> keras.Model:
+    """A residual network of two blocks."""
     keras.utils.set_random_seed(1)
-    body = networks.build("resnet20", (16, 16, 1), classes=3, width=0.5)
+    layers = keras.layers
+
+    def convolution(x, width, name, size=3, strides=1):
+        x = layers.Conv2D(width, size, strides=strides, padding="same", use_bias=False, name=name)(x)
+        return layers.BatchNormalization(momentum=0.9)(x)
+
+    image = keras.Input((16, 16, 1))
+    x = layers.ReLU()(convolution(layers.Rescaling(1 / 255)(image), 32, "stem"))
+    for name, width, strides in (("a", 32, 1), ("b", 64, 2)):
+        y = convolution(layers.ReLU()(convolution(x, width, f"{name}1", strides=strides)), width, f"{name}2")
+        skip = x if strides == 1 else convolution(x, width, f"{name}_skip", 1, strides)
+        x = layers.ReLU()(layers.Add()([y, skip]))
+    body = keras.Model(image, layers.Dense(3, name="logits")(layers.GlobalAveragePooling2D()(x)), name="two_blocks")
     return (
         keras.Model(body.input, keras.layers.Activation(last, name="scores")(body.output)) if last != "linear" else body
     )
@@ -121,7 +134,7 @@ def test_masks_survive_to_the_files(done):
 
     for artifact in done.artifacts[:2]:
         checks = check_n_m(artifact.path, n=2, m=4)
-        assert sum(c.ok for c in checks) > 15, "the convolutions of the exported file lost their 2:4"
+        assert sum(c.ok for c in checks) >= 5, "the convolutions of the exported file lost their 2:4"
         assert all(c.minus_128 == 0 for c in checks)
     assert done.report.student["nonzero_params"] < 0.7 * done.report.student["params"]
 

@@ -164,7 +164,7 @@ def test_apply_works_in_a_tf_data_map_with_unknown_sizes():
     [
         (Preprocess(), (128, 128, 1), (None, 64, 64, 1), ["128x128", "64x64", "crop=64", "--crop=64", "--resize=64"]),
         (Preprocess(), (32, 32, 1), (64, 64, 1), ["resize=64", "--resize=64"]),
-        (Preprocess(crop=80), (128, 96, 1), (64, 48, 1), ["80x80", "crop=(64, 48)", "--crop=64,48"]),
+        (Preprocess(crop=80), (128, 96, 1), (64, 48, 1), ["80x80", "crop=(64, 48)", "--crop=64x48"]),
         (Preprocess(), (64, 64, 3), (64, 64, 1), ["3 channels", "channels=1", "--channels=1"]),
         (Preprocess(), (64, 64, 13), (64, 64, 3), ["13 channels", "use images of 3 channels"]),
         (Preprocess(crop=200), (128, 96, 1), (64, 64, 1), ["200x200", "128x96", "--crop"]),

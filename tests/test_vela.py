@@ -199,7 +199,7 @@ def test_export_all_hands_over_the_int8_file_and_the_artifact_is_plain_json(tmp_
     assert npu.path.name == "student_vela_ethos-u85-128.tflite" and npu.target == "vela:ethos-u85-128"
     assert npu.bytes == npu.path.stat().st_size
     assert npu.details["calibration_images"] == int8.details["calibration_images"]
-    assert type(npu).from_dict(json.loads(json.dumps(npu.to_dict()))) == npu
+    assert type(npu).from_dict(json.loads(json.dumps(npu.to_dict(tmp_path))), tmp_path) == npu
 
 
 def test_options_reach_vela_and_metadata_the_file(tmp_path, files):
