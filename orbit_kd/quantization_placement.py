@@ -116,8 +116,6 @@ def _calls(model: keras.Model) -> list[_Call]:
         tensors = {id(t): tensor for t, tensor in zip(graph.inputs, given, strict=True)}
         for node in walk(graph):
             layer = node.layer
-            if isinstance(layer, _layers.InputLayer):
-                continue
             inputs = [tensors[id(t)] for t in node.keras_inputs]
             if is_graph(layer):
                 outputs = run(layer, inputs)

@@ -9,6 +9,7 @@ import tf_keras as keras
 
 import orbit_kd as okd
 from orbit_kd.heads import cross_entropy, heads, logits_of
+from orbit_kd.training import classification_loss
 
 layers = keras.layers
 
@@ -56,7 +57,7 @@ def test_the_loss_fits_the_head(head):
     np.testing.assert_allclose(tf.nn.softmax(logits), probabilities, atol=1e-6)
 
 
-def test_a_softmax_in_a_nested_model_or_under_a_sparsity_wrapper_trains_on_the_right_loss(caplog):
+def test_a_softmax_in_a_nested_model_or_under_a_sparsity_wrapper_trains_on_the_right_loss():
     """Keras alone would take the probabilities of a nested head for logits."""
     image = keras.Input((4, 4, 4))
     features = layers.Flatten()(layers.Conv2D(8, 3, padding="same", activation="relu")(image))
@@ -65,8 +66,6 @@ def test_a_softmax_in_a_nested_model_or_under_a_sparsity_wrapper_trains_on_the_r
     )
     x, y = np.random.default_rng(0).normal(size=(8, 4, 4, 4)).astype("float32"), np.arange(8) % 3
     data = okd.Data((x, y), (x, y), (x, y))
-    from orbit_kd.training import classification_loss
-
     for model in (nested, okd.sparsify(nested, "2:4")):
         assert not classification_loss(model, data).get_config()["from_logits"]
 
