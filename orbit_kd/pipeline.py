@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 from pathlib import Path
@@ -11,10 +12,10 @@ from typing import Any
 import numpy as np
 import tf_keras as keras
 
-from orbit_kd import automatic, budgets
+from orbit_kd import budgets, decisions
 from orbit_kd.channel_graph import ChannelGraph
 from orbit_kd.datasets import Data
-from orbit_kd.distillation import cache_teacher
+from orbit_kd.distillation import TeacherCache, cache_teacher
 from orbit_kd.evaluation import evaluate, logits, model_bytes
 from orbit_kd.exporters import Artifact, export_all, find
 from orbit_kd.exporters.metadata import bytes_of, note
@@ -23,7 +24,7 @@ from orbit_kd.importance import criteria
 from orbit_kd.iterative import ratio_of_round
 from orbit_kd.metrics import accuracy
 from orbit_kd.model_io import fingerprint, load_model, save_model
-from orbit_kd.planning import RemovalPlan, plan_removal
+from orbit_kd.planning import RemovalPlan, check_names, plan_removal
 from orbit_kd.preprocessing import Augment
 from orbit_kd.recipe import Recipe, digest
 from orbit_kd.reporting import Report
@@ -31,7 +32,7 @@ from orbit_kd.retraining import Retraining, lesson_layers, losses_of
 from orbit_kd.scan_evaluation import Evaluator, batches_of
 from orbit_kd.sparsity import sparsify, strip
 from orbit_kd.stages import Stages, log
-from orbit_kd.story import chosen, story
+from orbit_kd.story import story
 from orbit_kd.surgery import recalibrate_batchnorm, remove_filters
 from orbit_kd.training import check_fit
 
@@ -72,76 +73,67 @@ def compress(
     Raises:
         InputError: bad settings, data that do not fit the teacher, an unwritable folder, a loss that is not finite.
     """
-    teacher, asked, augment = load_model(teacher), recipe or Recipe(), augment or Augment()
-    recipe = asked
-    _check(teacher, data, recipe)
-    if not _automatic(recipe):
-        log.info("%s\n", _first_plan(teacher, data, recipe))
+    teacher, recipe, augment = load_model(teacher), recipe or Recipe(), augment or Augment()
+    plan = _check(teacher, data, recipe)
     stages = Stages(workdir, digest(fingerprint(teacher), data.key))
-    with stages.stage("teacher") as (folder, done):
+    if plan:
+        log.info("%s\n", plan)
+    seen = recipe.scan_images  # for a line that people read: no result depends on it
+    with stages.stage("teacher", **recipe.settings("teacher")) as (folder, done):
         if not done:
-            _tell_of_chance(teacher, data, recipe.scan_images)
+            _tell_of_chance(teacher, data, seen)
         originals = _export(teacher, ("tflite_float32", "tflite_int8"), folder, "teacher", data, done, recipe)
     about = note(data.class_names, _preprocess(data), recipe=digest(recipe.to_dict()))
     extra = bytes_of(about, model_bytes(originals[1]))
+    decided = decisions.Decisions.asked(recipe)
     if recipe.budgets and recipe.max_drop is None:
-        recipe = automatic.choose_ratios(stages, teacher, data, recipe, note=extra)
-        log.info("%s\n", _first_plan(teacher, data, recipe))
-    layers = lesson_layers(teacher, recipe)
-    settings = {"views": recipe.views, "augment": augment.to_dict(), "seed": recipe.seed, "layers": layers}
-    with stages.stage("lessons", **settings) as (folder, _):
-        views = [data.views(k, seed=recipe.seed, augment=augment) for k in range(recipe.views)]
-        lessons = cache_teacher(teacher, views, path=folder, seed=recipe.seed, layers=layers, data_key=stages.key)
-    retraining = Retraining(stages, teacher, lessons, data)
-    found: dict[str, Any] | None = None
-    if recipe.max_drop is not None:
-        smallest, found = automatic.search_student(retraining, recipe, note=extra)
-        recipe = automatic.fit_epochs(retraining, smallest, recipe)
-        student = retraining.stage("distill", lambda: smallest, recipe, epochs=recipe.epochs)
+        decided = decisions.within_budgets(stages, teacher, data, recipe, note=extra)
+        plan = _plan(teacher, data, recipe, decided)
+        log.info("%s\n", plan)
+    job = Retraining(stages, teacher, _lessons(stages, teacher, data, recipe, augment), data, recipe)
+    search = None
+    if plan is None:
+        smallest, search = decisions.within_drop(job, note=extra)
+        decided = decisions.within_time(job, smallest, decided)
+        last = "distill"
+        student = job.stage(last, lambda: smallest, after=["search"], settings=recipe.settings("distill"),
+                            epochs=decided.epochs)  # fmt: skip
     else:
-        smaller = remove_filters(teacher, _first_plan(teacher, data, recipe)) if recipe.time_budget else teacher
-        recipe = automatic.fit_epochs(retraining, smaller, recipe)
-        student = teacher
-        for number in range(1, recipe.rounds + 1):
-            student = _removal_round(retraining, student, recipe, number)
-    if recipe.pattern != "dense":
-        student = _sparse_training(retraining, student, recipe)
-    with stages.stage("export", targets=recipe.targets, calibration=recipe.calibration) as (folder, done):
+        if recipe.time_budget:
+            decided = decisions.within_time(job, remove_filters(teacher, plan), decided)
+        student, last = _in_rounds(job, plan, decided)
+    if decided.pattern != "dense":
+        student, last = _sparse_training(job, student, decided, after=last), "sparsify"
+    with stages.stage("export", after=[last], about=about, **recipe.settings("export")) as (folder, done):
         artifacts = _export(student, recipe.targets, folder, "student", data, done, recipe, about)
-    if found is not None:
-        with stages.stage("validation") as (folder, done):
-            found = _validated(found, artifacts, data, folder, done)
-    with stages.stage("report", title=title, command=command) as (folder, done):
-        if not done:
-            report = evaluate(
-                artifacts,
-                data.test,
-                teacher=originals[0],
-                teacher_artifacts=originals,
-                class_names=data.class_names or None,
-            )
-            report.save(folder)
-        report = Report.load(folder)
-    report = Report(report.data | story(report.data, retraining, student, artifacts, asked, recipe.pattern, augment)
-                    | {"search": found, "chosen": chosen(asked, recipe)}
-                    | {"title": title or f"{teacher.name}, compressed", "command": command})  # fmt: skip
+    if search is not None:
+        search = _validated(search, artifacts, data, stages)
+    measured = _measured(originals, artifacts, data, stages)
+    about_run = {"search": search, "title": title or f"{teacher.name}, compressed", "command": command}
+    report = Report(measured | story(measured, job, student, artifacts, decided, augment) | about_run)
     save_model(student, stages.workdir / "student.keras")
     report.save(stages.workdir)
     return Compressed(student, tuple(artifacts), report)
 
 
-def _check(teacher: keras.Model, data: Data, recipe: Recipe) -> None:
-    """All that can be refused before hours are spent."""
+def _check(teacher: keras.Model, data: Data, recipe: Recipe) -> RemovalPlan | None:
+    """Refuses before hours are spent what can be; returns the plan, or None where a scan or a search decides."""
     check_fit(teacher, data)
     criteria.get(recipe.criterion)
     losses_of(recipe)
     for target in recipe.targets:
         find(target)
-    if _automatic(recipe):
-        budgets.limits(ChannelGraph(teacher, unknown=recipe.unknown), recipe.budgets)
-    plan = _first_plan(teacher, data, recipe)
+    plan, smaller = None, teacher
+    if recipe.budgets or recipe.max_drop is not None:
+        graph = ChannelGraph(teacher, unknown=recipe.unknown)
+        check_names(graph, recipe.exclude)
+        budgets.limits(graph, recipe.budgets)
+    else:
+        plan = _plan(teacher, data, recipe, decisions.Decisions.asked(recipe))
+        smaller = remove_filters(teacher, plan)
     if recipe.pattern != "dense":
-        _sparse(remove_filters(teacher, plan), recipe, steps=1)
+        _sparse(smaller, recipe, decisions.Decisions.asked(recipe), steps=1)
+    return plan
 
 
 def _tell_of_chance(teacher: keras.Model, data: Data, images: int) -> None:
@@ -158,21 +150,26 @@ def _tell_of_chance(teacher: keras.Model, data: Data, images: int) -> None:
         )  # fmt: skip
 
 
-def _automatic(recipe: Recipe) -> bool:
-    """Whether a scan or a search decides what goes."""
-    return bool(recipe.budgets) or recipe.max_drop is not None
+def _lessons(stages: Stages, teacher: keras.Model, data: Data, recipe: Recipe, augment: Augment) -> TeacherCache:
+    """What the teacher says about the training images."""
+    layers = lesson_layers(teacher, recipe)
+    settings = {"layers": layers, "augment": augment.to_dict(), **recipe.settings("lessons")}
+    with stages.stage("lessons", **settings) as (folder, _):
+        views = [data.views(k, seed=recipe.seed, augment=augment) for k in range(recipe.views)]
+        return cache_teacher(
+            teacher, views, path=folder, seed=recipe.seed, layers=layers, data_key=stages.keys["lessons"]
+        )
 
 
-def _first_plan(teacher: keras.Model, data: Data, recipe: Recipe) -> RemovalPlan:
-    return _plan(teacher, data, dataclasses.replace(recipe, rounds=1))
-
-
-def _plan(model: keras.Model, data: Data, recipe: Recipe) -> RemovalPlan:
+def _plan(
+    model: keras.Model, data: Data, recipe: Recipe, decided: decisions.Decisions, *, rounds: int = 1
+) -> RemovalPlan:
+    """What goes in one of so many equal rounds."""
     return plan_removal(
         model,
         criterion=recipe.criterion,
-        ratio=ratio_of_round(recipe.ratio, recipe.rounds),
-        ratios={name: ratio_of_round(ratio, recipe.rounds) for name, ratio in recipe.ratios.items()},
+        ratio=ratio_of_round(decided.ratio, rounds),
+        ratios={name: ratio_of_round(ratio, rounds) for name, ratio in decided.ratios.items()},
         round_to=recipe.round_to,
         min_channels=recipe.min_channels,
         exclude=recipe.exclude,
@@ -182,44 +179,49 @@ def _plan(model: keras.Model, data: Data, recipe: Recipe) -> RemovalPlan:
     )
 
 
-_OF_A_REMOVAL = ("criterion", "seed", "ratio", "ratios", "rounds", "round_to", "min_channels", "exclude", "unknown")
-_OF_A_PATTERN = ("pattern", "sparsity", "sparsities", "schedule", "sparse_exclude")
+def _in_rounds(job: Retraining, plan: RemovalPlan, decided: decisions.Decisions) -> tuple[keras.Model, str]:
+    """The student after all rounds of removal, each with its training, and the name of its last stage."""
+    recipe, student, last = job.recipe, job.teacher, ""
+    removal = recipe.settings("remove") | {"ratio": decided.ratio, "ratios": dict(decided.ratios)}
+    for number in range(1, recipe.rounds + 1):
+        name, after = f"remove_{number}", [last] if last else []
+        with job.stages.stage(name, after=after, round=number, **removal) as (folder, done):
+            if not done:
+                if recipe.rounds > 1:  # the given plan is that of all rounds at once
+                    plan = _plan(student, job.data, recipe, decided, rounds=recipe.rounds)
+                smaller = remove_filters(student, plan)
+                recalibrate_batchnorm(smaller, job.data.train)
+                write_file(folder / "plan.json", plan.to_json())
+                save_model(smaller, folder / "student.keras")
+            path = folder / "student.keras"
+        epochs = decided.epochs * number // recipe.rounds - decided.epochs * (number - 1) // recipe.rounds
+        last = f"distill_{number}"
+        student = job.stage(last, functools.partial(load_model, path), after=[name],
+                            settings=recipe.settings("distill"), epochs=epochs)  # fmt: skip
+    return student, last
 
 
-def _removal_round(retraining: Retraining, student: keras.Model, recipe: Recipe, number: int) -> keras.Model:
-    data, settings = retraining.data, {name: recipe.to_dict()[name] for name in _OF_A_REMOVAL}
-    with retraining.stages.stage(f"remove_{number}", round=number, **settings) as (folder, done):
-        if not done:
-            plan = _plan(student, data, recipe)
-            smaller = remove_filters(student, plan)
-            recalibrate_batchnorm(smaller, data.train)
-            write_file(folder / "plan.json", plan.to_json())
-            save_model(smaller, folder / "student.keras")
-        smaller = load_model(folder / "student.keras")
-    epochs = recipe.epochs * number // recipe.rounds - recipe.epochs * (number - 1) // recipe.rounds
-    return retraining.stage(f"distill_{number}", lambda: smaller, recipe, epochs=epochs)
-
-
-def _sparse_training(retraining: Retraining, student: keras.Model, recipe: Recipe) -> keras.Model:
-    epochs = recipe.sparse_epochs
-    steps = max(1, epochs * retraining.lessons.steps(recipe.batch_size))
-    return retraining.stage(
+def _sparse_training(job: Retraining, student: keras.Model, decided: decisions.Decisions, *, after: str) -> keras.Model:
+    epochs = decided.sparse_epochs
+    steps = max(1, epochs * job.lessons.steps(job.recipe.batch_size))
+    return job.stage(
         "sparsify",
-        lambda: _sparse(student, recipe, steps=steps),
-        recipe,
+        lambda: _sparse(student, job.recipe, decided, steps=steps),
+        after=[after],
+        settings=job.recipe.settings("sparsify")
+        | {"pattern": decided.pattern, "sparsities": dict(decided.sparsities), "sparse_epochs": epochs},
         epochs=epochs,
         finish=lambda sparse: strip(sparse, finish=epochs == 0),
-        **{name: recipe.to_dict()[name] for name in _OF_A_PATTERN},
     )
 
 
-def _sparse(student: keras.Model, recipe: Recipe, *, steps: int) -> keras.Model:
-    """The student under the recipe's pattern; a gradual schedule is through after half of the steps."""
+def _sparse(student: keras.Model, recipe: Recipe, decided: decisions.Decisions, *, steps: int) -> keras.Model:
+    """The student under its pattern; a gradual schedule is through after half of the steps."""
     gradual = recipe.schedule not in ("constant", "one_shot", "sr_ste")
     return sparsify(
         student,
-        recipe.pattern,
-        sparsity=(recipe.sparsities or recipe.sparsity) if recipe.pattern == "magnitude" else None,
+        decided.pattern,
+        sparsity=(decided.sparsities or recipe.sparsity) if decided.pattern == "magnitude" else None,
         schedule=recipe.schedule,
         end_step=max(1, steps // 2) if gradual else None,
         exclude=recipe.sparse_exclude,
@@ -239,18 +241,28 @@ def _export(
     return [Artifact.from_dict(a, folder) for a in json.loads((folder / "artifacts.json").read_text())]
 
 
-def _validated(
-    found: dict[str, Any], artifacts: list[Artifact], data: Data, folder: Path, done: bool
-) -> dict[str, Any]:
+def _validated(search: dict[str, Any], artifacts: list[Artifact], data: Data, stages: Stages) -> dict[str, Any]:
     """The story of the search with what the shipped file reaches on the images it was chosen by."""
     file = next((a for a in artifacts if a.target == "tflite_int8"), artifacts[0])
-    if not done:
-        labels, outputs = logits({"student": model_bytes(file)}, data.val)
-        write_file(folder / "validation.json", json.dumps({"accuracy": accuracy(labels, outputs["student"])}))
-    reached = json.loads((folder / "validation.json").read_text())["accuracy"]
-    verdict = "as asked" if reached >= found["target"] else "below what was asked, after int8 rounding"
+    with stages.stage("validation", after=["export"]) as (folder, done):
+        if not done:
+            labels, outputs = logits({"student": model_bytes(file)}, data.val)
+            write_file(folder / "validation.json", json.dumps({"accuracy": accuracy(labels, outputs["student"])}))
+        reached = json.loads((folder / "validation.json").read_text())["accuracy"]
+    verdict = "as asked" if reached >= search["target"] else "below what was asked, after int8 rounding"
     log.info("validation: %.2f%% (%s), %s", 100 * reached, file.target, verdict)
-    return {**found, "reached": reached, "target_file": file.target, "verdict": verdict}
+    return {**search, "reached": reached, "target_file": file.target, "verdict": verdict}
+
+
+def _measured(originals: list[Artifact], artifacts: list[Artifact], data: Data, stages: Stages) -> dict[str, Any]:
+    """The figures of the exported files on the test split, which is read once."""
+    names = list(data.class_names)
+    with stages.stage("report", after=["teacher", "export"], class_names=names) as (folder, done):
+        if not done:
+            report = evaluate(artifacts, data.test, teacher=originals[0], teacher_artifacts=originals,
+                              class_names=names or None)  # fmt: skip
+            write_file(folder / "measured.json", json.dumps(report.data))
+        return json.loads((folder / "measured.json").read_text())
 
 
 def _preprocess(data: Data) -> dict[str, Any] | None:

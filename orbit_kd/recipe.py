@@ -60,9 +60,33 @@ class Preprocess:
         return dataclasses.asdict(self)
 
 
+STAGES = (
+    "teacher",
+    "sensitivity",
+    "weight_sensitivity",
+    "budget",
+    "lessons",
+    "search",
+    "timing",
+    "remove",
+    "distill",
+    "sparsify",
+    "export",
+)
+_TRAININGS = ("search", "timing", "distill", "sparsify")
+
+
+def _setting(default: Any, *stages: str) -> Any:
+    """A field of the recipe, and the stages of `compress` that it changes: they run anew when it does."""
+    kind = {"default_factory": default} if default is dict else {"default": default}
+    return dataclasses.field(**kind, metadata={"stages": stages})
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """How to compress a network: what `compress` does at each stage. Every field is a flag of `tools/compress.py`.
+
+    A field says which stages it changes; the stages that follow from those run anew with them.
 
     Attributes:
         criterion: importance criterion that picks the filters to remove.
@@ -102,38 +126,38 @@ class Recipe:
         seed: of everything random.
     """
 
-    criterion: str = "l1_norm"
-    ratio: float = 0.5
-    ratios: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    keep_params: float | None = None
-    keep_macs: float | None = None
-    max_macs: float | None = None
-    max_bytes: float | None = None
-    max_drop: float | None = None
-    search_epochs: int = 6
-    scan_images: int = 500
-    time_budget: float | None = None
-    rounds: int = 1
-    round_to: int = 1
-    min_channels: int = 1
-    exclude: tuple[str, ...] = ()
-    unknown: str = "error"
-    epochs: int = 40
-    pattern: str = "dense"
-    sparsity: float = 0.5
-    sparsities: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    schedule: str = "polynomial"
-    sparse_exclude: tuple[str, ...] = ()
-    sparse_epochs: int = 20
-    losses: tuple[str, ...] = ("logits",)
-    alpha: float = 0.8
-    temperature: float = 5.0
-    batch_size: int = 64
-    learning_rate: float = 2e-3
-    views: int = 8
-    targets: tuple[str, ...] = ("tflite_float32", "tflite_int8", "c_array")
-    calibration: int = 256
-    seed: int = 0
+    criterion: str = _setting("l1_norm", "sensitivity", "search", "remove")
+    ratio: float = _setting(0.5, "remove")
+    ratios: Mapping[str, float] = _setting(dict, "remove")
+    keep_params: float | None = _setting(None, "budget")
+    keep_macs: float | None = _setting(None, "budget")
+    max_macs: float | None = _setting(None, "budget")
+    max_bytes: float | None = _setting(None, "budget")
+    max_drop: float | None = _setting(None, "search")
+    search_epochs: int = _setting(6, "search")
+    scan_images: int = _setting(500, "sensitivity", "weight_sensitivity", "search")
+    time_budget: float | None = _setting(None, "search", "timing")
+    rounds: int = _setting(1, "remove")
+    round_to: int = _setting(1, "budget", "search", "remove")
+    min_channels: int = _setting(1, "budget", "search", "remove")
+    exclude: tuple[str, ...] = _setting((), "sensitivity", "search", "remove")
+    unknown: str = _setting("error", "sensitivity", "weight_sensitivity", "budget", "search", "remove")
+    epochs: int = _setting(40, "timing", "distill")
+    pattern: str = _setting("dense", "budget", "timing", "sparsify")
+    sparsity: float = _setting(0.5, "sparsify")
+    sparsities: Mapping[str, float] = _setting(dict, "budget", "sparsify")
+    schedule: str = _setting("polynomial", "sparsify")
+    sparse_exclude: tuple[str, ...] = _setting((), "weight_sensitivity", "sparsify")
+    sparse_epochs: int = _setting(20, "timing", "sparsify")
+    losses: tuple[str, ...] = _setting(("logits",), *_TRAININGS)
+    alpha: float = _setting(0.8, *_TRAININGS)
+    temperature: float = _setting(5.0, *_TRAININGS)
+    batch_size: int = _setting(64, *_TRAININGS)
+    learning_rate: float = _setting(2e-3, *_TRAININGS)
+    views: int = _setting(8, "lessons")
+    targets: tuple[str, ...] = _setting(("tflite_float32", "tflite_int8", "c_array"), "export")
+    calibration: int = _setting(256, "teacher", "export")
+    seed: int = _setting(0, "sensitivity", "lessons", "remove", *_TRAININGS)
 
     def __post_init__(self) -> None:
         def need(name: str, good: bool, expected: str) -> None:
@@ -179,6 +203,17 @@ class Recipe:
         """The budgets of `plan_removal` that are given."""
         names = ("keep_params", "keep_macs", "max_macs", "max_bytes")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def settings(self, stage: str) -> dict[str, Any]:
+        """The fields that change a stage, as plain values: its key is made of them.
+
+        Raises:
+            KeyError: a stage that is none of `STAGES`.
+        """
+        if stage not in STAGES:
+            raise KeyError(stage)
+        values = self.to_dict()
+        return {f.name: values[f.name] for f in dataclasses.fields(self) if stage in f.metadata["stages"]}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; `Recipe(**d)` gives it back."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,6 @@ from orbit_kd.recipe import Recipe
 from orbit_kd.stages import Stages
 from orbit_kd.training import classification_loss, fit
 
-_OF_A_TRAINING = ("losses", "alpha", "temperature", "batch_size", "learning_rate", "seed")
-
 
 @dataclasses.dataclass(frozen=True)
 class Retraining:
@@ -31,6 +29,7 @@ class Retraining:
         teacher: the original network.
         lessons: what it said about the training images.
         data: the images; validation accuracy is shown.
+        recipe: losses, rates, seed.
         history: one entry a finished `stage`: its name, epochs, and a list of values a metric.
     """
 
@@ -38,45 +37,50 @@ class Retraining:
     teacher: keras.Model
     lessons: TeacherCache
     data: Data
+    recipe: Recipe
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def stage(
         self,
         name: str,
         make: Callable[[], keras.Model],
-        recipe: Recipe,
         *,
+        after: Sequence[str],
+        settings: Mapping[str, Any],
         epochs: int,
         finish: Callable[[keras.Model], keras.Model] = lambda student: student,
-        **settings: Any,
     ) -> keras.Model:
         """Trains what `make` gives, once; returns it, after `finish` has made it plain, as it was saved.
 
-        The settings are those of `make` and `finish`: a stage with others runs anew.
+        Args:
+            name: of the stage.
+            make: the student to train.
+            after: the stages that `make` starts from; the teacher's answers are always one of them.
+            settings: what `make`, the training and `finish` depend on: a stage with others runs anew.
+            epochs: of the training; 0 leaves it out.
+            finish: what is saved, from the trained student.
         """
-        settings |= {name: getattr(recipe, name) for name in _OF_A_TRAINING}
-        with self.stages.stage(name, epochs=epochs, **settings) as (folder, done):
+        with self.stages.stage(name, after=[*after, "lessons"], **{**settings, "epochs": epochs}) as (folder, done):
             if not done:
                 student, curves = make(), {}
                 if epochs:
-                    curves = self.distil(student, recipe, epochs=epochs, folder=folder, label=name)
+                    curves = self.distil(student, epochs=epochs, folder=folder, label=name)
                 save_model(finish(student), folder / "student.keras")
                 write_file(folder / "history.json", json.dumps(curves))
             curves = json.loads((folder / "history.json").read_text())
             self.history.append({"stage": name, "epochs": list(range(1, epochs + 1)), **curves})
             return load_model(folder / "student.keras")
 
-    def distil(
-        self, student: keras.Model, recipe: Recipe, *, epochs: int, folder: Path, label: str
-    ) -> dict[str, list[float]]:
+    def distil(self, student: keras.Model, *, epochs: int, folder: Path, label: str) -> dict[str, list[float]]:
         """Trains a student in place; goes on where a killed run in `folder` stopped. A list of values a metric.
 
         Raises:
             InputError: a loss that is not finite.
         """
+        recipe = self.recipe
         keras.utils.set_random_seed(recipe.seed)
         return fit(
-            self._distiller(student, recipe),
+            self._distiller(student),
             lambda start: self.lessons.epochs(seed=recipe.seed, start=start, batch_size=recipe.batch_size),
             steps=self.lessons.steps(recipe.batch_size),
             epochs=epochs,
@@ -88,10 +92,10 @@ class Retraining:
             label=label,
         )
 
-    def seconds_an_epoch(self, student: keras.Model, recipe: Recipe) -> float:
+    def seconds_an_epoch(self, student: keras.Model) -> float:
         """How long an epoch of `distil` takes here, from some steps of a copy and one pass over validation images."""
         copy, val = keras.models.clone_model(student), self.data.val
-        distiller = self._distiller(copy, recipe)
+        distiller, recipe = self._distiller(copy), self.recipe
         distiller.compile(optimizer="adam", loss=classification_loss(student, self.data), metrics=["accuracy"])
         batches = self.lessons.epochs(seed=recipe.seed, start=0, batch_size=recipe.batch_size)
         whole = self.lessons.steps(recipe.batch_size)
@@ -108,8 +112,8 @@ class Retraining:
         distiller.evaluate(val, verbose=0)
         return seconds() / steps * whole + time.monotonic() - start
 
-    def _distiller(self, student: keras.Model, recipe: Recipe) -> Distiller:
-        return Distiller(student, teacher=self.teacher, losses=losses_of(recipe), alpha=recipe.alpha)
+    def _distiller(self, student: keras.Model) -> Distiller:
+        return Distiller(student, teacher=self.teacher, losses=losses_of(self.recipe), alpha=self.recipe.alpha)
 
 
 def losses_of(recipe: Recipe) -> list[DistillationLoss]:

@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ log = logging.getLogger("orbit_kd")
 
 
 class Stages:
-    """Runs named stages in order; a stage is not run again while its settings and those of all before it are the same.
+    """Runs named stages; a stage is not run again while its settings and those of the stages it follows are the same.
 
     Args:
         workdir: where each stage gets a folder.
@@ -33,22 +33,29 @@ class Stages:
     def __init__(self, workdir: str | os.PathLike[str], key: str) -> None:
         self.workdir = writable_folder(workdir)
         self.key = key
+        self.keys: dict[str, str] = {}
         self.seconds: list[dict[str, Any]] = []
 
     @contextlib.contextmanager
-    def stage(self, name: str, **settings: Any) -> Iterator[tuple[Path, bool]]:
+    def stage(self, name: str, *, after: Sequence[str] = (), **settings: Any) -> Iterator[tuple[Path, bool]]:
         """One stage: yields its folder, and whether its work is done already.
 
         The folder of a stage with other settings is emptied first; that of a killed run is kept, for the work in it to
         go on. Seconds add up over the runs of a stage that was killed.
+
+        Args:
+            name: of the stage and its folder.
+            after: the stages, run before this one, whose results it starts from: it runs anew whenever they do.
+            **settings: JSON values, all that its own work depends on.
         """
-        self.key = digest(self.key, name, settings)
+        key = digest(self.key, name, [self.keys[stage] for stage in after], settings)
+        self.keys[name] = key
         folder, marker = self.workdir / name, self.workdir / name / "stage.json"
         state = _read(marker)
-        if state.get("key") != self.key:
+        if state.get("key") != key:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            state = {"key": self.key, "done": False, "seconds": 0.0}
+            state = {"key": key, "done": False, "seconds": 0.0}
             write_file(marker, json.dumps(state))
         if not state["done"]:
             log.info("%s ...", name)

@@ -9,6 +9,7 @@ from typing import Any
 
 import tf_keras as keras
 
+from orbit_kd.decisions import Decisions
 from orbit_kd.exporters import Artifact
 from orbit_kd.preprocessing import Augment
 from orbit_kd.profiling import profile
@@ -18,10 +19,11 @@ from orbit_kd.sparsity_report import sparsity_table
 
 
 def story(
-    measured: dict[str, Any], job: Retraining, student: keras.Model, files: Sequence[Artifact], recipe: Recipe,
-    pattern: str, augment: Augment,
+    measured: dict[str, Any], job: Retraining, student: keras.Model, files: Sequence[Artifact], decided: Decisions,
+    augment: Augment,
 ) -> dict[str, Any]:  # fmt: skip
     """The sections of the report that tell how the figures came about."""
+    recipe = job.recipe
     before = {row.name: row for row in profile(job.teacher).layers}
     sparse = {row.layer: row for row in sparsity_table(student).rows}
     layers = []
@@ -47,14 +49,9 @@ def story(
         "preprocess": data.preprocess.to_dict() if data.preprocess else None,
         "data": {**dict(data.counts), **measured["data"], "fingerprint": data.fingerprint},
         "seed": recipe.seed,
-        "notes": _notes(measured, pattern, recipe),
+        "chosen": decided.chosen(recipe),
+        "notes": _notes(measured, decided.pattern, recipe),
     }
-
-
-def chosen(asked: Recipe, done: Recipe) -> dict[str, Any]:
-    """What was decided on the way: the settings of the recipe that are not as asked."""
-    before = asked.to_dict()
-    return {k: v for k, v in done.to_dict().items() if v != before[k]}
 
 
 def _notes(measured: dict[str, Any], pattern: str, recipe: Recipe) -> list[str]:

@@ -87,7 +87,7 @@ def teach(
         stages = Stages(folder, digest(fingerprint(teacher), _start(student), data.fingerprint, shard))
         augment = augment or Augment()
         layers = sorted({theirs for loss in losses for _, theirs in loss.pairs})
-        about = {"views": views, "augment": augment.to_dict(), "seed": seed, "layers": layers}
+        about: dict[str, Any] = {"views": views, "augment": augment.to_dict(), "seed": seed, "layers": layers}
         with stages.stage("lessons", **about) as (folder, _):
             renderings = [data.views(k, seed=seed, augment=augment) for k in range(views)]
             lessons = views and cache_teacher(
@@ -103,7 +103,10 @@ def teach(
         settings = {"losses": [keras.saving.serialize_keras_object(loss) for loss in losses], "epochs": epochs,
                     "alpha": Scheduled(alpha, name="alpha").serialize(), "label_free": label_free,
                     "learning_rate": learning_rate, "batch_size": batch_size}  # fmt: skip
-        with stages.stage("training", **settings) as (folder, _):  # done or not: workers must all agree to end
+        with stages.stage("training", after=["lessons"], **settings) as (
+            folder,
+            _,
+        ):  # done or not: workers must all agree to end
             history = fit(
                 distiller,
                 batches,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 import orbit_kd
 from orbit_kd.errors import InputError
 from orbit_kd.progress import duration, track
-from orbit_kd.recipe import Preprocess, Recipe
+from orbit_kd.recipe import STAGES, Preprocess, Recipe
 from orbit_kd.registry import Registry
 from orbit_kd.stages import Stages
 from orbit_kd.text_table import aligned
@@ -56,19 +57,29 @@ def test_a_bad_preprocess_is_refused(bad):
         Preprocess(**bad)
 
 
-def test_stages_run_once_and_again_from_the_first_change(tmp_path):
-    def go(first: int, second: int) -> list[str]:
+def test_a_stage_runs_once_and_again_when_it_or_a_stage_it_follows_changes(tmp_path):
+    def go(first: int, second: int, apart: int) -> list[str]:
         ran, stages = [], Stages(tmp_path, "start")
-        for name, value in (("one", first), ("two", second)):
-            with stages.stage(name, value=value) as (folder, done):
+        for name, value, after in (("one", first, ()), ("apart", apart, ()), ("two", second, ("one",))):
+            with stages.stage(name, after=after, value=value) as (folder, done):
                 if not done:
                     ran.append(name)
                     (folder / "out").write_text(str(value))
-        assert [s["name"] for s in stages.seconds] == ["one", "two"]
+        assert [s["name"] for s in stages.seconds] == ["one", "apart", "two"]
         return ran
 
-    assert [go(1, 1), go(1, 1), go(1, 2), go(2, 2)] == [["one", "two"], [], ["two"], ["one", "two"]]
+    assert [go(1, 1, 1), go(1, 1, 1)] == [["one", "apart", "two"], []]
+    assert [go(1, 2, 1), go(2, 2, 1), go(2, 2, 2)] == [["two"], ["one", "two"], ["apart"]]
     assert (tmp_path / "one/out").read_text() == "2"
+
+
+def test_every_setting_of_a_recipe_belongs_to_a_stage_and_no_stage_is_without():
+    stages = {f.name: f.metadata["stages"] for f in dataclasses.fields(Recipe)}
+    assert all(names and set(names) <= set(STAGES) for names in stages.values())
+    assert set().union(*stages.values()) == set(STAGES)
+    assert Recipe(alpha=0.5).settings("distill")["alpha"] == 0.5
+    with pytest.raises(KeyError):
+        Recipe().settings("of no stage")
 
 
 def test_a_killed_stage_keeps_its_folder_and_its_seconds(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import re
 import shutil
@@ -18,6 +20,7 @@ from orbit_kd.model_io import fingerprint
 from orbit_kd.pipeline import compress
 from orbit_kd.recipe import Recipe, digest
 from orbit_kd.retraining import Retraining
+from orbit_kd.stages import Stages
 
 RECIPE = Recipe(ratio=0.5, rounds=2, epochs=16, pattern="2:4", sparse_epochs=6, views=2, batch_size=16, calibration=32)
 
@@ -35,6 +38,36 @@ def stripes(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 @pytest.fixture(scope="module")
 def data() -> Data:
     return Data(stripes(160, 0), stripes(48, 1), stripes(64, 2), class_names=("rows", "columns", "diagonals"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def reads():
+    """Which fields of the recipe each running stage reads: all must be in its key, or in that of one it follows."""
+    found: dict[str, set[str]] = {}
+    running, follows = [], {}
+    patch, fields = pytest.MonkeyPatch(), {f.name for f in dataclasses.fields(Recipe)}
+    get, stage = Recipe.__getattribute__, Stages.stage
+
+    def recorded(self, name):
+        if running and name in fields:
+            found.setdefault(running[-1], set()).add(name)
+        return get(self, name)
+
+    @contextlib.contextmanager
+    def entered(self, name, *, after=(), **settings):
+        follows[name] = set(settings).union(*(follows[n] for n in after))
+        with stage(self, name, after=after, **settings) as given:
+            running.append(name)
+            try:
+                yield given
+            finally:
+                running.pop()
+        assert found.get(name, set()) <= follows[name], f"stage {name} reads what is not in its key"
+
+    patch.setattr(Recipe, "__getattribute__", recorded)
+    patch.setattr(Stages, "stage", entered)
+    yield found
+    patch.undo()
 
 
 def make_teacher(last: str = "linear") -> keras.Model:
@@ -173,8 +206,6 @@ def test_a_killed_run_goes_on_and_a_changed_recipe_starts_where_it_differs(teach
     compress(teacher, data, recipe=recipe, workdir=tmp_path)
     assert trained == ["distill_1"]
     lessons = {p: p.stat().st_mtime_ns for p in (tmp_path / "lessons").rglob("*.npy")}
-    import dataclasses
-
     compress(teacher, data, recipe=dataclasses.replace(recipe, ratio=0.25), workdir=tmp_path)
     assert trained == ["distill_1", "distill_1"]
     assert lessons == {p: p.stat().st_mtime_ns for p in (tmp_path / "lessons").rglob("*.npy")}

@@ -8,7 +8,7 @@ import tf_keras as keras
 from oracle import randomize
 
 import orbit_kd as okd
-from orbit_kd import automatic, budgets, networks
+from orbit_kd import budgets, decisions, networks
 from orbit_kd.channel_graph import ChannelGraph
 from orbit_kd.errors import InputError
 from orbit_kd.model_io import fingerprint
@@ -235,24 +235,28 @@ def test_real_training_finds_a_smaller_network_that_still_answers(tmp_path):
 def test_a_student_that_is_accurate_and_too_large_for_another_budget_is_refused(teacher):
     recipe = okd.Recipe(max_drop=0.1, keep_params=0.2)
     with pytest.raises(InputError, match=r"within max_drop=0.1 is too large for keep_params=0.2"):
-        automatic._check_budgets(teacher, teacher, recipe, 0)
+        decisions._check_budgets(teacher, teacher, recipe, 0)
     small = okd.remove_filters(teacher, okd.plan_removal(teacher, keep_params=0.19))
-    automatic._check_budgets(small, teacher, recipe, 0)
+    decisions._check_budgets(small, teacher, recipe, 0)
     tight = okd.Recipe(max_drop=0.1, max_bytes=budgets.int8_bytes(ChannelGraph(small), ChannelGraph(small).all_stay()))
-    automatic._check_budgets(small, teacher, tight, 0)
+    decisions._check_budgets(small, teacher, tight, 0)
     with pytest.raises(InputError, match="max_bytes"):
-        automatic._check_budgets(small, teacher, tight, 400)
+        decisions._check_budgets(small, teacher, tight, 400)
 
 
 def test_the_time_for_training_is_measured_for_each_recipe_and_leaves_an_epoch_a_round(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(Retraining, "seconds_an_epoch", lambda self, student, recipe: asked.append(recipe) or 10.0)
+    monkeypatch.setattr(Retraining, "seconds_an_epoch", lambda self, student: asked.append(self.recipe) or 10.0)
+    student = keras.Sequential([keras.layers.Dense(2, input_shape=(3,))])
 
     def fit(**settings):
-        recipe = okd.Recipe(epochs=100, time_budget=50, **settings)
-        return automatic.fit_epochs(Retraining(Stages(tmp_path, "k"), None, None, None), None, recipe)
+        recipe, stages = okd.Recipe(epochs=100, time_budget=50, **settings), Stages(tmp_path, "k")
+        with stages.stage("lessons"):
+            pass
+        job = Retraining(stages, None, None, None, recipe)
+        return decisions.within_time(job, student, decisions.Decisions.asked(recipe))
 
     assert fit().epochs == 4
     assert fit(pattern="2:4", sparse_epochs=100).sparse_epochs == 2
     assert fit(rounds=8).epochs == 8
-    assert fit().epochs == 4 and len(asked) == 4
+    assert fit().epochs == 4 and len(asked) == 3  # rounds change no epoch's time

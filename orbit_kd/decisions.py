@@ -1,0 +1,220 @@
+"""What a recipe leaves open, settled: ratios from a scan, the smallest network by search, epochs for the time left."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import tf_keras as keras
+
+from orbit_kd import budgets
+from orbit_kd.channel_graph import ChannelGraph
+from orbit_kd.datasets import Data
+from orbit_kd.errors import InputError
+from orbit_kd.files import write_file
+from orbit_kd.model_io import load_model, save_model
+from orbit_kd.ratios import hybrid_for, ratios_for
+from orbit_kd.recipe import Recipe, digest
+from orbit_kd.retraining import Retraining
+from orbit_kd.scan import Scan
+from orbit_kd.scanning import sensitivity
+from orbit_kd.search import RATIOS, smallest
+from orbit_kd.stages import Stages
+from orbit_kd.surgery import recalibrate_batchnorm
+
+log = logging.getLogger("orbit_kd")
+
+_PATIENCE = 4  # times the epochs of a trial once the search with few has come to its end
+_SEARCH_PART = 0.4  # of the time that is left when the search begins
+_TRAINING_PART = 0.8  # of the time that is left when the long training begins: estimates err, and files are yet to come
+
+
+@dataclasses.dataclass(frozen=True)
+class Decisions:
+    """The settings of a recipe that a job may choose by itself, as they hold in the end.
+
+    Attributes:
+        ratio, ratios: part of the filters that goes, in every group and in some.
+        pattern: sparsity of the remaining weights.
+        sparsities: part of the weights that becomes zero, for each layer that the pattern "magnitude" names.
+        epochs: after filter removal.
+        sparse_epochs: with the sparsity pattern.
+    """
+
+    ratio: float
+    ratios: Mapping[str, float]
+    pattern: str
+    sparsities: Mapping[str, float]
+    epochs: int
+    sparse_epochs: int
+
+    @classmethod
+    def asked(cls, recipe: Recipe) -> Decisions:
+        """As the recipe says."""
+        return cls(**{f.name: getattr(recipe, f.name) for f in dataclasses.fields(cls)})
+
+    def chosen(self, recipe: Recipe) -> dict[str, Any]:
+        """What is not as the recipe says, for the report."""
+        return {k: v for k, v in self.to_dict().items() if v != recipe.to_dict()[k]}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON; `Decisions(**d)` gives it back."""
+        return {**vars(self), "ratios": dict(self.ratios), "sparsities": dict(self.sparsities)}
+
+
+def within_budgets(stages: Stages, teacher: keras.Model, data: Data, recipe: Recipe, *, note: int) -> Decisions:
+    """The ratios (and sparsities of layers) that meet the recipe's budgets at the least predicted loss.
+
+    Args:
+        stages: where the scans are kept.
+        teacher: the network that shrinks.
+        data: validation examples for the scans, training examples for the criterion.
+        recipe: with a budget.
+        note: bytes of max_bytes that class names and preprocessing take in the file.
+
+    Raises:
+        InputError: a budget that cannot be met.
+    """
+    scans = {"sensitivity": _scan(stages, teacher, data, recipe, "sensitivity")}
+    if recipe.pattern == "magnitude" and recipe.keep_params is not None:
+        scans["weight_sensitivity"] = _scan(stages, teacher, data, recipe, "weight_sensitivity")
+    log.info("%s\n", scans["sensitivity"])
+    with stages.stage("budget", after=tuple(scans), note=note, **recipe.settings("budget")) as (folder, done):
+        if not done:
+            met = _met(scans, teacher, recipe, note)
+            write_file(folder / "decisions.json", json.dumps(met.to_dict()))
+        decided = json.loads((folder / "decisions.json").read_text())
+    # epochs are no matter of budgets: a recipe with more of them finds its ratios here
+    return dataclasses.replace(Decisions(**decided), epochs=recipe.epochs, sparse_epochs=recipe.sparse_epochs)
+
+
+def _met(scans: Mapping[str, Scan], teacher: keras.Model, recipe: Recipe, note: int) -> Decisions:
+    limits: dict[str, Any] = {"unknown": recipe.unknown, "round_to": recipe.round_to,
+                              "min_channels": recipe.min_channels, **recipe.budgets}  # fmt: skip
+    if recipe.max_bytes is not None:
+        limits["max_bytes"] = recipe.max_bytes - note
+    hybrid, sparsities = "weight_sensitivity" in scans, dict(recipe.sparsities)
+    try:
+        if hybrid:
+            ratios, sparsities = hybrid_for(
+                scans["sensitivity"], teacher, weights=scans["weight_sensitivity"], **limits
+            )
+        else:
+            ratios = ratios_for(scans["sensitivity"], teacher, **limits)
+    except InputError as error:
+        also = f"; and {note} bytes more, for class names and preprocessing" if "max_bytes" in error.what else ""
+        raise InputError(
+            f"{', '.join(f'{name}={value:g}' for name, value in recipe.budgets.items())} cannot be met. {error.what}",
+            expected=error.expected + also,
+            fix="raise the budget, lower min_channels or round_to, or exclude fewer layers",
+        ) from error
+    pattern = recipe.pattern if sparsities or not hybrid else "dense"  # filters alone were the better choice
+    return dataclasses.replace(Decisions.asked(recipe), ratio=0.0, ratios=ratios, pattern=pattern,
+                               sparsities=sparsities if pattern != "dense" else {})  # fmt: skip
+
+
+def _scan(stages: Stages, teacher: keras.Model, data: Data, recipe: Recipe, stage: str) -> Scan:
+    of = "filters" if stage == "sensitivity" else "weights"
+    about: dict[str, Any] = (
+        {"criterion": recipe.criterion, "train": data.train, "exclude": recipe.exclude, "seed": recipe.seed}
+        if of == "filters"
+        else {"exclude": recipe.sparse_exclude}
+    )
+    with stages.stage(stage, **recipe.settings(stage)) as (folder, done):
+        if not done:
+            scan = sensitivity(teacher, data.val, ratios=RATIOS, of=of, images=recipe.scan_images, lost=0.5,
+                               unknown=recipe.unknown, path=folder / f"{of}.state.json", **about)  # fmt: skip
+            scan.to_json(folder / f"{of}.json")
+            scan.to_csv(folder / f"{of}.csv")
+            scan.plot(folder / f"{of}.png")
+        return Scan.from_json((folder / f"{of}.json").read_text())
+
+
+def within_drop(job: Retraining, *, note: int) -> tuple[keras.Model, dict[str, Any]]:
+    """The smallest student within `max_drop`, and how it was found, for the report; `note` as in `within_budgets`.
+
+    Raises:
+        InputError: it is larger than another budget allows.
+    """
+    teacher, data, stages, recipe = job.teacher, job.data, job.stages, job.recipe
+    with stages.stage("search", after=["lessons"], **recipe.settings("search")) as (folder, done):
+        if not done:
+
+            def retrain(student: keras.Model, epochs: int) -> None:
+                recalibrate_batchnorm(student, data.train)
+                state = folder / "training"
+                label = f"trial of {student.count_params():,} parameters"
+                job.distil(student, epochs=epochs, folder=state, label=label)
+                recalibrate_batchnorm(student, data.train)
+                shutil.rmtree(state, ignore_errors=True)
+
+            found = smallest(
+                teacher,
+                retrain,
+                data=data.val,
+                max_drop=recipe.max_drop or 0.0,
+                epochs=(recipe.search_epochs, _PATIENCE * recipe.search_epochs),
+                train=data.train,
+                images=recipe.scan_images,
+                criterion=recipe.criterion,
+                round_to=recipe.round_to,
+                min_channels=recipe.min_channels,
+                exclude=recipe.exclude,
+                unknown=recipe.unknown,
+                seconds=None if recipe.time_budget is None else _SEARCH_PART * _left(stages, recipe),
+                path=folder,
+            )
+            log.info("%s\n", found)
+            story = {"target": found.target, "images": found.images,
+                     "trials": [dataclasses.asdict(t) for t in found.trials]}  # fmt: skip
+            write_file(folder / "search.json", json.dumps(story))
+            save_model(found.student, folder / "student.keras")
+        student = load_model(folder / "student.keras")
+    _check_budgets(student, teacher, recipe, note)
+    return student, json.loads((folder / "search.json").read_text())
+
+
+def _check_budgets(student: keras.Model, teacher: keras.Model, recipe: Recipe, note: int) -> None:
+    """Raises InputError where the smallest network within `max_drop` is too large for another budget."""
+    graph = ChannelGraph(student, unknown=recipe.unknown)
+    for limit in budgets.limits(ChannelGraph(teacher, unknown=recipe.unknown), recipe.budgets):
+        cost = budgets.costs.get(budgets.absolute(limit.name))(graph, graph.all_stay())
+        cost += note if limit.name == "max_bytes" else 0
+        if cost > limit.most:
+            raise InputError(
+                f"The smallest network found within max_drop={recipe.max_drop:g} is too large for "
+                f"{limit.name}={limit.most / limit.scale:g}.",
+                expected=f"at least {cost / limit.scale:g} at this accuracy",
+                fix="raise max_drop, raise the budget, or give the search more time (search_epochs, time_budget)",
+            )
+
+
+def within_time(job: Retraining, student: keras.Model, decided: Decisions) -> Decisions:
+    """With as many epochs as the time budget leaves time for, at most as decided, and at least one a round."""
+    recipe = job.recipe
+    if recipe.time_budget is None:
+        return decided
+    settings = recipe.settings("timing") | {"pattern": decided.pattern}
+    shapes = digest([v.shape.as_list() for v in student.weights])
+    with job.stages.stage("timing", after=["lessons"], student=shapes, **settings) as (folder, done):
+        if not done:
+            each = job.seconds_an_epoch(student)
+            wanted = decided.epochs + (decided.sparse_epochs if decided.pattern != "dense" else 0)
+            part = min(1.0, _TRAINING_PART * _left(job.stages, recipe) / (each * wanted))
+            write_file(folder / "part.json", json.dumps({"part": max(0.0, part), "seconds_an_epoch": each}))
+        part = json.loads((folder / "part.json").read_text())["part"]
+    epochs, sparse = max(recipe.rounds, int(part * decided.epochs)), decided.sparse_epochs
+    if sparse and decided.pattern != "dense":
+        sparse = max(1, int(part * sparse))
+    if part < 1:
+        log.info("time_budget: %d of %d epochs fit", epochs, decided.epochs)
+    return dataclasses.replace(decided, epochs=epochs, sparse_epochs=sparse)
+
+
+def _left(stages: Stages, recipe: Recipe) -> float:
+    """Seconds left of the time budget after the stages so far."""
+    return max(0.0, float(recipe.time_budget or 0.0) - sum(s["seconds"] for s in stages.seconds))

@@ -1,0 +1,178 @@
+"""Which stages of `compress` a changed setting runs anew: no more and no fewer, written to docs/recipe_stages.md."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tf_keras as keras
+
+from orbit_kd import decisions, pipeline
+from orbit_kd.datasets import Data
+from orbit_kd.decisions import Decisions
+from orbit_kd.exporters import export_all
+from orbit_kd.files import write_file
+from orbit_kd.model_io import save_model
+from orbit_kd.preprocessing import Augment
+from orbit_kd.recipe import Preprocess, Recipe
+from orbit_kd.scan import Scan
+from orbit_kd.stages import Stages
+
+PAGE = Path(__file__).parent.parent / "docs" / "recipe_stages.md"
+
+KINDS = {
+    "ratios as given, two rounds, zeros": Recipe(
+        ratio=0.5, ratios={"a": 0.25}, rounds=2, epochs=4, pattern="magnitude", sparsities={"a": 0.5}
+    ),
+    "budgets, filters and weights together": Recipe(
+        keep_params=0.5, max_bytes=1e6, pattern="magnitude", time_budget=60.0, epochs=4
+    ),
+    "max_drop": Recipe(max_drop=0.1, time_budget=60.0, epochs=4, pattern="2:4"),
+}
+OTHER = {
+    "criterion": "l2_norm",
+    "ratio": 0.25,
+    "ratios": {"a": 0.5},
+    "keep_params": 0.75,
+    "keep_macs": 0.9,
+    "max_macs": 1e9,
+    "max_bytes": 2e6,
+    "max_drop": 0.2,
+    "search_epochs": 7,
+    "scan_images": 9,
+    "time_budget": 30.0,
+    "rounds": 1,
+    "round_to": 2,
+    "min_channels": 2,
+    "exclude": ("a",),
+    "unknown": "keep",
+    "epochs": 8,
+    "pattern": "1:4",
+    "sparsity": 0.6,
+    "sparsities": {"a": 0.6},
+    "schedule": "constant",
+    "sparse_exclude": ("a",),
+    "sparse_epochs": 21,
+    "losses": ("logits", "similarity"),
+    "alpha": 0.5,
+    "temperature": 4.0,
+    "batch_size": 32,
+    "learning_rate": 1e-3,
+    "views": 3,
+    "targets": ("tflite_int8",),
+    "calibration": 8,
+    "seed": 1,
+}
+
+
+def network() -> keras.Model:
+    image = keras.Input((8, 8, 1))
+    x = keras.layers.Conv2D(8, 3, activation="relu", name="a")(image)
+    x = keras.layers.Conv2D(8, 3, activation="relu", name="b")(x)
+    return keras.Model(image, keras.layers.Dense(3, name="c")(keras.layers.GlobalAveragePooling2D()(x)), name="tiny")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A folder with what each kind of stage leaves, so that every stage can be taken for done."""
+    folder, teacher = tmp_path_factory.mktemp("made"), network()
+    images = np.random.default_rng(0).uniform(size=(4, 8, 8, 1)).astype("float32")
+    files = export_all(teacher, ("tflite_float32", "tflite_int8"), folder=folder, stem="m", calibration=images)
+    scan = Scan("filters", 0.9, 0.1, 4, ())
+    left = {
+        "artifacts.json": json.dumps([a.to_dict(folder) for a in files]),
+        "filters.json": json.dumps(dataclasses.asdict(scan)),
+        "weights.json": json.dumps(dataclasses.asdict(scan)),
+        "decisions.json": json.dumps(Decisions.asked(KINDS["budgets, filters and weights together"]).to_dict()),
+        "history.json": "{}",
+        "part.json": json.dumps({"part": 1.0}),
+        "search.json": json.dumps({"target": 0.5}),
+        "validation.json": json.dumps({"accuracy": 0.9}),
+        "measured.json": "{}",
+    }
+    for name, text in left.items():
+        write_file(folder / name, text)
+    save_model(teacher, folder / "student.keras")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def keys(made, tmp_path_factory):
+    """(recipe, more) -> the key of each stage that `compress` goes through."""
+    rng = np.random.default_rng(0)
+    x, y = rng.uniform(0, 255, (12, 8, 8, 1)).astype("float32"), np.arange(12) % 3
+    teacher, seen = network(), {}
+    real = Stages.stage
+    patch = pytest.MonkeyPatch()
+
+    @contextlib.contextmanager
+    def stage(self, name, **settings):
+        with real(self, name, **settings):
+            seen[name] = self.keys[name]
+            yield made, True
+
+    patch.setattr(Stages, "stage", stage)
+    patch.setattr(pipeline, "cache_teacher", lambda *a, **k: SimpleNamespace(steps=lambda n: 1))
+    for name in ("save_model", "story"):
+        patch.setattr(pipeline, name, lambda *a, **k: {})
+    patch.setattr(pipeline, "Report", lambda data: SimpleNamespace(data=data, save=lambda folder: None))
+
+    def of(recipe: Recipe, *, augment=None, class_names=(), preprocess=None, **more) -> dict[str, str]:
+        seen.clear()
+        data = Data((x, y), (x, y), (x, y), class_names=class_names, preprocess=preprocess)
+        pipeline.compress(teacher, data, recipe=recipe, augment=augment, workdir=tmp_path_factory.mktemp("w"), **more)
+        return dict(seen)
+
+    yield of
+    patch.undo()
+
+
+def kinds(names) -> list[str]:
+    """Stages in the order they run in, those of all rounds as one."""
+    return list(dict.fromkeys(re.sub(r"_\d+$", "", name) for name in names))
+
+
+def test_a_changed_setting_reruns_exactly_its_stages(keys):
+    fields = [f.name for f in dataclasses.fields(Recipe)]
+    assert set(OTHER) == set(fields), "a new field needs another value here"
+    rows = []
+    for title, recipe in KINDS.items():
+        before = keys(recipe)
+        assert keys(recipe) == before
+        rows += [f"\n## {title}\n", f"Stages: {', '.join(kinds(before))}.\n", "| changed | runs anew |", "|---|---|"]
+        for field in fields:
+            other = OTHER[field]
+            if title != "ratios as given, two rounds, zeros" and field in ("rounds", "sparsities"):
+                continue  # refused there
+            with contextlib.suppress(AttributeError):
+                assert getattr(recipe, field) != other
+            change = {field: other} | ({"sparsities": {}} if field == "pattern" else {})
+            after = keys(dataclasses.replace(recipe, **change))
+            anew = [name for name in after if after[name] != before.get(name)]
+            rows.append(f"| {field} | {', '.join(kinds(anew)) or 'nothing'} |")
+        more = {
+            "augment": {"augment": Augment(flip="h")},
+            "class_names": {"class_names": ("x", "y", "z")},
+            "preprocess": {"preprocess": Preprocess(scale=0.5)},
+            "title, command": {"title": "other", "command": "other"},
+        }
+        for name, given in more.items():
+            after = keys(recipe, **given)
+            rows.append(f"| {name} | {', '.join(kinds(n for n in after if after[n] != before.get(n))) or 'nothing'} |")
+    text = (
+        "# Which stages a changed setting runs anew\n\n"
+        "Written by `ORBIT_KD_WRITE=1 python -m pytest tests/test_stages_of_settings.py`, which also checks it. Each "
+        "field of `Recipe` says which stages it changes (`orbit_kd/recipe.py`), a stage says which ones it follows. "
+        "Every exported file names its recipe, so that each change writes and measures the files again.\n"
+        + "\n".join(rows) + "\n"
+    )  # fmt: skip
+    if os.environ.get("ORBIT_KD_WRITE"):
+        PAGE.write_text(text)
+    assert PAGE.read_text() == text
