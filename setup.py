@@ -23,7 +23,7 @@ setup(
     python_requires=">=3.10,<3.14",
     packages=[*find_packages(include=["orbit_kd", "orbit_kd.*"]), "orbit_kd_tools"],
     package_dir={"orbit_kd_tools": "tools"},
-    package_data={"orbit_kd": ["py.typed"]},
+    package_data={"orbit_kd": ["py.typed", "reports/page.*"]},
     entry_points={"console_scripts": ["orbit-kd = orbit_kd_tools.__main__:main"]},
     install_requires=[
         "tensorflow>=2.19",
@@ -36,6 +36,7 @@ setup(
         "ai-edge-litert>=2.0",
         "matplotlib>=3.8",
         "pillow>=10",
+        "jinja2>=3.1",
     ],
     extras_require={**EXTRAS, "all": [p for extra in EXTRAS.values() for p in extra], "dev": DEV},
     classifiers=[

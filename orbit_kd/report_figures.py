@@ -1,6 +1,6 @@
 """The figures of a report: each function takes plain values and returns one piece of HTML with inline SVG or CSS bars.
 
-Colours are the classes of `report_html.STYLE` (blue and orange, safe for colour-blind readers, one set for light and
+Colours are the classes of `reports/page.css` (blue and orange, safe for colour-blind readers, one set for light and
 one for dark). Bars are HTML, so that their text keeps its size on a phone; what has axes is SVG.
 """
 

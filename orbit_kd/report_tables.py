@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from html import escape
 from pathlib import PurePath
 from typing import Any
 
@@ -11,27 +11,36 @@ from orbit_kd import report_text as text
 from orbit_kd.report_text import NONE, number
 
 
-def head(cells: Sequence[str]) -> str:
-    # An empty corner is a cell, not a header without a name.
-    return (
-        "<thead><tr>"
-        + "".join(f'<th scope="col">{escape(c)}</th>' if c else "<td></td>" for c in cells)
-        + "</tr></thead>"
-    )
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Column titles (an empty one is a corner) and rows of cells; the first cell of a row is its name."""
+
+    titles: Sequence[str]
+    rows: Sequence[Sequence[str]]
 
 
-def table(titles: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    lines = "".join(
-        f'<tr><th scope="row">{escape(r[0])}</th>{"".join(f"<td>{escape(c)}</td>" for c in r[1:])}</tr>' for r in body
-    )
-    return f'<div class="scroll"><table class="small">{head(titles)}<tbody>{lines}</tbody></table></div>'
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """How the smallest network was found: a sentence or two, and the networks that were tried."""
+
+    story: str
+    trials: Table
 
 
-def artifacts(data: dict[str, Any]) -> str:
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """What the tools of one target said about its file: single figures, and tables by their title."""
+
+    target: str
+    figures: dict[str, str]
+    tables: dict[str, Table]
+
+
+def artifacts(data: dict[str, Any]) -> Table | None:
     """All measured figures, an exported file a column."""
     files = data.get("artifacts") or []
     if not files:
-        return ""
+        return None
     teacher = data.get("teacher") or {}
     lines: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
         ("File", lambda a: PurePath(str(a.get("path", ""))).name),
@@ -54,12 +63,13 @@ def artifacts(data: dict[str, Any]) -> str:
     ]
     body = [[label, *(tell(a) for a in files)] for label, tell in lines]
     kept = [r for r in body if any(c not in (NONE, "") for c in r[1:])]
-    return f'<div class="card">{table(["", *(str(a.get("target", "")) for a in files)], kept)}</div>'
+    return Table(["", *(str(a.get("target", "")) for a in files)], kept)
 
 
-def layers(found: Sequence[dict[str, Any]]) -> str:
+def layers(found: Sequence[dict[str, Any]]) -> Table | None:
+    """Every layer before and after, in numbers."""
     if not found:
-        return ""
+        return None
     titles = ["layer", "type", "channels", "parameters", "not zero", "density", "pattern", "MACs"]
     body = []
     for x in found:
@@ -67,15 +77,15 @@ def layers(found: Sequence[dict[str, Any]]) -> str:
         cells = [x.get("name"), x.get("type"), change("width"), change("params"), text.exact(x.get("nonzero_after"))]
         cells += [text.percent(x.get("density")), x.get("pattern") or NONE, change("macs")]
         body.append([NONE if c is None else str(c) for c in cells])
-    return f'<details class="card"><summary>{len(found)} layers</summary>{table(titles, body)}</details>'
+    return Table(titles, body)
 
 
-def search(data: dict[str, Any]) -> str:
+def search(data: dict[str, Any]) -> Search | None:
     """What was tried on the way to the smallest network that is accurate enough."""
     found = data.get("search") or {}
     trials = found.get("trials") or []
     if not trials:
-        return ""
+        return None
     asked = f"At least {text.percent(found.get('target'))} of {found.get('images')} validation images"
     reached = number(found.get("reached"))
     verdict = "" if reached is None else (
@@ -89,27 +99,25 @@ def search(data: dict[str, Any]) -> str:
         for i, t in enumerate(trials, 1)
     ]  # fmt: skip
     titles = ["trial", "parameters", "MACs", "epochs", "accuracy after them", "verdict", "time"]
-    return f'<div class="card"><p>{escape(asked)}.{escape(verdict)}</p>{table(titles, body)}</div>'
+    return Search(f"{asked}.{verdict}", Table(titles, body))
 
 
-def devices(data: dict[str, Any]) -> str:
+def devices(data: dict[str, Any]) -> list[Device]:
     """What the tools of each target said about its file: figures, and a table for each list of records."""
-    cards = []
+    found = []
     for artifact in data.get("artifacts") or []:
         details = artifact.get("details") or {}
-        plain = {k: v for k, v in details.items() if not isinstance(v, (list, dict))}
+        plain = {_words(k): _value(v) for k, v in details.items() if not isinstance(v, (list, dict))}
         lists = {k: v for k, v in details.items() if isinstance(v, list) and v and all(isinstance(r, dict) for r in v)}
         if not plain and not lists:
             continue
-        items = "".join(f"<dt>{escape(_words(k))}</dt><dd>{escape(_value(v))}</dd>" for k, v in plain.items())
-        body = f"<dl>{items}</dl>" if items else ""
+        tables = {}
         for name, records in lists.items():
             titles = list(dict.fromkeys(k for r in records for k in r))
             lines = [[_value(r.get(k)) for k in titles] for r in records]
-            inside = table([_words(t) for t in titles], lines)
-            body += f"<details><summary>{escape(_words(name))}</summary>{inside}</details>"
-        cards.append(f'<div class="card"><h3>{escape(str(artifact.get("target")))}</h3>{body}</div>')
-    return f'<div class="stack">{"".join(cards)}</div>' if cards else ""
+            tables[_words(name)] = Table([_words(t) for t in titles], lines)
+        found.append(Device(str(artifact.get("target")), plain, tables))
+    return found
 
 
 def _words(key: str) -> str:

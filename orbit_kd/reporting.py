@@ -92,7 +92,7 @@ class Report:
         Raises:
             InputError: the folder cannot be written.
         """
-        from orbit_kd.report_html import page
+        from orbit_kd.reports.page import page
 
         folder = Path(folder)
         html = page(self.data)
