@@ -9,7 +9,7 @@ EXTRAS = {
     "npu": ["ethos-u-vela>=5"],
     "fpga": ["onnx>=1.17", "onnxruntime>=1.20", "tf2onnx>=1.16", "hls4ml>=1.1", "da4ml>=0.4"],
 }
-DEV = ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "ruff>=0.15", "mypy>=1.15", "dill>=0.3"]
+DEV = ["import-linter>=2", "pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "ruff>=0.15", "mypy>=1.15", "dill>=0.3"]
 
 setup(
     name="orbit-kd",
@@ -37,6 +37,7 @@ setup(
         "matplotlib>=3.8",
         "pillow>=10",
         "jinja2>=3.1",
+        "tqdm>=4.60",
     ],
     extras_require={**EXTRAS, "all": [p for extra in EXTRAS.values() for p in extra], "dev": DEV},
     classifiers=[

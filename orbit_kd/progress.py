@@ -1,19 +1,27 @@
-"""Progress of long steps, with the time left, through the `orbit_kd` logger (the tools show it on the screen)."""
+"""Progress of long steps, with the time left: a bar on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 T = TypeVar("T")
 log = logging.getLogger("orbit_kd")
 
 
 def track(items: Iterable[T], label: str, *, total: int | None = None, every: float = 5.0) -> Iterator[T]:
-    """Yields the items and logs a line like "teacher cache 12/40, 1m05s left" at most once in `every` seconds.
+    """Yields the items and shows how far it is.
+
+    On a terminal that is a tqdm bar, cleared at the end. Elsewhere (files, pipes, notebooks) the `orbit_kd` logger
+    tells a line like "teacher cache 12/40, 1m05s left" at most once in `every` seconds. Nothing where it is not to say
+    what it does (its level is above INFO).
 
     Args:
         items: what to go through.
@@ -24,6 +32,10 @@ def track(items: Iterable[T], label: str, *, total: int | None = None, every: fl
     if total is None:
         with contextlib.suppress(TypeError):  # no length, or (tf.data) an unknown one
             total = len(items)  # type: ignore[arg-type]
+    if on_terminal():
+        with logging_redirect_tqdm([log]):  # or lines would break the bar
+            yield from tqdm(items, desc=label, total=total, leave=False, disable=not log.isEnabledFor(logging.INFO))
+        return
     start = shown = time.monotonic()
     for done, item in enumerate(items):
         now = time.monotonic()
@@ -32,6 +44,11 @@ def track(items: Iterable[T], label: str, *, total: int | None = None, every: fl
             left = f", {duration((now - start) / done * (total - done))} left" if total and done else ""
             log.info("%s %d/%s%s", label, done, total if total else "?", left)
         yield item
+
+
+def on_terminal() -> bool:
+    """Whether a person watches: progress bars there, plain lines elsewhere."""
+    return sys.stderr.isatty()
 
 
 def duration(seconds: float) -> str:

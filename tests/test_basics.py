@@ -98,6 +98,15 @@ def test_progress_tells_the_time_left(caplog):
     assert [duration(s) for s in (5, 185, 4000)] == ["5s", "3m05s", "1h06m"]
 
 
+def test_progress_is_a_bar_on_a_terminal_and_silent_where_nothing_is_to_be_said(capsys, monkeypatch, caplog):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    for level, shown in ((logging.INFO, True), (logging.WARNING, False)):
+        with caplog.at_level(level, "orbit_kd"):
+            assert list(track(iter([1, 2, 3]), "work", total=3, every=0.0)) == [1, 2, 3]
+        assert ("work:   0%" in capsys.readouterr().err) == shown
+    assert "work" not in caplog.text
+
+
 def test_columns_of_a_table_stand_below_each_other():
     assert aligned([("layer", "weights", ""), ("conv", "8", "dense"), ("a", "1,024", "")], "<><") == [
         "layer  weights",

@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 from orbit_kd.datasets.images import MEMORY_LIMIT, Item
 from orbit_kd.datasets.splits import Source
 from orbit_kd.errors import InputError
+from orbit_kd.progress import on_terminal
 
 VALIDATION = ("validation", "val", "valid")
 
@@ -113,6 +114,8 @@ def _keys(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
 
 
 def _prepare(builder: tfds.core.DatasetBuilder) -> None:
+    if not on_terminal():
+        tfds.disable_progress_bar()  # in a file its bars are hundreds of broken lines
     try:
         # TFDS prints what it does; standard output belongs to the results of our tools.
         with contextlib.redirect_stdout(sys.stderr):
