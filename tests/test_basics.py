@@ -44,6 +44,34 @@ def test_an_unknown_name_lists_all_options():
         registry.get("green")
 
 
+def test_a_taken_name_is_refused_unless_it_is_to_be_replaced():
+    registry: Registry[int] = Registry("colour")
+    registry.register("red")(1)
+    with pytest.raises(InputError, match=r"There is a colour 'red' already.(?s:.*)replace=True"):
+        registry.register("red")(2)
+    assert registry.get("red") == 1
+    registry.register("red", replace=True)(2)
+    assert registry.get("red") == 2
+
+
+def test_the_same_definition_run_again_takes_its_own_place():
+    registry: Registry[type] = Registry("colour")
+    cell = "@registry.register('mine')\nclass Mine:\n    value = {}"
+    for value in (1, 2):
+        exec(cell.format(value), {"registry": registry, "__name__": "notebook"})
+    assert registry.get("mine").value == 2
+    with pytest.raises(InputError, match="already"):
+        registry.register("mine")(int)
+
+
+def test_a_temporary_entry_leaves_what_was_there_before():
+    registry: Registry[int] = Registry("colour")
+    registry.register("red")(1)
+    with registry.temporary("red", 5), registry.temporary("blue", 6):
+        assert (registry.get("red"), registry.get("blue")) == (5, 6)
+    assert registry.names() == ["red"] and registry.get("red") == 1
+
+
 def test_a_recipe_goes_to_plain_values_and_back():
     recipe = Recipe(ratios={"a": 0.5}, exclude=("b",))
     assert Recipe(**recipe.to_dict()) == recipe

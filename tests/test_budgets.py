@@ -109,12 +109,9 @@ def test_max_bytes_goes_with_other_budgets(tmp_path):
 
 
 def test_a_budget_of_ones_own_is_one_function_and_its_registration(network):
-    @budgets.cost("max_width_of_test")
     def widest(graph, stays):
         return max(stays[g.units].sum() for g in graph.groups)
 
-    try:
+    with budgets.costs.temporary("max_width_of_test", widest):
         plan = plan_removal(network, max_width_of_test=20)
         assert max(g.after for g in plan.groups) == 20
-    finally:
-        del budgets.costs._items["max_width_of_test"]

@@ -430,11 +430,8 @@ def test_a_tfds_set_that_cannot_be_used_is_refused(tmp_path, name, says):
 
 
 def test_a_registered_set_of_ones_own_is_found_by_name(tmp_path):
-    @DATASETS.register("my_scenes")
     def my_scenes(data_dir):
         return tfds.builder("tiny_scenes", data_dir=data_dir)
 
-    try:
+    with DATASETS.temporary("my_scenes", my_scenes):
         assert load("my_scenes", data_dir=tmp_path).shape == (8, 8, 3)
-    finally:
-        del DATASETS._items["my_scenes"]
