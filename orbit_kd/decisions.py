@@ -85,14 +85,13 @@ def within_budgets(stages: Stages, teacher: keras.Model, data: Data, recipe: Rec
     log.info("%s\n", scans["sensitivity"])
     with stages.stage("budget", after=tuple(scans), note=note, **recipe.settings("budget")) as (folder, done):
         if not done:
-            met = _met(scans, teacher, recipe, note)
-            write_file(folder / "decisions.json", json.dumps(met.to_dict()))
-        decided = json.loads((folder / "decisions.json").read_text())
-    # epochs are no matter of budgets: a recipe with more of them finds its ratios here
-    return dataclasses.replace(Decisions(**decided), epochs=recipe.epochs, sparse_epochs=recipe.sparse_epochs)
+            write_file(folder / "decisions.json", json.dumps(_met(scans, teacher, recipe, note)))
+        met = json.loads((folder / "decisions.json").read_text())
+    return dataclasses.replace(Decisions.asked(recipe), ratio=0.0, **met)
 
 
-def _met(scans: Mapping[str, Scan], teacher: keras.Model, recipe: Recipe, note: int) -> Decisions:
+def _met(scans: Mapping[str, Scan], teacher: keras.Model, recipe: Recipe, note: int) -> dict[str, Any]:
+    """The decisions that budgets make, as plain values; epochs are none of them."""
     limits: dict[str, Any] = {"unknown": recipe.unknown, "round_to": recipe.round_to,
                               "min_channels": recipe.min_channels, **recipe.budgets}  # fmt: skip
     if recipe.max_bytes is not None:
@@ -113,8 +112,7 @@ def _met(scans: Mapping[str, Scan], teacher: keras.Model, recipe: Recipe, note: 
             fix="raise the budget, lower min_channels or round_to, or exclude fewer layers",
         ) from error
     pattern = recipe.pattern if sparsities or not hybrid else "dense"  # filters alone were the better choice
-    return dataclasses.replace(Decisions.asked(recipe), ratio=0.0, ratios=ratios, pattern=pattern,
-                               sparsities=sparsities if pattern != "dense" else {})  # fmt: skip
+    return {"ratios": ratios, "pattern": pattern, "sparsities": sparsities if pattern != "dense" else {}}
 
 
 def _scan(stages: Stages, teacher: keras.Model, data: Data, recipe: Recipe, stage: str) -> Scan:

@@ -16,7 +16,6 @@ import tf_keras as keras
 
 from orbit_kd import decisions, pipeline, retraining
 from orbit_kd.datasets import Data
-from orbit_kd.decisions import Decisions
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import export_all
 from orbit_kd.files import write_file
@@ -91,7 +90,7 @@ def made(tmp_path_factory) -> Path:
         "artifacts.json": json.dumps([a.to_dict(folder) for a in files]),
         "filters.json": json.dumps(dataclasses.asdict(scan)),
         "weights.json": json.dumps(dataclasses.asdict(scan)),
-        "decisions.json": json.dumps(Decisions.asked(KINDS["budgets, filters and weights together"]).to_dict()),
+        "decisions.json": json.dumps({"ratios": {"a": 0.5}, "pattern": "magnitude", "sparsities": {"b": 0.5}}),
         "history.json": "{}",
         "part.json": json.dumps({"part": 1.0}),
         "search.json": json.dumps({"target": 0.5}),
@@ -181,8 +180,8 @@ def test_a_changed_setting_reruns_exactly_its_stages(keys):
         "# Which stages a changed setting runs anew\n\n"
         "Written by `ORBIT_KD_WRITE=1 python -m pytest tests/test_stages_of_settings.py`, which also checks it. Each "
         "field of `Recipe` says which stages it changes (`orbit_kd/recipe.py`), a stage says which ones it follows. "
-        "Every exported file names its recipe, so that each change writes and measures the files again. Ratios, sparsities "
-        "and epochs that a budget or the clock decides are held here: where a decision comes out otherwise, what "
+        "Every exported file names its recipe, so that each change writes and measures the files again. Ratios, "
+        "sparsities and epochs that a budget or the clock decides are held here: where a decision comes out otherwise, what "
         "follows from it runs anew too.\n"
         + "\n".join(rows) + "\n"
     )  # fmt: skip
