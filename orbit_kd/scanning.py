@@ -102,7 +102,7 @@ def sensitivity(
     else:
         jobs = list(_weight_jobs(graph, evaluator, exclude))
     key = digest(fingerprint(model), told_apart(batches), ratios, of, lost,
-                 [(job.curve.name, hashlib.sha256(job.order.tobytes()).hexdigest()) for job in jobs])  # fmt: skip
+                 [(job.curve.name, job.curve.reason, hashlib.sha256(job.order.tobytes()).hexdigest()) for job in jobs])  # fmt: skip
     done = _known(path, key)
     for job in track(sorted(jobs, key=lambda j: j.position), f"sensitivity of {of}"):
         if job.curve.name in done:

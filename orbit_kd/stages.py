@@ -36,19 +36,21 @@ class Stages:
         self.seconds: list[dict[str, Any]] = []
 
     @contextlib.contextmanager
-    def stage(self, name: str, **settings: Any) -> Iterator[tuple[Path, bool]]:
+    def stage(self, name: str, *, apart: bool = False, **settings: Any) -> Iterator[tuple[Path, bool]]:
         """One stage: yields its folder, and whether its work is done already.
 
         The folder of a stage with other settings is emptied first; that of a killed run is kept, for the work in it to
-        go on. Seconds add up over the runs of a stage that was killed.
+        go on. Seconds add up over the runs of a stage that was killed. The stages after one that stands `apart` do not
+        use what it makes: its settings make none of them run again.
         """
-        self.key = digest(self.key, name, settings)
+        key = digest(self.key, name, settings)
+        self.key = self.key if apart else key
         folder, marker = self.workdir / name, self.workdir / name / "stage.json"
         state = _read(marker)
-        if state.get("key") != self.key:
+        if state.get("key") != key:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            state = {"key": self.key, "done": False, "seconds": 0.0}
+            state = {"key": key, "done": False, "seconds": 0.0}
             write_file(marker, json.dumps(state))
         if not state["done"]:
             log.info("%s ...", name)

@@ -53,6 +53,29 @@ def test_what_costs_no_loss_goes_first_and_what_costs_much_stays(network):
     assert {name for name, ratio in found.items() if ratio} == {"block4_conv1", "block4_conv2"}
 
 
+def two_groups(a: tuple[float, ...], b: tuple[float, ...]) -> tuple[keras.Model, Scan]:
+    """Two equal 1x1 convolutions side by side, and a scan of these losses at 25, 50, 75 and 90%; 0.1 of the whole."""
+    image = keras.Input((4, 4, 2))
+    sides = [keras.layers.Conv2D(20, 1, name=name)(image) for name in ("a", "b")]
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Concatenate()(sides))
+    model = keras.Model(image, keras.layers.Dense(2, name="head")(x))
+    reason = next(g.reason for g in ChannelGraph(model).groups if g.name == "head")
+    curves = [Curve(n, (n,), 20, RATIOS, (0.5,) * 4, loss, (10,) * 4) for n, loss in (("a", a), ("b", b))]
+    return model, Scan("filters", 0.9, 0.1, 10, (*curves, Curve("head", ("head",), 2, reason=reason)))
+
+
+def test_a_curve_that_dips_at_a_higher_ratio_is_read_as_rising():
+    """What loses 1.0 at a quarter does not come for nothing at three quarters: b, at 0.3 throughout, pays first."""
+    model, scan = two_groups((1.0, 0.05, 0.05, 0.05), (0.4, 0.4, 0.4, 0.4))
+    assert okd.ratios_for(scan, model, keep_params=0.7) == {"a": 0.0, "b": pytest.approx(0.6, abs=0.051)}
+    weights = Scan("weights", 0.9, 0.1, 10, ())
+    ratios, sparsities = okd.hybrid_for(scan, model, weights=weights, keep_params=0.7)
+    assert ratios["a"] == 0.0 < ratios["b"] and not sparsities
+    # and a curve below the whole network's loss costs nothing, it does not pay
+    model, scan = two_groups((0.0, 0.0, 0.0, 0.0), (0.1, 0.1, 0.1, 0.1))
+    assert sorted(okd.ratios_for(scan, model, keep_params=0.999).values()) == [0.0, 0.05]
+
+
 def test_no_group_goes_further_than_the_scan_or_below_min_channels(network):
     found = okd.ratios_for(a_scan(network, {}), network, keep_params=0.1, min_channels=12)
     widths = {g.name: g.width for g in ChannelGraph(network).groups}
