@@ -50,6 +50,8 @@ def choose_ratios(stages: Stages, teacher: keras.Model, data: Data, recipe: Reci
     """
     how = {name: getattr(recipe, name) for name in _WHAT_GOES}
     hybrid = recipe.pattern == "magnitude" and recipe.keep_params is not None
+    if hybrid:
+        how["sparse_exclude"] = recipe.sparse_exclude
     with stages.stage("sensitivity", **how, images=recipe.scan_images, hybrid=hybrid) as (folder, done):
         scans = {}
         for of in ("filters", "weights") if hybrid else ("filters",):

@@ -78,7 +78,7 @@ def compress(
     if not _automatic(recipe):
         log.info("%s\n", _first_plan(teacher, data, recipe))
     stages = Stages(workdir, digest(fingerprint(teacher), data.key))
-    with stages.stage("teacher") as (folder, done):
+    with stages.stage("teacher", apart=True, calibration=recipe.calibration) as (folder, done):
         if not done:
             _tell_of_chance(teacher, data, recipe.scan_images)
         originals = _export(teacher, ("tflite_float32", "tflite_int8"), folder, "teacher", data, done, recipe)
@@ -106,7 +106,8 @@ def compress(
             student = _removal_round(retraining, student, recipe, number)
     if recipe.pattern != "dense":
         student = _sparse_training(retraining, student, recipe)
-    with stages.stage("export", targets=recipe.targets, calibration=recipe.calibration) as (folder, done):
+    said = {name: value for name, value in about.items() if name != "versions"}
+    with stages.stage("export", targets=recipe.targets, calibration=recipe.calibration, note=said) as (folder, done):
         artifacts = _export(student, recipe.targets, folder, "student", data, done, recipe, about)
     if found is not None:
         with stages.stage("validation") as (folder, done):
