@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -167,6 +168,15 @@ def test_latency_compares_to_the_first_file(tmp_path, images):
     assert second.low <= second.ratio <= second.high
     assert second.ratio > 3  # about 60 times fewer multiplications
     assert second.milliseconds < first.milliseconds
+
+
+def test_files_are_timed_in_an_order_that_rotates(monkeypatch):
+    called: list[int] = []
+    monkeypatch.setattr(timing, "_repeats", lambda call: 1)
+    calls = [lambda i=i: called.append(i) or time.sleep(0.002 * (i + 1)) for i in range(3)]
+    times = timing.interleaved(calls, runs=4)
+    assert called == [0, 1, 2, 1, 2, 0, 2, 0, 1, 0, 1, 2]
+    assert times.shape == (4, 3) and (np.diff(np.median(times, 0)) > 0).all()  # each time is of its own call
 
 
 def test_a_file_that_aborts_ends_only_its_own_process(files, monkeypatch):

@@ -263,7 +263,9 @@ def test_the_group_made_first_and_read_last_is_measured_as_the_others_are():
     calls = [call.layer.name for call in Segments(model).calls]
     assert made.index("a") < made.index("b") and calls.index("reads_a") > calls.index("reads_b")
     for name in made:
-        assert (found[name].accuracy[0], found[name].loss[0]) == pytest.approx(slow_way(model, few, name, 0.67), rel=1e-4)
+        assert (found[name].accuracy[0], found[name].loss[0]) == pytest.approx(
+            slow_way(model, few, name, 0.67), rel=1e-4
+        )
     assert found["b"].accuracy[0] < 1
 
 
@@ -299,9 +301,7 @@ def small() -> tuple[keras.Model, np.ndarray, np.ndarray]:
     return randomize(model), x, np.arange(24) % 4
 
 
-@pytest.mark.parametrize(
-    ("argument", "of"), [*((argument, "filters") for argument in CHANGES), ("exclude", "weights")]
-)
+@pytest.mark.parametrize(("argument", "of"), [*((argument, "filters") for argument in CHANGES), ("exclude", "weights")])
 def test_a_scan_never_goes_on_from_curves_of_another_question(small, argument, of, tmp_path, monkeypatch):
     (model, x, y), (first, then, differs) = small, CHANGES[argument]
     path, measured, real = tmp_path / "scan.json", [], scanning._scan

@@ -136,6 +136,7 @@ def data() -> Data:
 def go(teacher, data, tmp_path_factory):
     file = export(teacher, "tflite_float32", path=tmp_path_factory.mktemp("file") / "m.tflite").path.read_bytes()
     epochs: dict[str, int] = {}
+    sparse: dict[str, object] = {}
 
     def export_all(model, names, *, folder, stem, **_):
         return [Artifact.of(file, target=n, files=(folder / f"{stem}.tflite",), details={}) for n in names]
@@ -154,7 +155,7 @@ def go(teacher, data, tmp_path_factory):
         patch.setattr(pipeline, "logits", lambda *_: (np.arange(2), {"student": np.eye(2)}))
         patch.setattr(pipeline, "recalibrate_batchnorm", lambda *_: None)
         patch.setattr(pipeline, "remove_filters", lambda model, plan: model)
-        patch.setattr(pipeline, "sparsify", lambda model, *_, **__: model)
+        patch.setattr(pipeline, "sparsify", lambda model, pattern, **how: sparse.update(how) or model)
         patch.setattr(pipeline, "strip", lambda model, **_: model)
         patch.setattr(retraining.Retraining, "distil", distil)
         patch.setattr(retraining.Retraining, "seconds_an_epoch", lambda *_: 1e-3)
@@ -173,7 +174,7 @@ def go(teacher, data, tmp_path_factory):
                 compress(network, images, recipe=recipe, workdir=workdir, **how)
             return Seen.ran
 
-        run.epochs = epochs
+        run.epochs, run.sparse = epochs, sparse
         yield run
 
 
@@ -264,3 +265,14 @@ def test_all_epochs_are_trained_also_where_the_rounds_do_not_divide_them(go, tmp
     go.epochs.clear()
     go(tmp_path, Recipe(epochs=epochs, rounds=rounds, targets=("tflite_int8",)))
     assert go.epochs == {f"distill_{n}": e for n, e in enumerate(each, 1)}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "epochs", "end"),
+    [("polynomial", 3, 6), ("gradual", 5, 10), ("polynomial", 0, 1), ("one_shot", 3, None), ("sr_ste", 3, None)],
+)
+def test_a_gradual_pattern_is_whole_after_half_of_the_steps(go, tmp_path, schedule, epochs, end):
+    """Four steps an epoch here."""
+    how = {"sparsity": 0.7, "sparse_exclude": ("one",)}
+    go(tmp_path, Recipe(pattern="magnitude", schedule=schedule, sparse_epochs=epochs, **how))
+    assert go.sparse == {"sparsity": 0.7, "schedule": schedule, "end_step": end, "exclude": ("one",)}
