@@ -121,9 +121,10 @@ def hybrid_for(
     order = _order(channel_levels | weight_levels, left)
     most = budgets.limits(graph, {"keep_params": keep_params})[0].most
     if left(first | dict(order)) > most:
+        least = left(first | dict(order)) / graph.parameters(graph.all_stay())
         raise InputError(
             f"keep_params={keep_params:g} cannot be reached.",
-            expected=f"at least {left(first | dict(order)) / graph.parameters(graph.all_stay()):.3g}, with these scans",
+            expected=f"at least {budgets.rounded_up(least)}, with these scans",
             fix="scan higher ratios, or raise keep_params",
         )
     gone = first | dict(order[: budgets.first(0, len(order), lambda n: left(first | dict(order[:n])) <= most)])

@@ -101,8 +101,8 @@ def sensitivity(
         jobs = list(_filter_jobs(graph, evaluator, criterion, train, exclude, seed))
     else:
         jobs = list(_weight_jobs(graph, evaluator, exclude))
-    key = digest(fingerprint(model), told_apart(batches), ratios, of, lost,
-                 [(job.curve.name, job.curve.reason, hashlib.sha256(job.order.tobytes()).hexdigest()) for job in jobs])  # fmt: skip
+    orders = [(j.curve.name, j.curve.reason, hashlib.sha256(j.order.tobytes()).hexdigest()) for j in jobs]
+    key = digest(fingerprint(model), told_apart(batches), ratios, of, lost, orders)
     done = _known(path, key)
     for job in track(sorted(jobs, key=lambda j: j.position), f"sensitivity of {of}"):
         if job.curve.name in done:

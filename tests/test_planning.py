@@ -84,6 +84,27 @@ def test_the_smallest_reachable_number_is_a_budget_that_can_be_met(name):
     assert plan_removal(model, **{name: whole}).params[0] == plan_removal(model, **{name: whole}).params[1]
 
 
+@pytest.mark.parametrize("norms", [[1] * 7, [1] * 11, [1] * 98])
+def test_the_number_that_a_refusal_names_can_be_asked_for(norms):
+    model = chain(norms, norms)
+    for name, asked in (("keep_params", 1e-6), ("keep_macs", 1e-6), ("max_params", 1), ("max_macs", 1.0)):
+        for how in ({}, {"min_channels": 2}, {"max_ratio": 0.5}):
+            with pytest.raises(InputError) as caught:
+                plan_removal(model, **how, **{name: asked})
+            least = str(caught.value).split("at least ")[1].split(",")[0]
+            plan = plan_removal(model, **how, **{name: float(least)})
+            part, whole = (plan.params if "params" in name else plan.macs)[::-1]
+            assert part <= float(least) * (whole if name.startswith("keep") else 1) * (1 + 1e-9)
+
+
+def test_a_part_that_is_a_whole_number_of_parameters_is_met():
+    """In floats 0.29 * 100 is below 29."""
+    model = chain([1.0] * 98, fan=1)
+    for left in range(1, 98):
+        params = 3 * left + 2
+        assert plan_removal(model, keep_params=params / 296).params == (296, params)
+
+
 @pytest.mark.parametrize("scope", ["local", "global"])
 def test_a_budget_takes_not_one_channel_more_than_it_must(scope):
     """8 filters of 1 + 2 weights each (what makes them, what reads them) and the head's two biases: 26 parameters."""
@@ -97,7 +118,8 @@ def test_a_budget_takes_not_one_channel_more_than_it_must(scope):
 @pytest.mark.parametrize(
     ("ratio", "how", "width"),
     [
-        (0.5, {}, 8), (0.45, {}, 9), (0.3, {"round_to": 5}, 15), (0.4, {"round_to": 5}, 10), (0.45, {"round_to": 5}, 10),
+        (0.5, {}, 8), (0.45, {}, 9), (0.3, {"round_to": 5}, 15), (0.4, {"round_to": 5}, 10),
+        (0.45, {"round_to": 5}, 10),
         (0.4, {"round_to": 8}, 16), (0.5, {"round_to": 8}, 8), (0.55, {"round_to": 8}, 8), (0.99, {"round_to": 8}, 8),
         (0.99, {"round_to": 5, "min_channels": 6}, 10), (0.99, {"round_to": 5, "min_channels": 5}, 5),
         (0.99, {"min_channels": 6}, 6), (0.99, {"min_channels": 99}, 16), (0.1, {"round_to": 12}, 16),

@@ -355,9 +355,11 @@ def test_what_is_no_report_is_refused(tmp_path):
         (text.percent(0.29, down=True), "29.00%"), (text.count(14_981_066), "14.98 M"), (text.count(43_210), "43,210"),
         (text.points(0.98, 0.977), "-0.30 points"), (text.points(0.9, 0.9), "no change"), (text.seconds(185), "3m05s"),
         (text.fewer(100, 101), "1.01x more"),
-        (text.fewer(1000, 1004), "1.01x more"), (text.fewer(1000, 1010), "1.01x more"), (text.fewer(1, 2), "2.00x more"),
+        (text.fewer(1000, 1004), "1.01x more"), (text.fewer(1000, 1010), "1.01x more"),
+        (text.fewer(1, 2), "2.00x more"),
         (text.fewer(1004, 1000), "1.00x fewer"), (text.fewer(345.99, 1), "345x fewer"), (text.fewer(7, 7), "same"),
-        (text.fewer(3, 1, "smaller", "larger"), "3.00x smaller"), (text.fewer(0, 5), text.NONE), (text.fewer(5, 0), text.NONE), (text.size(math.nan), text.NONE),
+        (text.fewer(3, 1, "smaller", "larger"), "3.00x smaller"), (text.fewer(0, 5), text.NONE),
+        (text.fewer(5, 0), text.NONE), (text.size(math.nan), text.NONE),
         (text.count(None), text.NONE), (text.p_value(0.0), "p < 0.001"), (text.p_value(0.314), "p = 0.31"),
     ],
 )  # fmt: skip

@@ -210,8 +210,17 @@ def test_the_learning_rate_falls_to_zero_on_a_cosine_over_all_epochs(tmp_path):
             rates.append(float(optimizer._learning_rate(optimizer.iterations)))
 
     how = {"val": batches, "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True), "seed": 0}
-    history = training.fit(model(), lambda start: batches.repeat(), steps=4, epochs=2, learning_rate=0.2, folder=tmp_path,
-                           label="run", callbacks=[Rates()], **how)  # fmt: skip
+    history = training.fit(
+        model(),
+        lambda start: batches.repeat(),
+        steps=4,
+        epochs=2,
+        learning_rate=0.2,
+        folder=tmp_path,
+        label="run",
+        callbacks=[Rates()],
+        **how,
+    )
     assert rates == pytest.approx([0.1 * (1 + np.cos(np.pi * step / 8)) for step in range(8)], abs=1e-6)
     assert set(history) == {"loss", "accuracy", "val_loss", "val_accuracy"} and len(history["loss"]) == 2
 
