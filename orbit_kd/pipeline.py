@@ -88,7 +88,12 @@ def compress(
         recipe = automatic.choose_ratios(stages, teacher, data, recipe, note=extra)
         log.info("%s\n", _first_plan(teacher, data, recipe))
     layers = lesson_layers(teacher, recipe)
-    settings = {"views": recipe.views, "augment": augment.to_dict(), "seed": recipe.seed, "layers": layers}
+    settings: dict[str, Any] = {
+        "views": recipe.views,
+        "augment": augment.to_dict(),
+        "seed": recipe.seed,
+        "layers": layers,
+    }
     with stages.stage("lessons", **settings) as (folder, _):
         views = [data.views(k, seed=recipe.seed, augment=augment) for k in range(recipe.views)]
         lessons = cache_teacher(teacher, views, path=folder, seed=recipe.seed, layers=layers, data_key=stages.key)

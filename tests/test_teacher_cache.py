@@ -286,6 +286,12 @@ def test_views_are_mixed_in_an_epoch_and_each_is_seen_in_turn(on_disk, tmp_path)
         np.testing.assert_allclose(got[2], expected, rtol=2e-3, atol=5e-2)  # the teacher saw the same rendering
     assert (seen == 1).all()
 
+    def first_views(seed):
+        x = gather(cache.epochs(seed=seed, shuffle=False), 3)[0]
+        return np.round(x.mean(1) / 10).astype(int).tolist()
+
+    assert first_views(1) == first_views(1) != first_views(2)
+
 
 def test_views_that_are_not_the_same_samples_are_refused():
     x, y = samples()
