@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from orbit_kd import runtimes, timing
+from orbit_kd.datasets.batches import as_batches
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import Artifact, export, find, open_artifact
 from orbit_kd.exporters.c_array import read_c_array
@@ -78,17 +79,11 @@ def logits(
     }
     outputs: dict[str, list[np.ndarray]] = {name: [] for name in runners}
     labels: list[np.ndarray] = []
-    for batch in track(test, "test set"):
-        if not isinstance(batch, (tuple, list)) or len(batch) < 2:
-            raise InputError("The test data has no labels.", expected="batches (x, y)", fix="pass images with labels")
-        x = np.asarray(batch[0])
-        labels.append(class_numbers(batch[1]))
-        if len(x) != len(labels[-1]):
-            raise InputError(
-                f"A test batch has {len(x)} images and {len(labels[-1])} labels.",
-                expected="one label an image, in batches",
-                fix="batch the data set: test.batch(32)",
-            )
+    shapes = {runner.input.shape for runner in runners.values()}
+    inputs = {"image": shapes.pop()} if len(shapes) == 1 else None
+    for given, y, _ in track(as_batches(test, what="test data", labels=True, inputs=inputs), "test set"):
+        x = np.asarray(given)
+        labels.append(class_numbers(y))
         for name, runner in runners.items():
             outputs[name].append(runtimes.run(runner, x).reshape(len(x), -1))
     if not labels or not sum(map(len, labels)):
@@ -142,12 +137,7 @@ def evaluate(
             expected="at least one: sizes, zeros and multiply-accumulates are counted in it",
             fix="export the student to tflite_int8 as well",
         )
-    if iter(test) is test:
-        raise InputError(
-            "The test data can be read only once.",
-            expected="batches (x, y) that can be gone through again: a tf.data.Dataset or a list",
-            fix="pass the data set itself, not an iterator over it",
-        )
+    test = as_batches(test, what="test data", labels=True, again=True)
     with _teacher_file(teacher, workdir) as teacher_file:
         running: dict[str, Any] = {file.name: file.model for file in students}
         if teacher_file:

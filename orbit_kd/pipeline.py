@@ -90,7 +90,7 @@ def compress(
     layers = lesson_layers(teacher, recipe)
     settings = {"views": recipe.views, "augment": augment.to_dict(), "seed": recipe.seed, "layers": layers}
     with stages.stage("lessons", **settings) as (folder, _):
-        views = [data.views(k, seed=recipe.seed, augment=augment) for k in range(recipe.views)]
+        views = data.renderings(recipe.views, seed=recipe.seed, augment=augment)
         lessons = cache_teacher(teacher, views, path=folder, seed=recipe.seed, layers=layers, data_key=stages.key)
     retraining = Retraining(stages, teacher, lessons, data)
     found: dict[str, Any] | None = None

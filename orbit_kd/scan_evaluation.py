@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
+from orbit_kd.datasets.batches import as_batches, inputs_of
+from orbit_kd.datasets.contents import digests, total
 from orbit_kd.errors import InputError
 from orbit_kd.heads import cross_entropy
 from orbit_kd.labels import class_numbers
@@ -123,20 +124,28 @@ def _check(model: keras.Model, batches: Sequence[tuple[np.ndarray, np.ndarray]])
         )
 
 
-def told_apart(batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[str]:
-    """What batches are known by in the key of a result."""
-    return [hashlib.sha256(np.ascontiguousarray(x).tobytes() + y.tobytes()).hexdigest() for x, y in batches]
+def told_apart(batches: Iterable[Any]) -> str:
+    """What the examples of batches (x, y, ...) are known by in the key of a result, whatever their order."""
+    return f"{total(d for x, y, *_ in batches for d in digests(x, y)):032x}"
 
 
-def batches_of(data: Any, images: int | None) -> list[tuple[np.ndarray, np.ndarray]]:
+def batches_of(
+    data: Any, images: int | None, *, model: keras.Model | None = None, what: str = "validation data"
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """The first `images` of batches (x, y) as arrays; all for None.
 
+    Args:
+        data: whatever `datasets.batches.as_batches` takes, with labels.
+        images: how many.
+        model: what x are held against.
+        what: the data's name in messages.
+
     Raises:
-        InputError: other labels, or no image at all.
+        InputError: other labels, or no image at all; what `datasets.batches.as_batches` refuses.
     """
     found, left = [], math.inf if images is None else images
-    for batch in data:
-        x, y = np.asarray(batch[0]), class_numbers(batch[1])
+    for given, labels, _ in as_batches(data, what=what, labels=True, inputs=inputs_of(model)):
+        x, y = np.asarray(given), class_numbers(labels)
         take = int(min(len(y), left))
         if take:
             found.append((x[:take], y[:take]))
@@ -144,5 +153,5 @@ def batches_of(data: Any, images: int | None) -> list[tuple[np.ndarray, np.ndarr
         if left <= 0:
             break
     if not found:
-        raise InputError("There are no images to measure on.", expected="batches (x, y)", fix="pass data=data.val")
+        raise InputError(f"images={images}.", expected="at least 1 image to measure on, or None", fix="leave it out")
     return found

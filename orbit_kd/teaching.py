@@ -84,12 +84,12 @@ def teach(
 
         path = Path(path)
         folder = path.with_suffix(".state") / (f"worker-{index}" if count > 1 else "")
-        stages = Stages(folder, digest(fingerprint(teacher), _start(student), data.fingerprint, shard))
+        stages = Stages(folder, digest(fingerprint(teacher), _start(student), data.key, shard))
         augment = augment or Augment()
         layers = sorted({theirs for loss in losses for _, theirs in loss.pairs})
         about = {"views": views, "augment": augment.to_dict(), "seed": seed, "layers": layers}
         with stages.stage("lessons", **about) as (folder, _):
-            renderings = [data.views(k, seed=seed, augment=augment) for k in range(views)]
+            renderings = data.renderings(views, seed=seed, augment=augment)
             lessons = views and cache_teacher(
                 teacher, renderings, path=folder, layers=layers, seed=seed, data_key=stages.key, shard=shard
             )
