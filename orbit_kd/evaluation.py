@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from orbit_kd.errors import InputError
 from orbit_kd.exporters import Artifact, export, find, open_artifact
 from orbit_kd.exporters.c_array import read_c_array
 from orbit_kd.exporters.keras_source import calibration_sample
-from orbit_kd.labels import class_numbers
+from orbit_kd.labels import check_several, class_numbers
 from orbit_kd.metrics import accuracy, confusion_matrix, mcnemar
 from orbit_kd.progress import track
 from orbit_kd.report_text import shipped
@@ -26,6 +27,8 @@ from orbit_kd.reporting import Report
 from orbit_kd.tflite_reader import TfliteSummary, read, read_bytes
 from orbit_kd.tflm_parity import tflm_parity
 from orbit_kd.versions import versions
+
+log = logging.getLogger("orbit_kd")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +152,10 @@ def evaluate(
                 running[file.name] = runtimes.load(file.artifact.path, runtime=file.runtime)
         labels, outputs = logits(running, test, threads=os.cpu_count() or 1)
         _same_classes(outputs, class_names)
+        width = next(iter(outputs.values())).shape[1]
+        check_several(labels, what="test data", classes=width)
+        if missing := sorted(set(range(width)) - set(labels.tolist())):
+            log.warning("evaluate: the test data has no example of the classes %s", ", ".join(map(str, missing)))
         reference = next((file for file in students if file.artifact.target == "tflite_float32"), None)
         base = reference or min(students, key=lambda file: file.artifact.bytes)
         counted = read(base.model)

@@ -14,7 +14,7 @@ from orbit_kd.datasets.batches import as_batches, inputs_of
 from orbit_kd.datasets.contents import digests, total
 from orbit_kd.errors import InputError
 from orbit_kd.heads import cross_entropy
-from orbit_kd.labels import class_numbers
+from orbit_kd.labels import check_several, class_numbers
 from orbit_kd.segments import Segments
 
 
@@ -152,6 +152,9 @@ def batches_of(
         left -= take
         if left <= 0:
             break
+    if found and model is not None:
+        width = model.output_shape[-1] if isinstance(model.output_shape, tuple) else 0
+        check_several(np.concatenate([y for _, y in found]), what=what, classes=width or 0)
     if not found:
         raise InputError(f"images={images}.", expected="at least 1 image to measure on, or None", fix="leave it out")
     return found

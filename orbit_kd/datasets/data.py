@@ -15,7 +15,7 @@ from orbit_kd import preprocessing
 from orbit_kd.datasets import contents
 from orbit_kd.datasets.images import Images
 from orbit_kd.errors import InputError
-from orbit_kd.labels import are_rows
+from orbit_kd.labels import check_alike
 from orbit_kd.preprocessing import Augment
 from orbit_kd.recipe import Preprocess
 
@@ -69,7 +69,7 @@ class Data:
     def __post_init__(self) -> None:
         for name in SPLITS:
             object.__setattr__(self, name, _dataset(getattr(self, name), name))
-        _check_labels_alike({name: getattr(self, name).element_spec[1] for name in SPLITS})
+        check_alike({name: getattr(self, name).element_spec[1].shape for name in SPLITS})
 
     @property
     def shape(self) -> tuple[int | None, ...]:
@@ -348,26 +348,6 @@ def _from_batches(given: Batches) -> tf.data.Dataset:
     signature = tuple(tf.TensorSpec((None, *part.shape[1:]), part.dtype) for part in first)
     found = tf.data.Dataset.from_generator(arrays, output_signature=signature)
     return found if given.count is None else found.apply(tf.data.experimental.assert_cardinality(given.count))
-
-
-def _check_labels_alike(specs: Mapping[str, tf.TensorSpec]) -> None:
-    """Refuses class numbers in one split and rows in another, and rows of different widths."""
-    forms = {name: _form(spec.shape) for name, spec in specs.items()}
-    if len({form for form in forms.values() if not form.endswith("None values")}) > 1 or (
-        len({form.split()[0] for form in forms.values()}) > 1
-    ):
-        raise InputError(
-            f"The splits have labels of different kinds: {', '.join(f'{n} {f}' for n, f in forms.items())}.",
-            expected="class numbers in all of them, or rows of equally many values",
-            fix="map one-hot rows to numbers: .map(lambda x, y: (x, tf.argmax(y, -1))), or np.argmax(y, -1); in "
-            'image_dataset_from_directory give each the same label_mode ("int")',
-        )
-
-
-def _form(shape: Any) -> str:
-    if not are_rows(shape):
-        return "class numbers" if len(shape) <= 2 else f"arrays {tuple(shape[1:])}"
-    return f"rows of {shape[-1]} values"
 
 
 def _classes(missing: Sequence[int], names: Sequence[str]) -> str:

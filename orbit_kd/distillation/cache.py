@@ -256,11 +256,12 @@ def with_class_weight(dataset: tf.data.Dataset, class_weight: Mapping[int, float
             fix="add the classes that are missing, with weight 1.0",
         )
     spec = dataset.element_spec[1].get("labels")
-    if spec is None or tf.nest.is_nested(spec):
+    if spec is None or tf.nest.is_nested(spec) or len(spec.shape) > 2:
         raise InputError(
             "class_weight needs one label for each sample.",
-            expected="a model with a single output and labels",
-            fix="give a sample_weight in the data set instead",
+            expected="a model with a single output, and a class number or a row for each sample",
+            fix="give the weights in the data set instead, in the shape of the labels, and make the cache of that: "
+            "train.map(lambda x, y: (x, y, tf.gather(weights, tf.cast(y, tf.int32))))",
         )
     table = tf.constant([class_weight[c] for c in range(len(class_weight))], tf.float32)
 
