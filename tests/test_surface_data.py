@@ -163,16 +163,20 @@ TAKES = {
     "smallest": of_search,
 }  # fmt: skip
 ONLY_DATA = {"compress": of_compress}  # takes an okd.Data, which is in the table above
-NO_DATA = set(
-    "Artifact AttentionTransfer Augment DecoupledDistillation DistillationLoss FeatureHints InputError "
-    "LogitsDistillation Piecewise Preprocess Recipe RelationalDistillation RemovalPlan Report Resume Scan "
-    "SimilarityPreserving StopOnNonFinite TeacherCache as_graph channel_rule cluster hybrid_for keep_zeros load "
-    "load_model profile quantize_table ratios_for remove_filters save_model sparsify sparsity_table strip "
-    "strip_clusters strip_quantization".split()
-)
+NO_DATA = {
+    "Artifact", "AttentionTransfer", "Augment", "DecoupledDistillation", "DistillationLoss", "FeatureHints",
+    "InputError", "LogitsDistillation", "Piecewise", "Preprocess", "Recipe", "RelationalDistillation",
+    "RemovalPlan", "Report", "Resume", "Scan", "SimilarityPreserving", "StopOnNonFinite", "TeacherCache",
+    "as_graph", "channel_rule", "cluster", "hybrid_for", "keep_zeros", "load", "load_model", "profile",
+    "quantize_table", "ratios_for", "remove_filters", "save_model", "sparsify", "sparsity_table", "strip",
+    "strip_clusters", "strip_quantization",
+}  # fmt: skip
 JUDGES = ("evaluate", "sensitivity", "smallest")  # say how accurate a network is
 ENDLESS = ("plan_removal", "recalibrate_batchnorm", "remove_in_rounds")  # look at the first batches only
-ONCE = ("Distiller", "cache_teacher", "export", "plan_removal", "quantize_aware", "recalibrate_batchnorm", "sensitivity", "smallest")  # fmt: skip
+ONCE = (
+    "Distiller", "cache_teacher", "export", "plan_removal", "quantize_aware", "recalibrate_batchnorm", "sensitivity",
+    "smallest",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +206,7 @@ def test_every_public_name_is_in_the_walk():
             assert not taken, f"{name} takes {taken}"
 
 
-@pytest.mark.parametrize(("kind", "name"), itertools.product(RIGHT, TAKES))
+@pytest.mark.parametrize(("kind", "name"), list(itertools.product(RIGHT, TAKES)))
 def test_batches_of_any_kind_are_what_tf_data_is(kind, name, model, file, expected, tmp_path):
     same(TAKES[name](model, RIGHT[kind](), tmp_path, file), expected(name))
 
@@ -229,7 +233,7 @@ def test_a_generator_is_read_where_one_pass_suffices(name, model, file, expected
             run()
 
 
-@pytest.mark.parametrize(("kind", "name"), itertools.product(BAD, TAKES))
+@pytest.mark.parametrize(("kind", "name"), list(itertools.product(BAD, TAKES)))
 def test_what_has_no_end_or_no_batches_is_refused(kind, name, model, file, expected, tmp_path):
     make, says = BAD[kind]
     if kind == "endless" and name in ENDLESS:
