@@ -113,14 +113,15 @@ def _check(model: keras.Model, batches: Sequence[tuple[np.ndarray, np.ndarray]])
             f"Model {model.name!r} has {len(model.inputs)} inputs and outputs of shape "
             f"{', '.join(str(tuple(t.shape)) for t in model.outputs)}.",
             expected="a classifier: one image in, one score for each of two or more classes out",
-            fix="give two outputs to a network that tells two classes apart with one",
+            fix="in place of Dense(1, 'sigmoid') with w, b put a Dense(2, 'softmax') with kernel [0, w], bias [0, b]; "
+            "of another kind of network remove filters without a scan: okd.plan_removal(model, keep_macs=0.5)",
         )
     most = max(int(y.max()) for _, y in batches)
     if most >= shape[-1] or min(int(y.min()) for _, y in batches) < 0:
         raise InputError(
             f"There is a label {most} and the network has {shape[-1]} outputs.",
             expected=f"labels from 0 to {shape[-1] - 1}",
-            fix="give the data this network was trained for",
+            fix="give the data this network was trained for; labels that begin at 1: .map(lambda x, y: (x, y - 1))",
         )
 
 

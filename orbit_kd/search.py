@@ -138,10 +138,16 @@ def smallest(
     """
     if not 0 <= max_drop < 1:
         raise InputError(
-            f"max_drop={max_drop!r}.", expected="a part of 1: 0.01 is one point of accuracy", fix="mend it"
+            f"max_drop={max_drop!r}.",
+            expected="a part of 1, in [0, 1)",
+            fix="for one point of accuracy give max_drop=0.01",
         )
     if not epochs or min(epochs) < 1 or sorted(set(epochs)) != list(epochs):
-        raise InputError(f"epochs={epochs!r}.", expected="whole numbers, each above the one before", fix="(6, 24)")
+        raise InputError(
+            f"epochs={epochs!r}.",
+            expected="whole numbers, each above the one before",
+            fix="give for example epochs=(6, 24)",
+        )
     batches = batches_of(data, None, model=teacher)
     if train is not None and needs_data(criterion):
         train = as_batches(train, what="training data", again=True, inputs=inputs_of(teacher))

@@ -195,7 +195,8 @@ def check_fit(model: keras.Model, data: Data, *, labels: bool = True) -> None:
         raise InputError(
             f"The data has {found} classes and model {model.name!r} has {classes} outputs.",
             expected="one output a class",
-            fix="use the data set the model was trained on, or train a teacher for this one (tools/train.py)",
+            fix="use the data set the model was trained on, or train a teacher for this one (tools/train.py); "
+            "labels that begin at 1: .map(lambda x, y: (x, y - 1))",
         )
     data.check_classes()
 

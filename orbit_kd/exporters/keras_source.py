@@ -32,7 +32,7 @@ def fixed_shape(model: Any, given: tuple[int, ...] | None = None) -> tuple[int, 
         raise InputError(
             f"Model {model.name!r} has {len(model.inputs or [])} inputs.",
             expected="exactly one: an image batch",
-            fix="build the model (call it once), or wrap it in one with a single input",
+            fix="a subclassed model: okd.as_graph(model); several inputs: wrap them in one that is cut apart inside",
         )
     own = tuple(model.inputs[0].shape)[1:]
     shape = own if given is None else tuple(given)
