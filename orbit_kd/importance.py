@@ -169,8 +169,8 @@ class Scorer:
             raise InputError(
                 f"The criterion {name!r} needs data.",
                 expected="a few batches of labelled training images",
-                fix="give them as data= (in a scan or search: train=; tools/prune.py takes none, tools/compress.py does), "
-                "or use a criterion on weights, such as l1_norm",
+                fix="give them as data= (in a scan or search: train=; tools/compress.py has them, tools/prune.py "
+                "does not), or use a criterion on weights, such as l1_norm",
             )
         if needs:
             whole = as_batches(data, what="training data", labels=needs == "gradients", endless=True,

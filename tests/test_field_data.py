@@ -216,7 +216,13 @@ def test_a_key_of_shuffled_and_augmented_data_is_that_of_their_labels(caplog):
         assert len(data.renderings(4, seed=0)) == 1
     assert "augmented and shuffled" in caplog.text
     assert len(okd.Data(shuffled(), (X, Y), (X, Y)).renderings(4, seed=0)) == 1
-    steady = okd.Data(batched().map(lambda a, b: (a + tf.random.normal(tf.shape(a)), b)), (X, Y), (X, Y))
+    generator = np.random.default_rng(0)
+
+    def noise(a, b):
+        n = tf.numpy_function(lambda v: v + generator.normal(size=v.shape).astype("float32"), [a], tf.float32)
+        return tf.ensure_shape(n, (None, *SHAPE)), b
+
+    steady = okd.Data(batched().map(noise), (X, Y), (X, Y))
     assert len(steady.renderings(4, seed=0)) == 4
 
 
@@ -395,7 +401,7 @@ def test_a_distiller_takes_batches_of_any_kind(kind, model):
     data = {"list": [(X[:30], Y[:30]), (X[30:], Y[30:])], "pydataset": Counted(), "pair": (X, Y)}[kind]
     distiller = okd.Distiller(network(), model)
     distiller.compile(keras.optimizers.SGD(0.0), loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)(Y, distiller.student(X)).numpy()
     log = distiller.fit(data, epochs=2, validation_data=data, verbose=0).history
-    assert len(log["loss"]) == 2 and log["val_loss"] == pytest.approx([loss] * 2, rel=1e-5)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)(Y, distiller.student(X)).numpy()
+    assert len(log["loss"]) == 2 and log["val_loss"][-1] == pytest.approx(loss, rel=1e-5)
     assert distiller.evaluate(data, verbose=0) == pytest.approx(loss, rel=1e-5)

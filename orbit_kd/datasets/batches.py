@@ -128,7 +128,9 @@ def is_batch(value: Any) -> bool:
     """Whether this is a batch: arrays, in a tuple (x, y), in a dict."""
     if isinstance(value, Mapping):
         return bool(value) and all(is_batch(v) for v in value.values())
-    if isinstance(value, (tuple, list)):
+    if isinstance(value, list):  # [(x, y)] holds batches
+        return bool(value) and (is_array(value[0]) or isinstance(value[0], Mapping))
+    if isinstance(value, tuple):
         return bool(value) and is_batch(value[0])
     return is_array(value)
 
