@@ -168,6 +168,8 @@ def _source(
         return lambda: iter(data()), None, False, True
     if hasattr(data, "train") and hasattr(data, "val"):
         told, fix = "It holds three splits.", "pass one of them: data.train, data.val or data.test"
+    elif hasattr(data, "dataset") and hasattr(data, "epochs"):
+        told, fix = "It holds a teacher's outputs too.", "pass the data that it was made from"
     elif isinstance(data, (str, os.PathLike)):
         told, fix = "", "load it first: data = okd.load(folder), then pass data.train or data.val"
     else:

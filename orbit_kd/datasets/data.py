@@ -255,6 +255,10 @@ def from_examples(
         batches = tf.data.Dataset.from_tensor_slices((index.astype(np.int64), seeds)).batch(batch_size)
         plain[name] = _rendered(whole, batches, None)
     counts = {name: len(index) for name, index in splits.items()}
+    for name, index in splits.items():  # each class has its part in each split, unless `limit` leaves no room for it
+        if missing := sorted(set(labels.tolist()) - set(labels[index].tolist())):
+            log.warning("data: %s lacks %s: its accuracy says nothing about them", name,
+                        _classes(missing, known.get("class_names", ())))  # fmt: skip
     return Data(
         plain["train"], plain["val"], plain["test"], preprocess=preprocess, counts=counts, examples=whole, **known
     )
