@@ -157,5 +157,7 @@ def batches_of(
         width = model.output_shape[-1] if isinstance(model.output_shape, tuple) else 0
         check_several(np.concatenate([y for _, y in found]), what=what, classes=width or 0)
     if not found:
-        raise InputError(f"images={images}.", expected="at least 1 image to measure on, or None", fix="leave it out")
+        raise InputError(
+            f"images={images}: no images to measure on.", expected="at least 1, or None", fix="leave it out"
+        )
     return found

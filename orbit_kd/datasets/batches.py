@@ -241,7 +241,7 @@ def _watched(passes: Callable[[], Iterator[Any]], what: str) -> Callable[[], Ite
 def _checked(given: Any, what: str, labels: bool, inputs: Mapping[str, Any] | None, lists: bool) -> Batch:
     """A batch as (x, y, sample weight), its shapes checked."""
     x, y, weight = _unpacked(given, what, inputs, lists)
-    x, y, weight = (None if v is None else tf.nest.map_structure(_array, v) for v in (x, y, weight))
+    x, y, weight = (None if v is None else _as_arrays(v) for v in (x, y, weight))
     if labels and y is None:
         raise InputError(
             f"The {what} has no labels.", expected="batches (x, y)", fix="pass images with labels: (x, y) in each batch"
@@ -261,7 +261,9 @@ def _checked(given: Any, what: str, labels: bool, inputs: Mapping[str, Any] | No
     sizes = {int(a.shape[0]) for part in (x, y, weight) if part is not None for a in tf.nest.flatten(part)}
     if len(sizes) != 1:
         raise InputError(
-            f"A batch of the {what} has x {_told(shapes)} and y {_told([tuple(a.shape) for a in tf.nest.flatten(y)])}.",
+            f"A batch of the {what} has {shapes[0][0]} images and "
+            f"{' and '.join(str(n) for n in sorted(sizes - {shapes[0][0]}))} labels: x {_told(shapes)}"
+            + ("." if y is None else f", y {_told([tuple(a.shape) for a in tf.nest.flatten(y)])}."),
             expected="one label an image, in batches: x (n, ...), y (n, ...)",
             fix="batch the data set: data.batch(64); of arrays give (x, y) as a tuple",
         )
@@ -302,8 +304,11 @@ def _unpacked(given: Any, what: str, inputs: Mapping[str, Any] | None, lists: bo
     return x, y, weight
 
 
-def _array(value: Any) -> Any:
-    return value if tf.is_tensor(value) else np.asarray(value)
+def _as_arrays(part: Any) -> Any:
+    """Arrays or tensors in the same structure; nested lists of numbers are one array."""
+    if isinstance(part, (list, tuple)) and not any(hasattr(v, "shape") and len(v.shape) for v in tf.nest.flatten(part)):
+        return np.asarray(part)
+    return tf.nest.map_structure(lambda v: v if tf.is_tensor(v) else np.asarray(v), part)
 
 
 def _ordered(x: Any, shapes: list[tuple[int, ...]], inputs: Any) -> list[tuple[int, ...]]:
