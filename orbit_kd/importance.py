@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -22,6 +23,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from orbit_kd.channel_graph import ChannelGraph, Group
+from orbit_kd.datasets.batches import as_batches, in_order, inputs_of
 from orbit_kd.errors import InputError
 from orbit_kd.graph import replay
 from orbit_kd.heads import cross_entropy
@@ -145,7 +147,8 @@ class Scorer:
     Args:
         graph: the traced network.
         name: of the criterion.
-        data: batches (x, y) for criteria that need them.
+        data: batches for criteria that need them, in any form that `datasets.batches` takes: (x, y) for gradients, x
+            for activations.
         loss: of the network's output, for gradients; the cross-entropy that fits output and labels if None.
         batches: how many batches to use.
         seed: for criteria that draw.
@@ -166,12 +169,17 @@ class Scorer:
             raise InputError(
                 f"The criterion {name!r} needs data.",
                 expected="a few batches of labelled training images",
-                fix="give them as data= (in a scan or search: train=), or use a criterion on weights, such as l1_norm",
+                fix="give them as data= (in a scan or search: train=; tools/compress.py has them, tools/prune.py "
+                "does not), or use a criterion on weights, such as l1_norm",
             )
-        if needs == "gradients":
-            self._gradients = _gradients(graph.model, data.take(batches), loss)
-        elif needs == "activations":
-            self._shares = _shares(graph, data.take(batches))
+        if needs:
+            whole = as_batches(data, what="training data", labels=needs == "gradients", endless=True,
+                               inputs=inputs_of(graph.model))  # fmt: skip
+            some = itertools.islice(whole, batches)
+            if needs == "gradients":
+                self._gradients = _gradients(graph.model, some, loss)
+            else:
+                self._shares = _shares(graph, some)
 
     def __call__(self, group: Group) -> np.ndarray:
         """(width,) float, larger is more important."""
@@ -263,7 +271,7 @@ def _shares(graph: ChannelGraph, data: Any) -> list[tuple[Any, str, np.ndarray]]
     @tf.function
     def step(x: tf.Tensor) -> list[tf.Tensor]:
         outputs: list[tf.Tensor] = []
-        replay(graph.model, x, seen=lambda layer, made: outputs.extend(made))
+        replay(graph.model, in_order(x, inputs_of(graph.model)), seen=lambda layer, made: outputs.extend(made))
         shares = []
         for (channels, _), tensor in zip(named, outputs, strict=True):
             others = [a for a in range(tensor.shape.rank) if a != channels.axis + 1] if len(channels.ids) else None

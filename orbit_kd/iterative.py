@@ -9,6 +9,7 @@ import tf_keras as keras
 
 from orbit_kd import budgets
 from orbit_kd.channel_graph import ChannelGraph
+from orbit_kd.datasets.batches import as_batches, inputs_of
 from orbit_kd.errors import InputError
 from orbit_kd.planning import plan_removal
 from orbit_kd.surgery import remove_filters
@@ -55,6 +56,8 @@ def remove_in_rounds(
     given = {name: how.pop(name) for name in list(how) if budgets.is_budget(name)}
     goals = budgets.goals(ChannelGraph(model, unknown=unknown), given)
     student = model
+    if how.get("data") is not None:
+        how["data"] = as_batches(how["data"], what="training data", again=True, endless=True, inputs=inputs_of(model))
     for number in range(1, rounds + 1):
         done = number / rounds
         plan = plan_removal(

@@ -15,6 +15,7 @@ from orbit_kd import automatic, budgets
 from orbit_kd.channel_graph import ChannelGraph
 from orbit_kd.datasets import Data
 from orbit_kd.distillation import cache_teacher
+from orbit_kd.errors import InputError
 from orbit_kd.evaluation import evaluate, logits, model_bytes
 from orbit_kd.exporters import Artifact, export_all, find
 from orbit_kd.exporters.metadata import bytes_of, note
@@ -95,7 +96,7 @@ def compress(
         "layers": layers,
     }
     with stages.stage("lessons", **settings) as (folder, _):
-        views = [data.views(k, seed=recipe.seed, augment=augment) for k in range(recipe.views)]
+        views = data.renderings(recipe.views, seed=recipe.seed, augment=augment)
         lessons = cache_teacher(teacher, views, path=folder, seed=recipe.seed, layers=layers, data_key=stages.key)
     retraining = Retraining(stages, teacher, lessons, data)
     found: dict[str, Any] | None = None
@@ -138,6 +139,12 @@ def compress(
 
 def _check(teacher: keras.Model, data: Data, recipe: Recipe) -> None:
     """All that can be refused before hours are spent."""
+    if not isinstance(data, Data):
+        raise InputError(
+            f"compress got a {type(data).__name__} as its data.",
+            expected="training, validation and test examples in one okd.Data",
+            fix="okd.Data(train, val, test), each as Keras' fit takes it; or okd.load(folder)",
+        )
     check_fit(teacher, data)
     criteria.get(recipe.criterion)
     losses_of(recipe)

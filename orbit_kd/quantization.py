@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import tf_keras as keras
 
+from orbit_kd.datasets.batches import inputs_of
 from orbit_kd.errors import InputError
 from orbit_kd.exporters.keras_source import calibration_sample
 from orbit_kd.layer_wrappers import QuantizeWrapper, inner_layer, is_wrapped, unwrapped_copy
@@ -47,8 +48,8 @@ def quantize_aware(model: keras.Model, *, calibration: Any = None, samples: int 
 
     Args:
         model: a plain, built Functional or Sequential tf_keras model: stripped, filter-pruned, nested or any other.
-        calibration: inputs as the network sees them, as for `export`: a tf.data.Dataset of batches x or (x, y), or an
-            array (n, ...).
+        calibration: inputs as the network sees them, as for `export`: a tf.data.Dataset of batches x or (x, y), arrays
+            x or (x, y), a Sequence, TFLite's `representative_dataset`.
         samples: number of calibration inputs.
         seed: which ones.
 
@@ -237,15 +238,11 @@ def _split_separable(model: keras.Model) -> keras.Model:
 
 def _calibrate(model: keras.Model, calibration: Any, samples: int, seed: int) -> None:
     """Sets the ranges from data: each batch moves them as a training step does, and no weight changes."""
-    images = calibration_sample(calibration, samples=samples, seed=seed)
-    expected = tuple(model.inputs[0].shape)[1:]
-    if len(model.inputs) != 1 or not model.inputs[0].shape[1:].is_compatible_with(images.shape[1:]):
-        raise InputError(
-            f"The calibration images have shape {images.shape[1:]}.",
-            expected=f"{expected}, the one input of the model without the batch",
-            fix="calibrate with the training data after its Preprocess, or leave calibration out",
-        )
+    inputs = inputs_of(model)
+    found = calibration_sample(calibration, samples=samples, seed=seed, inputs=inputs)
+    images = [found] if len(model.inputs) == 1 else found
     layers = [layer for _, layer in named_layers(model) if isinstance(layer, QuantizedLayer)]
     with observing(layers):
-        for first in range(0, len(images), 32):
-            model(images[first : first + 32], training=False)
+        for first in range(0, len(images[0]), 32):
+            some = [part[first : first + 32] for part in images]
+            model(some[0] if len(some) == 1 else some, training=False)

@@ -91,7 +91,7 @@ def sensitivity(
         raise InputError(f"ratios={ratios!r}.", expected="numbers in (0, 1)", fix="use for example ratios=(0.3, 0.6)")
     if lost is not None and not 0 < lost < 1:
         raise InputError(f"lost={lost!r}.", expected="a part in (0, 1), or None", fix="use for example lost=0.5")
-    batches = batches_of(data, images)
+    batches = batches_of(data, images, model=model)
     graph = ChannelGraph(model, unknown=unknown)
     graph = ChannelGraph(rebuild(graph, graph.all_stay()), unknown=unknown)  # a copy, whose weights may be masked
     evaluator = Evaluator(graph.model, batches, memory)

@@ -21,6 +21,7 @@ import numpy as np
 import tf_keras as keras
 
 from orbit_kd.channel_graph import ChannelGraph
+from orbit_kd.datasets.batches import as_batches, inputs_of
 from orbit_kd.errors import InputError
 from orbit_kd.files import write_file
 from orbit_kd.importance import needs_data
@@ -38,7 +39,6 @@ log = logging.getLogger("orbit_kd")
 RATIOS = (0.2, 0.4, 0.6, 0.75, 0.85, 0.92, 0.96)
 _FIRST, _LEAST = 8.0, 1.15  # a step divides the parameters by so much; smaller ones are not worth a training
 _LOST = 0.5
-_SEEN = 32  # training images that say which ones a criterion learned from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,15 +138,23 @@ def smallest(
     """
     if not 0 <= max_drop < 1:
         raise InputError(
-            f"max_drop={max_drop!r}.", expected="a part of 1: 0.01 is one point of accuracy", fix="mend it"
+            f"max_drop={max_drop!r}.",
+            expected="a part of 1, in [0, 1)",
+            fix="for one point of accuracy give max_drop=0.01",
         )
     if not epochs or min(epochs) < 1 or sorted(set(epochs)) != list(epochs):
-        raise InputError(f"epochs={epochs!r}.", expected="whole numbers, each above the one before", fix="(6, 24)")
-    batches = batches_of(data, None)
+        raise InputError(
+            f"epochs={epochs!r}.",
+            expected="whole numbers, each above the one before",
+            fix="give for example epochs=(6, 24)",
+        )
+    batches = batches_of(data, None, model=teacher)
+    if train is not None and needs_data(criterion):
+        train = as_batches(train, what="training data", again=True, inputs=inputs_of(teacher))
     target = _accuracy(teacher, batches) - max_drop - 1e-9  # a drop of just max_drop is within it
     log.info("search: at least %.2f%% of %d validation images", 100 * target, sum(len(y) for _, y in batches))
-    learned = batches_of(train, _SEEN) if train is not None and needs_data(criterion) else []
-    key = digest(fingerprint(teacher), told_apart([*batches, *learned]), max_drop,
+    learned = told_apart(train) if train is not None and needs_data(criterion) else ""
+    key = digest(fingerprint(teacher), told_apart(batches), learned, max_drop,
                  list(epochs), criterion, round_to, min_channels, list(exclude), unknown, images)  # fmt: skip
     graph = ChannelGraph(teacher, unknown=unknown)
     size_known = not math.isnan(graph.macs(graph.all_stay()))

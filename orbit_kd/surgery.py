@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import tf_keras as keras
 
 from orbit_kd.channel_graph import ChannelGraph
 from orbit_kd.channels import Channels, Ids, Kept, Layer
+from orbit_kd.datasets.batches import as_batches, in_order, inputs_of
 from orbit_kd.graph import replay, require_graph, walk
 from orbit_kd.planning import RemovalPlan
 
@@ -118,7 +120,7 @@ class _Rebuild:
         return value
 
 
-def recalibrate_batchnorm(model: keras.Model, data: tf.data.Dataset, *, batches: int = 50) -> None:
+def recalibrate_batchnorm(model: keras.Model, data: Any, *, batches: int = 50) -> None:
     """Re-estimates the BatchNormalization statistics of a model in place, from the mean over some batches.
 
     After filters are removed the running statistics no longer fit, and at momentum 0.99 a short training does not
@@ -126,13 +128,16 @@ def recalibrate_batchnorm(model: keras.Model, data: tf.data.Dataset, *, batches:
 
     Args:
         model: the model to change.
-        data: batches of x, or (x, y, ...), as the model is trained on.
+        data: batches of x, or (x, y, ...), as the model is trained on, in any form that `datasets.batches` takes;
+            endless ones too.
         batches: how many to use at most.
 
     Raises:
-        InputError: a model without a layer graph.
+        InputError: a model without a layer graph, no data, or such that do not fit the model.
     """
     require_graph(model)
+    inputs = inputs_of(model)
+    given = as_batches(data, what="data for BatchNormalization", endless=True, inputs=inputs)
     layers = [la for la in model._flatten_layers() if isinstance(la, keras.layers.BatchNormalization)]
     before = [(la.momentum, la.get_weights()) for la in layers]
     means: list[list[np.ndarray]] = [[] for _ in layers]
@@ -140,13 +145,13 @@ def recalibrate_batchnorm(model: keras.Model, data: tf.data.Dataset, *, batches:
 
     @tf.function
     def forward(x: tf.Tensor) -> None:
-        replay(model, x, training=lambda layer: isinstance(layer, keras.layers.BatchNormalization))
+        replay(model, in_order(x, inputs), training=lambda layer: isinstance(layer, keras.layers.BatchNormalization))
 
     try:
         for la in layers:
             la.momentum = 0.0  # each forward pass then leaves the statistics of its own batch
-        for batch in data.take(batches) if layers else ():
-            forward(batch[0] if isinstance(batch, (tuple, list)) else batch)
+        for x, *_ in itertools.islice(given, batches) if layers else ():
+            forward(x)
             for la, mean, variance in zip(layers, means, variances, strict=True):
                 mean.append(la.moving_mean.numpy())
                 variance.append(la.moving_variance.numpy())

@@ -89,7 +89,7 @@ def teach(
         layers = sorted({theirs for loss in losses for _, theirs in loss.pairs})
         about: dict[str, Any] = {"views": views, "augment": augment.to_dict(), "seed": seed, "layers": layers}
         with stages.stage("lessons", **about) as (folder, _):
-            renderings = [data.views(k, seed=seed, augment=augment) for k in range(views)]
+            renderings = data.renderings(views, seed=seed, augment=augment)
             lessons = views and cache_teacher(
                 teacher, renderings, path=folder, layers=layers, seed=seed, data_key=stages.key, shard=shard
             )

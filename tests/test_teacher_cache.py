@@ -381,7 +381,7 @@ def test_outputs_too_large_for_half_precision_are_kept_in_single():
 
 
 def test_empty_data_nan_and_unwritable_folder_are_told(tmp_path):
-    with pytest.raises(InputError, match="no sample"):
+    with pytest.raises(InputError, match="data is empty"):
         cache_teacher(teacher(), dataset().take(0))
     x, y = samples()
     x[3] = np.nan

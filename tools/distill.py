@@ -89,14 +89,20 @@ def make_student(teacher: Any, data: Any) -> Any:
 
     if sum(bool(FLAGS[name].value) for name in ("student", "plan", "network")) != 1:
         raise InputError(
-            "It is not clear what to train.", expected="one of --student, --plan, --network", fix="give one"
+            "It is not clear what to train.",
+            expected="one of --student, --plan, --network",
+            fix="give one of them alone; --student for a network of your own",
         )
     if FLAGS.student:
         return load_model(FLAGS.student, trust_code=FLAGS.trust_model_code)
     if FLAGS.network:
         return networks.build(FLAGS.network, data.shape, classes=teacher.output_shape[-1], width=FLAGS.width)
     if not Path(FLAGS.plan).is_file():
-        raise InputError(f"There is no plan at {FLAGS.plan}.", expected="JSON from tools/prune.py", fix="make one")
+        raise InputError(
+            f"There is no plan at {FLAGS.plan}.",
+            expected="JSON from tools/prune.py",
+            fix=f"make it: python tools/prune.py --model={FLAGS.teacher} --ratio=0.5 --plan={FLAGS.plan}",
+        )
     student = remove_filters(teacher, RemovalPlan.from_json(Path(FLAGS.plan).read_text()))
     recalibrate_batchnorm(student, data.train)
     return student

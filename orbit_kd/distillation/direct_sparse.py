@@ -9,6 +9,7 @@ from typing import Any
 
 import tf_keras as keras
 
+from orbit_kd.datasets.fit_input import for_fit
 from orbit_kd.distillation.distiller import Distiller
 from orbit_kd.distillation.losses import DistillationLoss, get_loss
 from orbit_kd.distillation.resume import Resume
@@ -129,6 +130,8 @@ class DST:
                 f"sparse_epochs={sparse_epochs}.", expected="at least 1: the teacher teaches the sparse student",
                 fix="give it as many epochs as the dense stage",
             )  # fmt: skip
+
+        for_fit(x, epochs=epochs + sparse_epochs, steps=options.get("steps_per_epoch"))  # before hours, what it refuses
 
         def stage(name: str, model: keras.Model, count: int) -> dict[str, list[float]]:
             distiller = self._distiller(model)

@@ -10,6 +10,8 @@ import tensorflow as tf
 import tf_keras as keras
 
 import orbit_kd.distillation.feature_losses  # noqa: F401  registers its losses
+from orbit_kd.datasets.batches import inputs_of
+from orbit_kd.datasets.fit_input import for_fit
 from orbit_kd.distillation.cache import TeacherCache, with_class_weight
 from orbit_kd.distillation.features import find_layer, recording
 from orbit_kd.distillation.losses import DistillationLoss, LogitsDistillation, get_loss, named_apart
@@ -21,6 +23,7 @@ from orbit_kd.distillation.terms import feature_term, logits_term
 from orbit_kd.distillation.workers import own_batches, place, together
 from orbit_kd.errors import InputError
 from orbit_kd.heads import heads, logits_of
+from orbit_kd.labels import check_alike
 
 
 @keras.saving.register_keras_serializable("orbit_kd")
@@ -166,6 +169,8 @@ class Distiller(keras.Model):
     ) -> keras.callbacks.History:
         """As `keras.Model.fit`; `x` may also be a `TeacherCache`, and then the teacher is not run.
 
+        Also a Keras 3 `PyDataset`, its `ImageDataGenerator().flow(...)`, a list of batches, or a pair (x, y).
+
         A `Resume` among the callbacks is put last, saves the other callbacks' state too, and makes the same call after
         a kill go on where the last whole epoch ended. A loss that is not finite raises. With several workers (a
         MultiWorkerMirroredStrategy) give each a cache of its own, `cache_teacher(..., shard=(index, count))`, or all
@@ -187,12 +192,19 @@ class Distiller(keras.Model):
             kwargs.setdefault("steps_per_epoch", x.steps(batch_size))
             x = x.epochs(start=start, batch_size=batch_size)
             batch_size = None
+        else:
+            steps, passes = kwargs.get("steps_per_epoch"), epochs - kwargs.get("initial_epoch", 0)
+            x, y = for_fit(x, y, inputs=inputs_of(self.student), steps=steps, epochs=passes)
         if kwargs.get("class_weight") and isinstance(x, tf.data.Dataset) and has_lessons(x.element_spec):
             x = with_class_weight(x, kwargs.pop("class_weight"))
         if shards > 1:
             x = self._shard(x, shards)
         if isinstance(kwargs.get("validation_data"), TeacherCache):
             kwargs["validation_data"] = kwargs["validation_data"].dataset
+        elif kwargs.get("validation_data") is not None and not isinstance(kwargs["validation_data"], tuple):
+            steps = kwargs.get("validation_steps")
+            kwargs["validation_data"] = for_fit(kwargs["validation_data"], steps=steps)[0]
+        _check_labels(x, kwargs.get("validation_data"))
         self._untracked.fitting, self._untracked.testing = True, False
         try:
             with together(self.distribute_strategy):
@@ -203,8 +215,12 @@ class Distiller(keras.Model):
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.evaluate`, on the student alone; `x` may also be a `TeacherCache`."""
         self._untracked.testing = True
+        if isinstance(x, TeacherCache):
+            x = x.dataset
+        elif not args:
+            x, kwargs["y"] = for_fit(x, kwargs.get("y"), inputs=inputs_of(self.student), steps=kwargs.get("steps"))
         try:
-            return super().evaluate(x.dataset if isinstance(x, TeacherCache) else x, *args, **kwargs)
+            return super().evaluate(x, *args, **kwargs)
         finally:  # `metrics_names` stays that of the last call, but a fit goes on with its own
             self._untracked.testing = not self._untracked.fitting
 
@@ -328,6 +344,18 @@ class Distiller(keras.Model):
             alpha=deserialize(config["alpha"]),
             name=config["name"],
         )
+
+
+def _check_labels(train: Any, validation: Any) -> None:
+    """Raises InputError where validation has labels of another kind, which Keras finds after the first epoch."""
+    specs = {
+        name: data.element_spec[1]
+        for name, data in (("train", train), ("validation", validation))
+        if isinstance(data, tf.data.Dataset) and isinstance(data.element_spec, tuple) and len(data.element_spec) > 1
+    }
+    labels = {name: y["labels"] if isinstance(y, dict) and "labels" in y else y for name, y in specs.items()}
+    if all(isinstance(y, tf.TensorSpec) and y.shape.rank for y in labels.values()):
+        check_alike({name: y.shape for name, y in labels.items()})
 
 
 def _policy(student: keras.Model) -> keras.mixed_precision.Policy:
