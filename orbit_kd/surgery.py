@@ -12,6 +12,7 @@ from orbit_kd.channel_graph import ChannelGraph
 from orbit_kd.channels import Channels, Ids, Kept, Layer
 from orbit_kd.graph import replay, require_graph, walk
 from orbit_kd.planning import RemovalPlan
+from orbit_kd.tracing import traced
 
 
 def remove_filters(model: keras.Model, plan: RemovalPlan) -> keras.Model:
@@ -138,7 +139,7 @@ def recalibrate_batchnorm(model: keras.Model, data: tf.data.Dataset, *, batches:
     means: list[list[np.ndarray]] = [[] for _ in layers]
     variances: list[list[np.ndarray]] = [[] for _ in layers]
 
-    @tf.function
+    @traced
     def forward(x: tf.Tensor) -> None:
         replay(model, x, training=lambda layer: isinstance(layer, keras.layers.BatchNormalization))
 
