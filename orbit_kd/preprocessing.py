@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 # ITU-R BT.601 luma, the weights of Pillow's convert("L").
 LUMA = (0.299, 0.587, 0.114)
+# How a size alone would lead astray a network that was trained on Keras' own.
+_KERAS_RESIZES = (
+    "; with --loader=image_dataset_from_directory or --loader=load_img (ImageDataGenerator) if these made the training "
+    "images, as Keras resizes otherwise than we do"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +130,8 @@ def check(preprocess: Preprocess, image_shape: Sequence[int], input_shape: Seque
             ways = f"cut out the centre with Preprocess(crop={value}) (--crop={flag}), or {ways}"
             if preprocess.resize:
                 ways += ", in place of the present resize"
+        if preprocess.loader == "orbit_kd":
+            ways += _KERAS_RESIZES
         raise InputError(
             f"Images of {_size((height, width))} become {_size(got)} after Preprocess, the model takes {_size(want)}.",
             expected=f"height x width {_size(want)} (None: any)",

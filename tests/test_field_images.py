@@ -19,7 +19,7 @@ from orbit_kd.errors import InputError
 from orbit_kd.exporters.metadata import add_metadata, note, read_metadata
 from orbit_kd.metrics import wilson
 from orbit_kd.preprocess_check import flags_of, parse_accuracy
-from orbit_kd.preprocessing import Augment, apply
+from orbit_kd.preprocessing import Augment, apply, check
 from orbit_kd.recipe import LOADERS, Preprocess
 
 ROOT = Path(__file__).parent.parent
@@ -217,6 +217,12 @@ def test_what_no_pipeline_does_is_refused(fields, says):
         Preprocess(**fields)
 
 
+def test_advice_to_resize_says_that_keras_does_it_otherwise():
+    with pytest.raises(InputError, match=r"--resize=16\).*--loader=image_dataset_from_directory.*--loader=load_img"):
+        check(Preprocess(), (*SIZE, 1), (None, 16, 16, 1))
+    check(Preprocess(resize=16, loader="load_img"), (*SIZE, 1), (None, 16, 16, 1))
+
+
 def test_reversed_colours_need_colours_and_other_kinds_of_files_are_refused(plain, tmp_path):
     with pytest.raises(InputError, match="--channels=3"):
         okd.load(plain, preprocess=Preprocess(bgr=True, channels=1, resize=8), validation=0.4)
@@ -315,15 +321,15 @@ def place(tmp_path_factory) -> tuple[Path, keras3.Model, float]:
 
 def test_the_way_of_the_training_is_found(place):
     folder, model, figure = place
-    check = okd.check_preprocess(
+    found = okd.check_preprocess(
         model, folder / "images", expected_accuracy=figure, preprocess=Preprocess(resize=16, channels=1)
     )
-    assert (check.split, check.asked.images) == ("test", 90)
-    assert not check.agrees and abs(check.asked.accuracy - figure) > 0.05
-    assert check.found and check.found[0].preprocess == Preprocess(resize=16, channels=1, loader=KERAS)
-    assert f"--loader={KERAS}  <- your figure" in str(check)
+    assert (found.split, found.asked.images) == ("test", 90)
+    assert not found.agrees and abs(found.asked.accuracy - figure) > 0.05
+    assert found.found and found.found[0].preprocess == Preprocess(resize=16, channels=1, loader=KERAS)
+    assert f"--loader={KERAS}  <- your figure" in str(found)
     again = okd.check_preprocess(
-        model, folder / "images", expected_accuracy=f"{100 * figure:.1f}%", preprocess=check.found[0].preprocess
+        model, folder / "images", expected_accuracy=f"{100 * figure:.1f}%", preprocess=found.found[0].preprocess
     )
     assert again.agrees and not again.others and "agree" in str(again)
 
@@ -331,12 +337,12 @@ def test_the_way_of_the_training_is_found(place):
 def test_a_figure_of_nobody_and_chance_are_said(place):
     folder, model, figure = place
     way = Preprocess(resize=16, channels=1, loader=KERAS)
-    check = okd.check_preprocess(model, folder / "images", expected_accuracy=figure - 0.0371, preprocess=way)
-    low, high = wilson(check.asked.right, 90)
-    assert low < figure < high and check.by_chance
-    assert "inside" in str(check) and f"{100 * low:.1f}% to {100 * high:.1f}%" in str(check)
-    assert len(check.others) > 15 and all(trial.preprocess != way for trial in check.others)
-    far = dataclasses.replace(check, expected=0.05123)
+    found = okd.check_preprocess(model, folder / "images", expected_accuracy=figure - 0.0371, preprocess=way)
+    low, high = wilson(found.asked.right, 90)
+    assert low < figure < high and found.by_chance
+    assert "inside" in str(found) and f"{100 * low:.1f}% to {100 * high:.1f}%" in str(found)
+    assert len(found.others) > 15 and all(trial.preprocess != way for trial in found.others)
+    far = dataclasses.replace(found, expected=0.05123)
     assert not far.by_chance and not far.found and "None of" in str(far)
 
 
@@ -348,11 +354,11 @@ def test_another_order_of_classes_is_noticed(place, tmp_path):
         tmp_path, image_size=(16, 16), color_mode="grayscale", shuffle=False, follow_links=True
     )
     figure = model.evaluate(test, verbose=0)[1]
-    check = okd.check_preprocess(
+    found = okd.check_preprocess(
         model, tmp_path, expected_accuracy=figure, preprocess=Preprocess(resize=16, channels=1, loader=KERAS)
     )
-    assert check.split == "all" and check.agrees and figure < 0.4
-    assert "another order: it names x as z, y as x, z as y" in check.note
+    assert found.split == "all" and found.agrees and figure < 0.4
+    assert "another order: it names x as z, y as x, z as y" in found.note
 
 
 @pytest.mark.parametrize(
