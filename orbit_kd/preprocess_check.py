@@ -89,7 +89,13 @@ class PreprocessCheck:
             f"{flags_of(self.asked.preprocess)}; you expect {100 * self.expected:g}%.",
         ]
         if self.agrees:
-            said.append("The figures agree: the images reach the network as where you measured.")
+            if self.within <= 0.5 / self.asked.images:
+                said.append("The figures are equal to the image: the images reach the network as where you measured.")
+            else:
+                said.append(
+                    f"The figures agree to the digits given (within {100 * self.within:.2g} points), which other ways "
+                    "to read the images may do too: four digits tell more."
+                )
             return "\n".join([*said, *([self.note] if self.note else [])])
         said.append(
             "They differ. On the same images they would be equal. On others of the same kind, chance alone gives "

@@ -331,7 +331,8 @@ def test_the_way_of_the_training_is_found(place):
     again = okd.check_preprocess(
         model, folder / "images", expected_accuracy=f"{100 * figure:.1f}%", preprocess=found.found[0].preprocess
     )
-    assert again.agrees and not again.others and "agree" in str(again)
+    assert again.agrees and not again.others and "equal to the image" in str(again)
+    assert "four digits tell more" in str(dataclasses.replace(again, within=0.01))
 
 
 def test_a_figure_of_nobody_and_chance_are_said(place):
