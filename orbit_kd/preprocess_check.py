@@ -48,7 +48,7 @@ class PreprocessCheck:
 
     Attributes:
         expected: the owner's figure, in 0..1.
-        within: half a unit of the last digit that was given.
+        within: half a unit of the last digit that was given, at most half a point.
         split: which images.
         asked: the network's accuracy with the `Preprocess` in question.
         others: other ways that were tried because the figures differ.
@@ -179,7 +179,7 @@ def check_preprocess(
 
 
 def parse_accuracy(value: float | str) -> tuple[float, float]:
-    """0.65, "0.650", "65%" or 65.0 -> the accuracy in 0..1, and half a unit of its last digit.
+    """0.65, "0.650", "65%" or 65.0 -> the accuracy in 0..1, and half a unit of its last digit, at most half a point.
 
     Raises:
         InputError: it is none.
@@ -187,7 +187,7 @@ def parse_accuracy(value: float | str) -> tuple[float, float]:
     try:
         number = Decimal(str(value).strip().removesuffix("%"))
         percent = str(value).strip().endswith("%") or number > 1
-        number = number / 100 if percent else number
+        number = number.scaleb(-2) if percent else number  # which keeps the zeros at the end
         if not 0 <= number <= 1:
             raise InvalidOperation
     except InvalidOperation as e:
@@ -196,7 +196,7 @@ def parse_accuracy(value: float | str) -> tuple[float, float]:
             expected="the part of the images that the network gets right: 0.65, or 65%",
             fix="give what Keras' evaluate said on the same images (--expected_accuracy)",
         ) from e
-    return float(number), 0.5 * 10.0 ** int(number.as_tuple().exponent)
+    return float(number), 0.5 * 10.0 ** min(-2, int(number.as_tuple().exponent))
 
 
 def flags_of(preprocess: Preprocess) -> str:

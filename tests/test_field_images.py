@@ -244,6 +244,20 @@ def test_every_field_changes_the_key_and_is_in_the_file(plain):
         assert Preprocess(**read_metadata(add_metadata(file, note(["a", "b"], way)))["preprocess"]) == way
 
 
+def test_a_loaded_data_set_holds_what_keras_would_have_given(tmp_path):
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        for i in range(3):
+            Image.fromarray(noise(*SIZE, 3, seed=i + len(label))).save(tmp_path / label / f"{i}.jpg")
+    preprocess = Preprocess(resize=(20, 16), channels=3, loader=KERAS, aspect="crop")
+    data = okd.load(tmp_path, preprocess=preprocess, validation=0.4)
+    got = {x.numpy().tobytes() for split in (data.train, data.val, data.test) for x, _ in split.unbatch()}
+    theirs = keras.utils.image_dataset_from_directory(
+        tmp_path, image_size=(20, 16), crop_to_aspect_ratio=True, shuffle=False, batch_size=None
+    )
+    assert got == {x.numpy().tobytes() for x, _ in theirs}
+
+
 def test_images_below_the_class_folders_are_told_and_gif_is_read(files, tmp_path, caplog):
     for label in ("a", "b"):
         (tmp_path / label / "more").mkdir(parents=True)
@@ -364,7 +378,17 @@ def test_another_order_of_classes_is_noticed(place, tmp_path):
 
 @pytest.mark.parametrize(
     ("value", "accuracy", "within"),
-    [(0.65, 0.65, 0.005), ("0.650", 0.65, 0.0005), ("65%", 0.65, 0.005), (65.1, 0.651, 0.0005), ("1.0", 1.0, 0.05)],
+    [
+        (0.65, 0.65, 0.005),
+        ("0.650", 0.65, 0.0005),
+        ("65%", 0.65, 0.005),
+        (65.0, 0.65, 0.0005),
+        ("80.0%", 0.8, 0.0005),
+        ("80.00", 0.8, 0.00005),
+        (0.8, 0.8, 0.005),
+        ("1.0", 1.0, 0.005),
+        ("0", 0.0, 0.005),
+    ],  # fmt: skip
 )
 def test_the_digits_of_a_figure_count(value, accuracy, within):
     assert parse_accuracy(value) == pytest.approx((accuracy, within))
