@@ -388,7 +388,7 @@ def test_another_order_of_classes_is_noticed(place, tmp_path):
         (0.8, 0.8, 0.005),
         ("1.0", 1.0, 0.005),
         ("0", 0.0, 0.005),
-    ],  # fmt: skip
+    ],
 )
 def test_the_digits_of_a_figure_count(value, accuracy, within):
     assert parse_accuracy(value) == pytest.approx((accuracy, within))
