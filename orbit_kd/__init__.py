@@ -38,6 +38,7 @@ _WHERE = {
     "model_io": ["load_model", "save_model"],
     "pipeline": ["compress"],
     "planning": ["RemovalPlan", "plan_removal"],
+    "preprocess_check": ["check_preprocess"],
     "preprocessing": ["Augment"],
     "profiling": ["profile"],
     "quantization": ["quantize_aware", "quantize_table", "strip_quantization"],
@@ -85,6 +86,7 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from orbit_kd.model_io import load_model, save_model
     from orbit_kd.pipeline import compress
     from orbit_kd.planning import RemovalPlan, plan_removal
+    from orbit_kd.preprocess_check import check_preprocess
     from orbit_kd.preprocessing import Augment
     from orbit_kd.profiling import profile
     from orbit_kd.quantization import quantize_aware, quantize_table, strip_quantization

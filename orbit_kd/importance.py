@@ -29,6 +29,7 @@ from orbit_kd.graph import replay
 from orbit_kd.heads import cross_entropy
 from orbit_kd.labels import are_rows
 from orbit_kd.registry import Registry
+from orbit_kd.tracing import traced
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,7 +251,7 @@ def _gradients(model: keras.Model, data: Any, loss: Any) -> dict[int, np.ndarray
     """Gradients of the mean loss, in inference mode, summed over the batches; by id of the variable."""
     variables = model.trainable_variables
 
-    @tf.function
+    @traced
     def step(x: tf.Tensor, y: tf.Tensor) -> list[tf.Tensor]:
         fits = loss or cross_entropy(model, one_hot=are_rows(y.shape))
         with tf.GradientTape() as tape:
@@ -268,7 +269,7 @@ def _shares(graph: ChannelGraph, data: Any) -> list[tuple[Any, str, np.ndarray]]
     """For each traced tensor, the share of elements of each channel that are not zero."""
     named = [(x, path) for _, outputs, path in graph.steps for x in outputs]
 
-    @tf.function
+    @traced
     def step(x: tf.Tensor) -> list[tf.Tensor]:
         outputs: list[tf.Tensor] = []
         replay(graph.model, in_order(x, inputs_of(graph.model)), seen=lambda layer, made: outputs.extend(made))

@@ -167,7 +167,7 @@ def _tell_of_chance(teacher: keras.Model, data: Data, images: int) -> None:
     if right <= guess:
         log.warning(
             "teacher: that is no better than the commonest class for all (%.2f%%). Do the images reach it as in its "
-            "training (--scale, --mean, --channels), and are the classes in its order?", 100 * guess,
+            "training (tools/evaluate.py --expected_accuracy tells), and are the classes in its order?", 100 * guess,
         )  # fmt: skip
 
 

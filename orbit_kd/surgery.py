@@ -14,6 +14,7 @@ from orbit_kd.channels import Channels, Ids, Kept, Layer
 from orbit_kd.datasets.batches import as_batches, in_order, inputs_of
 from orbit_kd.graph import replay, require_graph, walk
 from orbit_kd.planning import RemovalPlan
+from orbit_kd.tracing import traced
 
 
 def remove_filters(model: keras.Model, plan: RemovalPlan) -> keras.Model:
@@ -143,7 +144,7 @@ def recalibrate_batchnorm(model: keras.Model, data: Any, *, batches: int = 50) -
     means: list[list[np.ndarray]] = [[] for _ in layers]
     variances: list[list[np.ndarray]] = [[] for _ in layers]
 
-    @tf.function
+    @traced
     def forward(x: tf.Tensor) -> None:
         replay(model, in_order(x, inputs), training=lambda layer: isinstance(layer, keras.layers.BatchNormalization))
 

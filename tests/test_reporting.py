@@ -222,7 +222,7 @@ def test_zeros_of_int8_rounding_are_not_claimed(tmp_path):
     data["student"]["measured_from"] = "tflite_int8"
     page, _ = saved(data, tmp_path)
     assert "gone" not in page.texts["table"] and "of the parameters gone" not in page.texts["span"]
-    assert "Non-zero parameters (tflite_int8)" in page.texts["table"]
+    assert "Non-zero parameters (tflite_float32 → tflite_int8)" in page.texts["table"]
     del data["student"]["measured_from"]
     page, _ = saved(data, tmp_path)
     assert "% gone" in page.texts["table"] and "of the parameters gone" in page.texts["span"]
@@ -234,8 +234,8 @@ def test_terminal_table_is_aligned_and_complete():
     end = head.index("teacher") + len("teacher")
     assert all(row[end - 1] != " " and row[end : end + 2] == "  " for row in rows)
     labels = "\n".join(rows)
-    for label in ("Parameters", "Non-zero parameters", "MACs", "File (tflite_int8)", "Accuracy, tflite_int8",
-                  "Speed (latency)", "TFLite Micro arena"):  # fmt: skip
+    for label in ("Parameters", "Non-zero parameters", "MACs", "File (tflite_float32 → tflite_int8)",
+                  "Accuracy (tflite_float32 → tflite_int8)", "Speed (latency)", "TFLite Micro arena"):  # fmt: skip
         assert label in labels
     assert re.search(r"Speed \(latency\)\s+1x\s+18.2x\s+\(17.7x to 19.0x\)", labels)
 

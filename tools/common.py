@@ -60,6 +60,11 @@ def collect(cls: type) -> Any:
     return cls(**values)
 
 
+def given(cls: type) -> Any:
+    """What `collect` gives where at least one of its flags was given, else None."""
+    return collect(cls) if any(f.name in FLAGS and FLAGS[f.name].present for f in dataclasses.fields(cls)) else None
+
+
 def _parse(field: dataclasses.Field, value: Any) -> Any:
     kind = str(field.type)
     try:
@@ -153,27 +158,31 @@ def define_data(*, teacher: bool = True) -> None:
         flags.DEFINE_string("teacher", None, "The trained model: .keras, .h5 or a SavedModel folder.")
 
 
-def load_data() -> Any:
-    """The data set of the flags; --data_dir alone is a folder of images.
+def load_data(*, preprocess: Preprocess | None = None) -> Any:
+    """The data set of the flags; --data_dir alone is a folder of images. `preprocess` comes before the flags'.
 
     Raises:
         InputError: neither --data nor --data_dir, or what `datasets.load` refuses.
+    """
+    from orbit_kd.datasets import load
+
+    name, where = data_flags()
+    return load(name, preprocess=preprocess or collect(Preprocess), **where)
+
+
+def data_flags() -> tuple[str, dict[str, Any]]:
+    """The data set's name or folder, and which part of it.
+
+    Raises:
+        InputError: neither --data nor --data_dir.
     """
     name = FLAGS.data or FLAGS.data_dir
     if not name:
         raise InputError(
             "There is no data.", expected="--data=FOLDER, --data_dir=FOLDER or --data=NAME", fix="give one"
         )
-    from orbit_kd.datasets import load
-
-    return load(
-        name,
-        preprocess=collect(Preprocess),
-        validation=FLAGS.validation,
-        seed=FLAGS.seed,
-        data_dir=FLAGS.data_dir if FLAGS.data else None,
-        limit=FLAGS.limit,
-    )
+    kept = FLAGS.data_dir if FLAGS.data else None
+    return name, {"validation": FLAGS.validation, "seed": FLAGS.seed, "data_dir": kept, "limit": FLAGS.limit}
 
 
 def load_teacher() -> Any:

@@ -20,6 +20,7 @@ from orbit_kd.distillation.teachers import Teachers
 from orbit_kd.errors import InputError
 from orbit_kd.files import write_file
 from orbit_kd.progress import track
+from orbit_kd.tracing import traced
 
 _VERSION = "1"
 
@@ -77,7 +78,7 @@ class Filler:
             taught = teachers(x, layers=self._layers)
             return [*taught.logits, *(taught.features[name] for name in self._layers)]
 
-        self._teach = tf.function(run, reduce_retracing=True, autograph=False)
+        self._teach = traced(run, autograph=False)
 
     def view(self, source: Batches, label: str, data_key: str | None) -> View:
         """One pass over one rendering of the data; over its first batch alone where `data_key` vouches for it."""
