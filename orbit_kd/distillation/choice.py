@@ -76,11 +76,13 @@ def fitting_losses(outputs: Outputs) -> list[DistillationLoss]:
     for i, (name, kind) in enumerate(zip(outputs.names, outputs.kinds, strict=True)):
         if not kind:
             one = len(outputs.names) == 1
-            give = "losses=[{!r}]" if one else f"losses={{{name!r}: {{!r}}, ...}}"
+            scores, numbers = (
+                f"losses=[{v!r}]" if one else f"losses={{{name!r}: {v!r}, ...}}" for v in ("logits", "mse")
+            )
             raise InputError(
                 f"Output {name!r} ends in {outputs.teacher[i]}, and no compiled loss says what its numbers are.",
                 expected="scores of classes, scores of independent labels, or numbers with a scale of their own",
-                fix=f"say what to learn from it: {give.format('logits')} for scores, {give.format('mse')} for numbers; "
+                fix=f"say what to learn from it: {scores} for scores, {numbers} for numbers; "
                 "or compile the Distiller or the teacher with the loss of its labels",
             )
         by_loss.setdefault(output_kinds.get(kind).distillation, []).append(i)

@@ -1,4 +1,4 @@
-"""Class weights as sample weights, for labels of any shape: a class an image, a step or a pixel."""
+"""Class weights and sample weights for labels of any shape: a class an image, a step or a pixel."""
 
 from __future__ import annotations
 
@@ -74,6 +74,17 @@ def sample_weights(table: tuple[float, ...] | None, labels: Any, weight: Any, mo
     weight = tf.cast(weight, tf.float32)
     while weight.shape.rank > weights.shape.rank:
         weight = tf.squeeze(weight, -1)
-    while weight.shape.rank < weights.shape.rank:
+    return weights * _expanded(weight, weights.shape.rank)
+
+
+def for_maps(weight: Any, outputs: Any) -> Any:
+    """Sample weights (batch,) of one output as they broadcast over its pixels; Keras knows one more axis only."""
+    if weight is None or tf.nest.is_nested(weight) or tf.nest.is_nested(outputs) or outputs.shape.rank is None:
+        return weight
+    return _expanded(weight, outputs.shape.rank - 1)
+
+
+def _expanded(weight: tf.Tensor, rank: int) -> tf.Tensor:
+    while weight.shape.rank is not None and weight.shape.rank < rank:
         weight = weight[..., None]
-    return weights * weight
+    return weight

@@ -13,7 +13,7 @@ import tf_keras as keras
 import orbit_kd.distillation.feature_losses  # noqa: F401  registers its losses
 from orbit_kd.distillation.cache import TeacherCache
 from orbit_kd.distillation.choice import Outputs, check_losses, fitting_losses
-from orbit_kd.distillation.class_weights import class_weights, sample_weights
+from orbit_kd.distillation.class_weights import class_weights, for_maps, sample_weights
 from orbit_kd.distillation.features import find_layer, recording
 from orbit_kd.distillation.losses import Context, DistillationLoss, Losses, chosen
 from orbit_kd.distillation.monitor import StopOnNonFinite
@@ -21,7 +21,7 @@ from orbit_kd.distillation.output_losses import LogitsDistillation
 from orbit_kd.distillation.resume import Resume
 from orbit_kd.distillation.schedules import Epochs, Number, Scheduled, deserialize
 from orbit_kd.distillation.teachers import Taught, Teachers, check_outputs, unpack
-from orbit_kd.distillation.terms import feature_term, logits_term
+from orbit_kd.distillation.terms import feature_term, logits_term, masked
 from orbit_kd.distillation.workers import own_batches, place, together
 from orbit_kd.errors import InputError
 from orbit_kd.heads import heads, logits_of, output_names
@@ -293,6 +293,7 @@ class Distiller(keras.Model):
         sample_weight = sample_weights(self._untracked.class_weight, y, sample_weight, self.student)
         with tf.GradientTape() as tape, recording(self._student_layers()) as features:
             y_pred = self(x, training=True)
+            sample_weight = for_maps(sample_weight, y_pred)
             loss = self._total(y, y_pred, sample_weight, features, taught)
         self.optimizer.minimize(loss, self.trainable_variables, tape=tape)
         return self._results(x, y, y_pred, sample_weight)
@@ -304,6 +305,7 @@ class Distiller(keras.Model):
             taught = self._untracked.teachers(x, layers=self._teacher_layers())
         with recording(self._student_layers() if taught else {}) as features:
             y_pred = self(x, training=False)
+        sample_weight = for_maps(sample_weight, y_pred)
         self._total(y, y_pred, sample_weight, features, taught if self._no_task else None)
         return self._results(x, y, y_pred, sample_weight)
 
@@ -351,7 +353,10 @@ class Distiller(keras.Model):
                 for c, head, kind in zip(contexts, known.teacher, known.kinds, strict=True)
             ]
             places = known.compared_by(loss)
-        weights = [of_output(sample_weight, i, self._untracked.names) for i in range(len(logits))]
+        weights = [
+            masked(of_output(sample_weight, i, self._untracked.names), output)
+            for i, output in enumerate(tf.nest.flatten(y_pred))
+        ]
         return logits_term(loss, logits, taught, contexts=contexts, sample_weights=weights, outputs=places)
 
     def _student_layers(self) -> dict[str, keras.layers.Layer]:

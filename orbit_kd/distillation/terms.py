@@ -55,6 +55,21 @@ def logits_term(
     return tf.add_n(values)
 
 
+def masked(weight: tf.Tensor | None, output: tf.Tensor) -> tf.Tensor | None:
+    """Sample weights of an output with the mask of its padded steps, scaled as Keras does for the task's loss."""
+    mask = getattr(output, "_keras_mask", None)
+    if mask is None:
+        return weight
+    mask = tf.cast(mask, tf.float32)
+    mask *= tf.math.divide_no_nan(tf.cast(tf.size(mask), tf.float32), tf.reduce_sum(mask))
+    if weight is None:
+        return mask
+    weight = tf.cast(weight, tf.float32)
+    while weight.shape.rank < mask.shape.rank:
+        weight = weight[..., None]
+    return weight * mask
+
+
 def _mean(values: tf.Tensor, weight: tf.Tensor | None) -> tf.Tensor:
     """Mean of (batch, ...) values times weights (batch,), (batch, 1) or (batch, ...), over their number as in Keras."""
     values = tf.cast(values, tf.float32)
