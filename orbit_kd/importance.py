@@ -26,8 +26,7 @@ from orbit_kd.channel_graph import ChannelGraph, Group
 from orbit_kd.datasets.batches import as_batches, in_order, inputs_of
 from orbit_kd.errors import InputError
 from orbit_kd.graph import replay
-from orbit_kd.heads import cross_entropy
-from orbit_kd.labels import are_rows
+from orbit_kd.outputs import label_loss
 from orbit_kd.registry import Registry
 from orbit_kd.tracing import traced
 
@@ -150,7 +149,7 @@ class Scorer:
         name: of the criterion.
         data: batches for criteria that need them, in any form that `datasets.batches` takes: (x, y) for gradients, x
             for activations.
-        loss: of the network's output, for gradients; the cross-entropy that fits output and labels if None.
+        loss: of the network on its labels, for gradients, see `plan_removal`.
         batches: how many batches to use.
         seed: for criteria that draw.
 
@@ -249,18 +248,27 @@ def _rows(array: np.ndarray, *, axis: int, order: np.ndarray, units: int) -> np.
 
 def _gradients(model: keras.Model, data: Any, loss: Any) -> dict[int, np.ndarray]:
     """Gradients of the mean loss, in inference mode, summed over the batches; by id of the variable."""
-    variables = model.trainable_variables
+    variables = [v for v in model.weights if v.dtype.is_floating]  # frozen layers have filters too
+    batches = [keras.utils.unpack_x_y_sample_weight(batch)[:2] for batch in data]
+    if not batches or batches[0][1] is None:
+        raise InputError(
+            "The data for a criterion on gradients has no labels." if batches else "There is no data to learn from.",
+            expected="batches (x, y)",
+            fix="give labelled training images, or use a criterion on weights, such as l1_norm",
+        )
+    labels = tf.nest.map_structure(lambda *y: np.concatenate(y), *[y for _, y in batches])
+    fits = label_loss(model, labels, loss=loss)
 
     @traced
-    def step(x: tf.Tensor, y: tf.Tensor) -> list[tf.Tensor]:
-        fits = loss or cross_entropy(model, one_hot=are_rows(y.shape))
+    def step(x: Any, y: Any) -> list[tf.Tensor]:
         with tf.GradientTape() as tape:
+            tape.watch(variables)
             value = fits(y, model(x, training=False))
         return tape.gradient(value, variables, unconnected_gradients="zero")
 
     totals = [np.zeros(v.shape, np.float32) for v in variables]
-    for batch in data:
-        for total, gradient in zip(totals, step(*batch[:2]), strict=True):
+    for batch in batches:
+        for total, gradient in zip(totals, step(*batch), strict=True):
             total += gradient.numpy()
     return {id(v): total for v, total in zip(variables, totals, strict=True)}
 

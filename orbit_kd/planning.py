@@ -153,7 +153,9 @@ def plan_removal(
             fit a group its own name counts, else the first.
         scope: "local" shrinks all groups by the same part; "global" ranks the channels of all groups together by score.
         data: batches (x, y), for criteria that learn from data.
-        loss: of the network's output, for the criterion "taylor".
+        loss: of the network on its labels, for criteria that need gradients, as `keras.Model.compile` takes it: a name,
+            function or Loss; for several outputs a list or a mapping. Where none is given, the one that the model is
+            compiled with, else the cross-entropy that fits its softmax or sigmoid or its labels.
         seed: for criteria that draw.
         round_to: widths after the removal are multiples of this (or the group stays whole).
         min_channels: no group shrinks below this many channels.

@@ -13,8 +13,8 @@ import tf_keras as keras
 from orbit_kd.datasets.batches import as_batches, inputs_of
 from orbit_kd.datasets.contents import digests, total
 from orbit_kd.errors import InputError
-from orbit_kd.heads import cross_entropy
 from orbit_kd.labels import check_several, class_numbers
+from orbit_kd.outputs import class_loss
 from orbit_kd.segments import Segments
 
 
@@ -25,11 +25,13 @@ class Evaluator:
         InputError: a network that has no score for each class, or labels beyond its classes.
     """
 
-    def __init__(self, model: keras.Model, batches: Sequence[tuple[np.ndarray, np.ndarray]], memory: int) -> None:
+    def __init__(
+        self, model: keras.Model, batches: Sequence[tuple[np.ndarray, np.ndarray]], memory: int, *, loss: Any = None
+    ) -> None:
         _check(model, batches)
         self._dtype = model.inputs[0].dtype
         self.segments, self.batches, self.memory = Segments(model), batches, memory
-        self._loss = cross_entropy(model, reduction="none")
+        self._loss = class_loss(model, loss=loss)
         self._position = 0
         self._kept: list[list[Any]] = self._inputs()
         self._functions: dict[int, Any] = {}

@@ -17,9 +17,10 @@ from orbit_kd.datasets import Data
 from orbit_kd.distillation import Resume, StopOnNonFinite
 from orbit_kd.errors import InputError
 from orbit_kd.files import write_file
-from orbit_kd.heads import cross_entropy
+from orbit_kd.heads import heads
 from orbit_kd.labels import are_rows
 from orbit_kd.model_io import save_model
+from orbit_kd.outputs import check_classes, cross_entropy
 from orbit_kd.progress import duration
 
 log = logging.getLogger("orbit_kd")
@@ -183,6 +184,13 @@ def check_fit(model: keras.Model, data: Data, *, labels: bool = True) -> None:
             f"Model {model.name!r} has one output.",
             expected="one output a class, two or more",
             fix="put a Dense(2, 'softmax') with kernel [0, w], bias [0, b] in place of Dense(1, 'sigmoid') with w, b",
+        )
+    if check_classes(model) == "labels":
+        raise InputError(
+            f"Model {model.name!r} ends in {heads(model)[0]}: independent labels, each yes or no.",
+            expected="a classifier: one class an image, a softmax over the classes or the scores before it",
+            fix="if one class an image is right, give the last layer activation=None in place of the sigmoid: the "
+            "largest output stays the same; else use the functions that `compress` is made of (see README)",
         )
     shape = data.shape
     if None not in shape:

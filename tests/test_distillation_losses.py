@@ -167,6 +167,8 @@ def test_every_loss_round_trips_its_config(name):
     options = {
         "logits": {"temperature": Piecewise(((0, 8.0), (4, 2.0))), "activation": "sigmoid"},
         "decoupled": {"temperature": keras.optimizers.schedules.PolynomialDecay(8.0, 10, 2.0), "nontarget_weight": 2.0},
+        "mse": {"outputs": ["boxes", 1]},
+        "mae": {"outputs": "boxes"},
         "hints": {"match": {"a": "b"}},
         "attention": {"match": ["a", "b"]},
         "relational": {"distance_weight": 1.0, "angle_weight": 2.0},
@@ -181,7 +183,7 @@ def test_every_loss_round_trips_its_config(name):
 
 
 def test_unknown_loss_lists_all():
-    with pytest.raises(InputError, match="attention, decoupled, hints, logits, relational, similarity"):
+    with pytest.raises(InputError, match="attention, decoupled, hints, logits, mae, mse, relational, similarity"):
         distillation_losses.get("magic")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from orbit_kd.distillation import chunks
 from orbit_kd.distillation.cache_filling import Filler, Structure
 from orbit_kd.distillation.teachers import Teachers
 from orbit_kd.errors import InputError
-from orbit_kd.labels import are_rows
 
 
 class TeacherCache:
@@ -241,35 +240,3 @@ def cache_teacher(
         total=views[0].total,
         shards=shard[1],
     )
-
-
-def with_class_weight(dataset: tf.data.Dataset, class_weight: Mapping[int, float]) -> tf.data.Dataset:
-    """Class weights as sample weights, on elements of a teacher cache (Keras does it for plain labels only).
-
-    Raises:
-        InputError: classes that are not 0, 1, 2, ...; more than one output.
-    """
-    if sorted(class_weight) != list(range(len(class_weight))):
-        raise InputError(
-            f"class_weight has the classes {sorted(class_weight)}.",
-            expected="a weight for each class 0, 1, 2, ... without a gap",
-            fix="add the classes that are missing, with weight 1.0",
-        )
-    spec = dataset.element_spec[1].get("labels")
-    if spec is None or tf.nest.is_nested(spec) or len(spec.shape) > 2:
-        raise InputError(
-            "class_weight needs one label for each sample.",
-            expected="a model with a single output, and a class number or a row for each sample",
-            fix="give the weights in the data set instead, in the shape of the labels, and make the cache of that: "
-            "train.map(lambda x, y: (x, y, tf.gather(weights, tf.cast(y, tf.int32))))",
-        )
-    table = tf.constant([class_weight[c] for c in range(len(class_weight))], tf.float32)
-
-    def weigh(x: Any, y: Any, weight: Any = None) -> Any:
-        labels = y["labels"]
-        if are_rows(labels.shape):
-            labels = tf.argmax(labels, -1)
-        chosen = tf.gather(table, tf.cast(tf.reshape(labels, [-1]), tf.int64))
-        return x, y, chosen if weight is None else chosen * tf.cast(tf.reshape(weight, [-1]), tf.float32)
-
-    return dataset.map(weigh, num_parallel_calls=2, deterministic=True)

@@ -11,7 +11,7 @@ import tf_keras as keras
 
 from orbit_kd.datasets.fit_input import for_fit
 from orbit_kd.distillation.distiller import Distiller
-from orbit_kd.distillation.losses import DistillationLoss, get_loss
+from orbit_kd.distillation.losses import Losses, chosen
 from orbit_kd.distillation.resume import Resume
 from orbit_kd.distillation.schedules import Number
 from orbit_kd.errors import InputError
@@ -61,7 +61,7 @@ class DST:
         group_size: int | None = None,
         exclude: Iterable[str] = (),
         refresh: bool = False,
-        losses: Sequence[DistillationLoss | str] | None = None,
+        losses: Losses | None = None,
         alpha: Number = 0.8,
     ) -> None:
         self.dense, self.teacher, self.alpha = student, teacher, alpha
@@ -72,7 +72,7 @@ class DST:
             "exclude": tuple(exclude),
             "schedule": "sr_ste" if refresh else "one_shot",
         }
-        self._losses = None if losses is None else [get_loss(v) for v in losses]
+        self._losses = None if losses is None else chosen(losses)
         self.sparse: keras.Model | None = None
         self._compiled: dict[str, Any] | None = None
         self._optimizer: dict[str, Any] = {}
