@@ -10,8 +10,11 @@ import tf_keras as keras
 
 from orbit_kd.channel_graph import ChannelGraph
 from orbit_kd.channels import Channels, Ids, Kept, Layer
-from orbit_kd.graph import replay, require_graph, walk
+from orbit_kd.conversion import as_tf_keras
+from orbit_kd.errors import InputError
+from orbit_kd.graph import replay, walk
 from orbit_kd.planning import RemovalPlan
+from orbit_kd.wrapped_models import refuse_wrapped
 
 
 def remove_filters(model: keras.Model, plan: RemovalPlan) -> keras.Model:
@@ -27,7 +30,7 @@ def remove_filters(model: keras.Model, plan: RemovalPlan) -> keras.Model:
     Raises:
         InputError: the plan was made for another network.
     """
-    graph = ChannelGraph(model, unknown=plan.unknown)
+    graph = ChannelGraph(as_tf_keras(model), unknown=plan.unknown)
     return rebuild(graph, plan.stays(graph))
 
 
@@ -132,15 +135,16 @@ def recalibrate_batchnorm(model: keras.Model, data: tf.data.Dataset, *, batches:
     Raises:
         InputError: a model without a layer graph.
     """
-    require_graph(model)
+    model = as_tf_keras(model, in_place=True, refuse=())
     layers = [la for la in model._flatten_layers() if isinstance(la, keras.layers.BatchNormalization)]
+    _check_reachable(model)
     before = [(la.momentum, la.get_weights()) for la in layers]
     means: list[list[np.ndarray]] = [[] for _ in layers]
     variances: list[list[np.ndarray]] = [[] for _ in layers]
 
     @tf.function
     def forward(x: tf.Tensor) -> None:
-        replay(model, x, training=lambda layer: isinstance(layer, keras.layers.BatchNormalization))
+        replay(model, x, training=_normalizes)
 
     try:
         for la in layers:
@@ -161,3 +165,22 @@ def recalibrate_batchnorm(model: keras.Model, data: tf.data.Dataset, *, batches:
         if mean:  # the variance of all images is that within the batches plus that of the batch means
             la.moving_mean.assign(np.mean(mean, 0))
             la.moving_variance.assign(np.mean(variance, 0) + np.var(mean, 0))
+
+
+def _normalizes(layer: keras.layers.Layer) -> bool:
+    inner = layer.layer if isinstance(layer, keras.layers.TimeDistributed) else layer
+    return isinstance(inner, keras.layers.BatchNormalization)
+
+
+def _check_reachable(model: keras.Model) -> None:
+    """Raises InputError for a BatchNormalization within a layer, which no graph calls: it would silently stay."""
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.Model) or _normalizes(layer):
+            continue
+        if any(_normalizes(inner) for inner in layer._flatten_layers(include_self=False)):
+            refuse_wrapped(model)
+            raise InputError(
+                f"A BatchNormalization is within the layer {layer.name!r}, which calls it.",
+                expected="BatchNormalization as a layer of the model, whose mode can be set alone",
+                fix="build the network without that layer, or let some epochs of training mend the statistics",
+            )

@@ -10,6 +10,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 import orbit_kd.distillation.feature_losses  # noqa: F401  registers its losses
+from orbit_kd.conversion import as_tf_keras
 from orbit_kd.distillation.cache import TeacherCache, with_class_weight
 from orbit_kd.distillation.features import find_layer, recording
 from orbit_kd.distillation.losses import DistillationLoss, LogitsDistillation, get_loss, named_apart
@@ -49,8 +50,11 @@ class Distiller(keras.Model):
         name: of this model.
 
     Raises:
-        InputError: a bad argument; teacher and student outputs that do not agree.
+        InputError: a bad argument; teacher and student outputs that do not agree; a Keras 3 student (a teacher of Keras
+            3 is taken).
     """
+
+    network_behind = "distiller.student"
 
     def __init__(
         self,
@@ -62,6 +66,7 @@ class Distiller(keras.Model):
         teacher_weights: Sequence[float] | None = None,
         name: str = "distiller",
     ) -> None:
+        student = as_tf_keras(student, name="student", graph=False, in_place=True, refuse=())
         # autocast would round float32 inputs before the student decides about them; the policy is only there so that
         # `compile` puts a LossScaleOptimizer around the optimizer of a float16 student
         super().__init__(name=name, dtype=_policy(student), autocast=False)
@@ -331,11 +336,5 @@ class Distiller(keras.Model):
 
 
 def _policy(student: keras.Model) -> keras.mixed_precision.Policy:
-    if not isinstance(student, keras.Model):
-        raise InputError(
-            f"student={student!r} is no tf_keras model.",
-            expected="a tf_keras model",
-            fix="load it with okd.load_model(path), which also converts Keras 3 models",
-        )
     names = {m.dtype_policy.name for m in student.submodules if isinstance(m, keras.layers.Layer)}
     return keras.mixed_precision.Policy("mixed_float16" if "mixed_float16" in names else "float32")
