@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import json
 import os
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from orbit_kd.files import replace_file
 from orbit_kd.keras3 import load_keras3
 from orbit_kd.model_safety import code_in, read_config
 
-_TFMOT = "tensorflow_model_optimization"
+_TFMOT = ("PruneLowMagnitude", "ClusterWeights", "QuantizeWrapper", "QuantizeLayer", "QuantizeAnnotate")
 _REGISTERED_BY = {
     "ClusteredLayer": "orbit_kd.clustering",
     "Distiller": "orbit_kd.distillation",
@@ -80,6 +81,13 @@ def load_model(
     except InputError:
         raise
     except Exception as e:  # the loaders raise nearly anything on a bad file
+        if "QuantizeWrapper" in json.dumps(configs) and zipfile.is_zipfile(path):
+            raise InputError(
+                f"{path} holds a model of tfmot's quantize_model, whose weights a .keras file does not give back.",
+                expected="an .h5 file of it, or the plain model",
+                fix="where the model still is: model.save('model.h5'), or "
+                "okd.save_model(okd.strip_quantization(model), 'model.keras')",
+            ) from e
         raise InputError(
             f"{path} could not be loaded: {type(e).__name__}: {str(e).strip().splitlines()[0] if str(e) else ''}",
             expected="a model whose layers tf_keras knows",
@@ -104,7 +112,8 @@ def _register(configs: list[Any]) -> None:
 @contextlib.contextmanager
 def _tfmot_scopes(configs: list[Any]) -> Iterator[None]:
     """Within it, tf_keras knows the wrappers of tfmot, where a file has some: tfmot registers none of its classes."""
-    if _TFMOT not in json.dumps(configs):
+    text = json.dumps(configs)
+    if not any(name in text for name in _TFMOT):
         yield
         return
     import tensorflow_model_optimization as tfmot

@@ -55,7 +55,7 @@ def unwrapped_copy(model: keras.Model, kinds: Kinds = EVERY) -> keras.Model:
     Raises:
         InputError: a layer that cannot be copied, or a wrapper within a layer of the user's own.
     """
-    values: dict[int, list[np.ndarray]] = {}
+    values: dict[int, list[np.ndarray] | dict[str, np.ndarray]] = {}
 
     def unwrap(layer: keras.layers.Layer) -> keras.layers.Layer:
         values[id(layer)] = layer.get_weights()
@@ -75,12 +75,13 @@ def unwrapped_copy(model: keras.Model, kinds: Kinds = EVERY) -> keras.Model:
             fix="take it off in the code of that layer, and copy the weights",
         )
     for layer, new in pairs:
-        new.set_weights(values[id(layer)])
+        found = values[id(layer)]
+        new.set_weights([found[_short(w)] for w in new.weights] if isinstance(found, dict) else found)
     return plain
 
 
-def _content(wrapper: keras.layers.Layer) -> tuple[keras.layers.Layer, list[np.ndarray]]:
-    """An unbuilt copy of the layer in a wrapper, and the weights that it computes with."""
+def _content(wrapper: keras.layers.Layer) -> tuple[keras.layers.Layer, list[np.ndarray] | dict[str, np.ndarray]]:
+    """An unbuilt copy of the layer in a wrapper, and the weights that it computes with, in order or by name."""
     if isinstance(wrapper, LayerWrapper):
         return copy_layer(wrapper.layer), wrapper.plain_weights()
     if isinstance(wrapper, QuantizeLayer):
@@ -90,7 +91,9 @@ def _content(wrapper: keras.layers.Layer) -> tuple[keras.layers.Layer, list[np.n
         masks = {id(weight): mask.numpy() for weight, mask, _ in wrapper.pruning_vars}
         return copy_layer(inner), [w.numpy() * masks.get(id(w), 1) for w in inner.weights]
     if isinstance(wrapper, QuantizeWrapper):
-        return _copy_quantized(inner), _in_order(inner, [w for w, _, _ in wrapper._weight_vars])
+        # tfmot takes the kernels off the layer and keeps them in the wrapper, in an order of its own
+        weights = [*inner.weights, *(w for w, _, _ in wrapper._weight_vars)]
+        return _copy_quantized(inner), {_short(w): w.numpy() for w in weights}
     if isinstance(wrapper, ClusterWeights):
         if isinstance(inner, keras.layers.MultiHeadAttention):
             raise InputError(
@@ -118,10 +121,5 @@ def _copy_quantized(layer: keras.layers.Layer) -> keras.layers.Layer:
     return type(layer).from_config(config)
 
 
-def _in_order(layer: keras.layers.Layer, kernels: list[Any]) -> list[np.ndarray]:
-    """The weights of a layer in its own order: tfmot takes the kernels off it, and keeps them in the wrapper."""
-    mine = [w for w in layer.weights if not any(w is k for k in kernels)]
-    pool = {w.name.rsplit("/", 1)[-1]: w.numpy() for w in [*mine, *kernels]}
-    fresh = _copy_quantized(layer)
-    fresh.build_from_config(layer.get_build_config())
-    return [pool[w.name.rsplit("/", 1)[-1]] for w in fresh.weights]
+def _short(weight: Any) -> str:
+    return weight.name.rsplit("/", 1)[-1]
