@@ -127,14 +127,14 @@ def save_model(model: keras.Model, path: str | os.PathLike[str]) -> Path:
     """Writes a .keras file of tf_keras, whole or not at all; returns its path.
 
     Args:
-        model: of tf_keras, with its wrappers where it has some; or of Keras 3, whose tf_keras twin is written.
+        model: of tf_keras, with its wrappers where it has some; a subclassed one is written as its graph, one of Keras 3
+            as its tf_keras twin, so that the file loads without their code.
         path: of the file, *.keras.
 
     Raises:
         InputError: no model, the folder cannot be written, or the name ends otherwise.
     """
-    if not isinstance(model, keras.Model):
-        model = as_tf_keras(model)
+    model = as_tf_keras(model, refuse=())
     path = Path(path)
     if path.suffix != ".keras":
         raise InputError(f"{path} does not end in .keras.", expected="a .keras file", fix=f"write {path.stem}.keras")
