@@ -127,8 +127,8 @@ def save_model(model: keras.Model, path: str | os.PathLike[str]) -> Path:
     """Writes a .keras file of tf_keras, whole or not at all; returns its path.
 
     Args:
-        model: of tf_keras, with its wrappers where it has some; a subclassed one is written as its graph, one of Keras 3
-            as its tf_keras twin, so that the file loads without their code.
+        model: of tf_keras, with its wrappers where it has some; a subclassed one is written as its graph, one of Keras
+            3 as its tf_keras twin, so that the file loads without their code.
         path: of the file, *.keras.
 
     Raises:

@@ -20,6 +20,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import tensorflow_model_optimization as tfmot
 
+pytestmark = pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+
 X = np.random.default_rng(0).normal(size=(16, 6, 6, 2)).astype("float32")
 Y = np.arange(16) % 3
 
@@ -79,7 +81,7 @@ def test_what_tfmot_pruned_is_exported_as_its_stripped_model_and_loads(pruned, t
         pruned.save(tmp_path / name)
         loaded = okd.strip(okd.load_model(tmp_path / name))
         np.testing.assert_array_equal(outputs(loaded), expected)
-        assert [la.name for la in loaded.layers] == ["c1", "bn", "r", "c2", "g", "d"] or loaded.layers[1].name == "c1"
+        assert [la.name for la in loaded.layers][1:] == ["c1", "bn", "r", "c2", "g", "d"]
     assert okd.profile(pruned) == okd.profile(theirs) and okd.profile(theirs).nonzero_params < 200
     assert [r.density for r in okd.sparsity_table(pruned)] == [0.5, 0.5, 0.5]
     again = trained(okd.strip(pruned))  # the zeros stay
@@ -257,4 +259,5 @@ def test_the_tools_take_layers_of_the_users_own_from_a_file_that_is_named(tool, 
     assert okd.load_model(tmp_path / "s.keras").count_params() == 2 * 19 + 2 * 3  # Twice is registered by now
     keras.utils.get_custom_objects().pop("Twice")
     sys.modules.pop("my_layers", None)
-    assert "custom_objects" in tool("compress", "--help").stdout
+    for name in ("compress", "distill", "evaluate", "export", "sensitivity"):
+        assert "Unknown command line flag" not in tool(name, "--custom_objects=a.py:B").stderr
