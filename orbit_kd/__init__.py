@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 _WHERE = {
     "channels": ["channel_rule"],
     "clustering": ["cluster", "strip_clusters"],
+    "conversion": ["as_graph"],
     "datasets": ["Data", "load"],
     "distillation": [
         "DST",
@@ -52,7 +53,6 @@ _WHERE = {
     "search": ["smallest"],
     "sparsity": ["keep_zeros", "sparsify", "strip"],
     "sparsity_report": ["sparsity_table"],
-    "subclassed": ["as_graph"],
     "surgery": ["recalibrate_batchnorm", "remove_filters"],
 }
 # Modules with a registry, for extensions: `@okd.importance.criterion("mine")`.
@@ -64,6 +64,7 @@ __all__ = sorted(_MODULE_OF)
 if TYPE_CHECKING:  # the same names, for editors and type checkers
     from orbit_kd.channels import channel_rule
     from orbit_kd.clustering import cluster, strip_clusters
+    from orbit_kd.conversion import as_graph
     from orbit_kd.datasets import Data, load
     from orbit_kd.distillation import (
         DST,
@@ -102,7 +103,6 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from orbit_kd.search import smallest
     from orbit_kd.sparsity import keep_zeros, sparsify, strip
     from orbit_kd.sparsity_report import sparsity_table
-    from orbit_kd.subclassed import as_graph
     from orbit_kd.surgery import recalibrate_batchnorm, remove_filters
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -133,9 +134,9 @@ class ChannelGraph:
             kind = repr(symbol_of(layer)) if isinstance(layer, TFOpLambda) else type(layer).__name__
             raise InputError(
                 f"No channel rule for layer {path!r} of class {kind}.",
-                expected="a layer of: " + ", ".join(supported_layers()),
-                fix=f'register a rule with @okd.channel_rule({kind}), or keep its channels with unknown="keep" '
-                "(tools: --unknown=keep)",
+                expected=f"a layer with a rule{_like(kind)} (all: orbit_kd.channels.supported_layers())",
+                fix='keep its channels with unknown="keep" (tools: --unknown=keep), or register a rule with '
+                f"@okd.channel_rule({kind})",
             )
         return rule or (lambda call: call.keep_all(f"no channel rule for {type(layer).__name__}"))
 
@@ -192,6 +193,12 @@ class ChannelGraph:
             return 0
         named = {id(getattr(record.layer, name)) for name in record.weights}
         return sum(math.prod(v.shape) for v in record.layer.weights if id(v) not in named)
+
+
+def _like(kind: str) -> str:
+    """The names with a rule that come nearest to one without."""
+    near = difflib.get_close_matches(kind.strip("'"), supported_layers(), n=3)
+    return f", such as {', '.join(near)}" if near else ""
 
 
 def _components(n: int, pairs: Iterable[tuple[Ids, Ids]]) -> np.ndarray:

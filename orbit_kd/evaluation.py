@@ -118,8 +118,8 @@ def evaluate(
     Args:
         artifacts: exported files of the student, as `export` returns them, or paths.
         test: batches (x, y) as for `logits`.
-        teacher: a tf_keras model, which is exported to "tflite_float32" and measured there; or that file (an Artifact
-            or a path); or None, which leaves the comparison out.
+        teacher: a model of tf_keras or Keras 3, which is exported to "tflite_float32" and measured there; or that file
+            (an Artifact or a path); or None, which leaves the comparison out.
         teacher_artifacts: further files of the teacher. A student's file is timed against the teacher's file of the
             same target.
         class_names: for the report.

@@ -9,6 +9,7 @@ import tf_keras as keras
 
 from orbit_kd import budgets
 from orbit_kd.channel_graph import ChannelGraph
+from orbit_kd.conversion import as_tf_keras
 from orbit_kd.datasets.batches import as_batches, inputs_of
 from orbit_kd.errors import InputError
 from orbit_kd.outputs import compiled_loss
@@ -53,6 +54,7 @@ def remove_in_rounds(
     Raises:
         InputError: as `plan_removal`; fewer than one round.
     """
+    model = as_tf_keras(model)
     if rounds < 1:
         raise InputError(f"rounds={rounds!r}.", expected="at least 1", fix="use for example rounds=4")
     given = {name: how.pop(name) for name in list(how) if budgets.is_budget(name)}

@@ -61,7 +61,7 @@ def code_in(config: Any, known: tuple[str, ...] = ()) -> list[str]:
 
     Args:
         config: a JSON value from `read_config`.
-        known: class names that the caller supplies and so vouches for.
+        known: class names that the caller supplies, or has registered with Keras, and so vouches for.
 
     Returns:
         One short description each; empty where all is plain layers.
@@ -75,7 +75,7 @@ def _findings(node: Any, known: tuple[str, ...]) -> Iterator[str]:
         inner = node.get("config")
         if name in ("Lambda", "__lambda__") or node.get("function_type") == "lambda":
             yield "a Lambda layer"
-        elif isinstance(module, str) and name not in known:
+        elif isinstance(module, str) and name not in known and node.get("registered_name") not in known:
             if module == "builtins" and name == "function":
                 if not _keras_function(inner):
                     yield f"function {inner!r}"

@@ -13,6 +13,7 @@ import tf_keras as keras
 
 from orbit_kd import automatic, budgets
 from orbit_kd.channel_graph import ChannelGraph
+from orbit_kd.conversion import as_tf_keras
 from orbit_kd.datasets import Data
 from orbit_kd.distillation import cache_teacher
 from orbit_kd.errors import InputError
@@ -73,7 +74,8 @@ def compress(
     Raises:
         InputError: bad settings, data that do not fit the teacher, an unwritable folder, a loss that is not finite.
     """
-    teacher, asked, augment = load_model(teacher), recipe or Recipe(), augment or Augment()
+    teacher = as_tf_keras(load_model(teacher), name="teacher")
+    asked, augment = recipe or Recipe(), augment or Augment()
     recipe = asked
     _check(teacher, data, recipe)
     if not _automatic(recipe):

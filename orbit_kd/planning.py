@@ -14,6 +14,7 @@ import tf_keras as keras
 
 from orbit_kd import budgets, importance
 from orbit_kd.channel_graph import ChannelGraph, Group
+from orbit_kd.conversion import as_tf_keras
 from orbit_kd.errors import InputError
 from orbit_kd.graph import matches
 
@@ -173,6 +174,7 @@ def plan_removal(
         InputError: a ratio outside [0, 1), an unknown criterion, layer or budget, a budget that cannot be met (with the
             smallest value that can), or a model without a layer graph.
     """
+    model = as_tf_keras(model)
     if scope not in ("local", "global"):
         raise InputError(f"scope={scope!r}.", expected='"local" or "global"', fix="choose one of the two")
     importance.criteria.get(criterion)

@@ -10,7 +10,9 @@ import tf_keras as keras
 
 from orbit_kd.channel_graph import ChannelGraph
 from orbit_kd.channels import Channels
+from orbit_kd.conversion import as_tf_keras
 from orbit_kd.text_table import aligned
+from orbit_kd.wrapped_models import unwrapped_copy, wrappers_in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,11 +63,15 @@ def profile(model: keras.Model) -> Profile:
     """The costs of a model, from its layers and shapes; the exported file's own figures come from `evaluate`.
 
     Args:
-        model: a Functional or Sequential model. Layers without a channel rule count no MACs.
+        model: a Functional or Sequential model. Layers without a channel rule count no MACs; wrappers (sparsity,
+            clustering, quantization, tfmot's) are looked through, so that the figures are those after `okd.strip`.
 
     Raises:
         InputError: the model has no layer graph.
     """
+    model = as_tf_keras(model, refuse=())
+    if wrappers_in(model):
+        model = unwrapped_copy(model)
     graph = ChannelGraph(model, unknown="keep")
     stays, rows = graph.all_stay(), []
     outputs = {path: out for _, out, path in reversed(graph.steps)}

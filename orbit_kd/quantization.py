@@ -19,15 +19,17 @@ from typing import Any
 import numpy as np
 import tf_keras as keras
 
+from orbit_kd.conversion import as_tf_keras
 from orbit_kd.datasets.batches import inputs_of
 from orbit_kd.errors import InputError
 from orbit_kd.exporters.keras_source import calibration_sample
-from orbit_kd.layer_wrappers import QuantizeWrapper, inner_layer, is_wrapped, unwrapped_copy
+from orbit_kd.layer_wrappers import inner_layer
 from orbit_kd.quantization_layers import KERNELS, QuantizedLayer, observing
 from orbit_kd.quantization_placement import PASS_ON, has_fixed_range, place
 from orbit_kd.sparsity import keep_zeros
-from orbit_kd.sparsity_models import check_model, copy_layer, named_layers, rebuild
+from orbit_kd.sparsity_models import copy_layer, named_layers, rebuild
 from orbit_kd.text_table import aligned
+from orbit_kd.wrapped_models import CLUSTERED, QUANTIZED, SPARSE, refuse_wrapped, unwrapped_copy, wrappers_in
 
 __all__ = ["QuantizationRow", "QuantizationTable", "quantize_aware", "quantize_table", "strip_quantization"]
 
@@ -59,9 +61,8 @@ def quantize_aware(model: keras.Model, *, calibration: Any = None, samples: int 
     Raises:
         InputError: a model that cannot be copied, is sparse-wrapped or quantized already, or has no kernel to quantize.
     """
-    check_model(model)
+    model = as_tf_keras(model)
     layers = dict(named_layers(model))
-    _refuse_wrapped(layers)
     if not any(type(layer) in (*KERNELS, keras.layers.SeparableConv2D) for layer in layers.values()):
         raise InputError(
             f"The model {model.name!r} has no layer whose kernel int8 arithmetic knows.",
@@ -88,19 +89,20 @@ def quantize_aware(model: keras.Model, *, calibration: Any = None, samples: int 
 def strip_quantization(quantized: keras.Model) -> keras.Model:
     """The plain float model behind a quantization-aware one: the trained weights, no wrappers, no rounding.
 
-    Zeros stay zero in further training, as after `okd.strip`. A SeparableConv2D stays split in two. Not compiled.
+    Models of tfmot's `quantize_model` are taken too; their input quantizer becomes a layer that does nothing. Zeros
+    stay zero in further training, as after `okd.strip`. A SeparableConv2D stays split in two. Not compiled.
 
     Raises:
         InputError: the model is not of `quantize_aware`.
     """
-    check_model(quantized)
-    if not any(isinstance(layer, QuantizedLayer) for _, layer in named_layers(quantized)):
+    quantized = as_tf_keras(quantized, name="quantized", refuse=SPARSE + CLUSTERED)
+    if not wrappers_in(quantized, QUANTIZED):
         raise InputError(
             f"The model {quantized.name!r} is not quantization-aware.",
             expected="a model of okd.quantize_aware",
             fix="use it as it is",
         )
-    return keep_zeros(unwrapped_copy(quantized, QuantizedLayer))
+    return keep_zeros(unwrapped_copy(quantized, QUANTIZED))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +150,9 @@ def quantize_table(model: keras.Model) -> QuantizationTable:
     Raises:
         InputError: the model has no layers that can be looked at.
     """
-    check_model(model)
+    model = as_tf_keras(model, refuse=SPARSE + CLUSTERED)
+    if not all(isinstance(layer, QuantizedLayer) for layer in wrappers_in(model)):
+        refuse_wrapped(model)
     return QuantizationTable(
         tuple(
             _row(name, layer) for name, layer in named_layers(model) if not isinstance(layer, keras.layers.InputLayer)
@@ -175,22 +179,6 @@ def _why_no_output(layer: keras.layers.Layer) -> str:
     if isinstance(layer, PASS_ON):
         return "its output has the scale of its input"
     return "its output has a fixed scale" if has_fixed_range(layer) else ""
-
-
-def _refuse_wrapped(layers: dict[str, keras.layers.Layer]) -> None:
-    for name, layer in layers.items():
-        if isinstance(layer, QuantizeWrapper):
-            raise InputError(
-                f"The model is quantization-aware already (layer {name!r}).",
-                expected="a plain model",
-                fix="train it as it is, or start from the model it was made of",
-            )
-        if isinstance(layer, keras.layers.Wrapper) and is_wrapped(layer):
-            raise InputError(
-                f"The layer {name!r} is wrapped by {type(layer).__name__}.",
-                expected="a plain model",
-                fix="strip it first: quantize_aware(okd.strip(sparse)), or okd.strip_clusters(clustered)",
-            )
 
 
 def _split_separable(model: keras.Model) -> keras.Model:

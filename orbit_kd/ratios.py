@@ -11,6 +11,7 @@ import tf_keras as keras
 
 from orbit_kd import budgets
 from orbit_kd.channel_graph import ChannelGraph, Group
+from orbit_kd.conversion import as_tf_keras
 from orbit_kd.errors import InputError
 from orbit_kd.layer_wrappers import KernelRule, kernel_rule
 from orbit_kd.scan import Curve, Scan
@@ -47,7 +48,7 @@ def ratios_for(
     Raises:
         InputError: a scan of weights or of another model, no budget, one that no ratio within the scan meets.
     """
-    graph = ChannelGraph(model, unknown=unknown)
+    graph = ChannelGraph(as_tf_keras(model), unknown=unknown)
     limits = budgets.limits(graph, budget)
     groups = _scanned_groups(graph, scan)
     if not limits:
@@ -97,7 +98,7 @@ def hybrid_for(
     Raises:
         InputError: scans of something else, or a budget that nothing within the scans meets.
     """
-    graph = ChannelGraph(model, unknown=unknown)
+    graph = ChannelGraph(as_tf_keras(model), unknown=unknown)
     groups = _scanned_groups(graph, scan)
     kernels = _kernels(graph)
     if weights.of != "weights" or not {c.name for c in weights.curves} <= {r.path for r in graph.layers.values()}:

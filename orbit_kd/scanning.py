@@ -19,6 +19,7 @@ import numpy as np
 import tf_keras as keras
 
 from orbit_kd.channel_graph import ChannelGraph, Group
+from orbit_kd.conversion import as_tf_keras
 from orbit_kd.errors import InputError
 from orbit_kd.files import write_file
 from orbit_kd.importance import Scorer
@@ -87,6 +88,7 @@ def sensitivity(
         InputError: bad ratios or options, an excluded layer that is not there, no data, labels that are no classes of
             this network, a network that is no classifier.
     """
+    model = as_tf_keras(model)
     if of not in ("filters", "weights"):
         raise InputError(f"of={of!r}.", expected='"filters" or "weights"', fix="choose one of the two")
     ratios = sorted(float(r) for r in ratios)

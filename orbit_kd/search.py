@@ -21,6 +21,7 @@ import numpy as np
 import tf_keras as keras
 
 from orbit_kd.channel_graph import ChannelGraph
+from orbit_kd.conversion import as_tf_keras
 from orbit_kd.datasets.batches import as_batches, inputs_of
 from orbit_kd.errors import InputError
 from orbit_kd.files import write_file
@@ -139,6 +140,7 @@ def smallest(
     Raises:
         InputError: an impossible max_drop, epochs that do not grow, and what `sensitivity` raises.
     """
+    teacher = as_tf_keras(teacher, name="teacher")
     if not 0 <= max_drop < 1:
         raise InputError(
             f"max_drop={max_drop!r}.",

@@ -94,26 +94,6 @@ def resolve(names: Iterable[str], layers: Mapping[str, keras.layers.Layer], opti
     return found
 
 
-def check_model(model: keras.Model) -> None:
-    """Raises InputError where `model` is not a built Functional or Sequential tf_keras model."""
-    if not isinstance(model, keras.Model):
-        raise InputError(
-            f"A {type(model).__module__.split('.')[0]} {type(model).__name__} is no tf_keras model.",
-            expected="a tf_keras Functional or Sequential model",
-            fix="load it with okd.load_model, which converts Keras 3 models",
-        )
-    if not is_graph(model):
-        raise InputError(
-            f"{type(model).__name__} is a subclassed model, whose layers cannot be copied one by one.",
-            expected="a Functional or Sequential model",
-            fix="build it with the functional API, or take its graph: okd.as_graph(model)",
-        )
-    if not model.built:
-        raise InputError(
-            "The model is not built.", expected="a model with weights", fix="call model.build(input_shape)"
-        )
-
-
 def has_matrix(layer: keras.layers.Layer) -> bool:
     """Whether a layer has weights that could be a kernel: of two axes or more."""
     return any(w.shape.rank >= 2 for w in layer.weights)

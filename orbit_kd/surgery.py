@@ -11,10 +11,13 @@ import tf_keras as keras
 
 from orbit_kd.channel_graph import ChannelGraph
 from orbit_kd.channels import Channels, Ids, Kept, Layer
+from orbit_kd.conversion import as_tf_keras
 from orbit_kd.datasets.batches import as_batches, in_order, inputs_of
+from orbit_kd.errors import InputError
 from orbit_kd.graph import replay, require_graph, walk
 from orbit_kd.planning import RemovalPlan
 from orbit_kd.tracing import traced
+from orbit_kd.wrapped_models import refuse_wrapped
 
 
 def remove_filters(model: keras.Model, plan: RemovalPlan) -> keras.Model:
@@ -30,7 +33,7 @@ def remove_filters(model: keras.Model, plan: RemovalPlan) -> keras.Model:
     Raises:
         InputError: the plan was made for another network.
     """
-    graph = ChannelGraph(model, unknown=plan.unknown)
+    graph = ChannelGraph(as_tf_keras(model), unknown=plan.unknown)
     return rebuild(graph, plan.stays(graph))
 
 
@@ -136,17 +139,19 @@ def recalibrate_batchnorm(model: keras.Model, data: Any, *, batches: int = 50) -
     Raises:
         InputError: a model without a layer graph, no data, or such that do not fit the model.
     """
+    model = as_tf_keras(model, in_place=True, refuse=())
     require_graph(model)
     inputs = inputs_of(model)
     given = as_batches(data, what="data for BatchNormalization", endless=True, inputs=inputs)
     layers = [la for la in model._flatten_layers() if isinstance(la, keras.layers.BatchNormalization)]
+    _check_reachable(model)
     before = [(la.momentum, la.get_weights()) for la in layers]
     means: list[list[np.ndarray]] = [[] for _ in layers]
     variances: list[list[np.ndarray]] = [[] for _ in layers]
 
     @traced
     def forward(x: tf.Tensor) -> None:
-        replay(model, in_order(x, inputs), training=lambda layer: isinstance(layer, keras.layers.BatchNormalization))
+        replay(model, in_order(x, inputs), training=_normalizes)
 
     try:
         for la in layers:
@@ -167,3 +172,22 @@ def recalibrate_batchnorm(model: keras.Model, data: Any, *, batches: int = 50) -
         if mean:  # the variance of all images is that within the batches plus that of the batch means
             la.moving_mean.assign(np.mean(mean, 0))
             la.moving_variance.assign(np.mean(variance, 0) + np.var(mean, 0))
+
+
+def _normalizes(layer: keras.layers.Layer) -> bool:
+    inner = layer.layer if isinstance(layer, keras.layers.TimeDistributed) else layer
+    return isinstance(inner, keras.layers.BatchNormalization)
+
+
+def _check_reachable(model: keras.Model) -> None:
+    """Raises InputError for a BatchNormalization within a layer, which no graph calls: it would silently stay."""
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.Model) or _normalizes(layer):
+            continue
+        if any(_normalizes(inner) for inner in layer._flatten_layers(include_self=False)):
+            refuse_wrapped(model)
+            raise InputError(
+                f"A BatchNormalization is within the layer {layer.name!r}, which calls it.",
+                expected="BatchNormalization as a layer of the model, whose mode can be set alone",
+                fix="build the network without that layer, or let some epochs of training mend the statistics",
+            )

@@ -661,8 +661,8 @@ def other_classes():
     ("build", "words"),
     [
         (lambda: Distiller(network(), teacher=other_classes()), "differ"),
-        (lambda: Distiller("student", teacher=network()), "no tf_keras model"),
-        (lambda: Distiller(network(), teacher=3), "no tf_keras model"),
+        (lambda: Distiller("student", teacher=network()), "is a path"),
+        (lambda: Distiller(network(), teacher=3), r"builtins\.int was given as teacher"),
         (lambda: Distiller(network(), teacher=network(), losses=["logit"]), "logits"),
         (lambda: Distiller(network(), teacher=network(), losses=[3]), "no distillation loss"),
         (lambda: Distiller(network(), teacher=network(), alpha=1.5), r"\[0, 1\]"),

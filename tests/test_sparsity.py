@@ -646,18 +646,14 @@ def test_a_stripped_file_is_plain_keras_and_keep_zeros_holds_it(tmp_path):
 
 
 def test_bad_models_are_refused():
-    import keras as keras3
-
     class Subclassed(keras.Model):
         pass
 
-    with pytest.raises(InputError, match="no tf_keras model"):
-        sparsify(keras3.Sequential([keras3.layers.Input((8,)), keras3.layers.Dense(4)]), "2:4")
     with pytest.raises(InputError, match="subclassed"):
         sparsify(Subclassed(), "2:4")
     with pytest.raises(InputError, match="not built"):
         sparsify(keras.Sequential([L.Dense(4)]), "2:4")
-    with pytest.raises(InputError, match="already"):
+    with pytest.raises(InputError, match=r"strip it first: okd\.strip\(model\)"):
         sparsify(sparsify(small(), "2:4"), "1:4")
     with pytest.raises(InputError, match="3 input channels, fewer than a group"):
         sparsify(keras.Sequential([L.Input((3,)), L.Dense(4)]), "2:4")
@@ -739,5 +735,5 @@ def test_models_of_later_stages_are_refused_with_the_function_that_unwraps_them(
     model = keras.Model(image, keras.layers.Dense(2)(keras.layers.Flatten()(keras.layers.Conv2D(8, 3)(image))))
     later = getattr(okd, wrap)(model)
     for function in (okd.strip, lambda m: okd.sparsify(m, "2:4")):
-        with pytest.raises(InputError, match="strip_quantization"):
+        with pytest.raises(InputError, match="strip_quantization" if wrap == "quantize_aware" else "strip_clusters"):
             function(later)

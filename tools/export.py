@@ -14,7 +14,7 @@ from typing import Any
 from absl import flags
 
 from orbit_kd.errors import InputError
-from orbit_kd_tools.common import FLAGS, define_data, load_data, required, run
+from orbit_kd_tools.common import FLAGS, define_data, load, load_data, required, run
 
 flags.DEFINE_string(
     "model", None, "A .keras or .h5 file or a SavedModel folder; a .tflite file for targets made of one."
@@ -35,13 +35,12 @@ def main() -> None:
 
     from orbit_kd.exporters import export_all, find
     from orbit_kd.exporters.metadata import note
-    from orbit_kd.model_io import load_model
 
     options = given_options([find(target)[0].write for target in FLAGS.targets])
     if FLAGS.model.endswith(".tflite"):  # its ranges are set; an image of the data, where given, is the golden input
         model, calibrate = FLAGS.model, bool(FLAGS.data or FLAGS.data_dir)
     else:
-        model = load_model(FLAGS.model, trust_code=FLAGS.trust_model_code)
+        model = load(FLAGS.model)
         calibrate = not set(FLAGS.targets) <= _NO_DATA
     data = load_data() if calibrate else None
     if data and not isinstance(model, str):  # a file keeps the note it has

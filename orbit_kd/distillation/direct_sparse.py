@@ -9,6 +9,7 @@ from typing import Any
 
 import tf_keras as keras
 
+from orbit_kd.conversion import as_tf_keras
 from orbit_kd.datasets.fit_input import for_fit
 from orbit_kd.distillation.distiller import Distiller
 from orbit_kd.distillation.losses import Losses, chosen
@@ -51,6 +52,8 @@ class DST:
         InputError: as `sparsify` and `Distiller`, at once and not after hours.
     """
 
+    network_behind = "dst.student"
+
     def __init__(
         self,
         student: keras.Model,
@@ -64,6 +67,7 @@ class DST:
         losses: Losses | None = None,
         alpha: Number = 0.8,
     ) -> None:
+        student = as_tf_keras(student, name="student", in_place=True)
         self.dense, self.teacher, self.alpha = student, teacher, alpha
         self._how: dict[str, Any] = {
             "pattern": pattern,

@@ -11,6 +11,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 import orbit_kd.distillation.feature_losses  # noqa: F401  registers its losses
+from orbit_kd.conversion import as_tf_keras
 from orbit_kd.datasets.batches import inputs_of
 from orbit_kd.datasets.fit_input import for_fit
 from orbit_kd.distillation.cache import TeacherCache
@@ -65,8 +66,11 @@ class Distiller(keras.Model):
         name: of this model.
 
     Raises:
-        InputError: a bad argument; teacher and student outputs that do not agree.
+        InputError: a bad argument; teacher and student outputs that do not agree; a Keras 3 student (a teacher of Keras
+            3 is taken).
     """
+
+    network_behind = "distiller.student"
 
     def __init__(
         self,
@@ -78,6 +82,7 @@ class Distiller(keras.Model):
         teacher_weights: Sequence[float] | None = None,
         name: str = "distiller",
     ) -> None:
+        student = as_tf_keras(student, name="student", graph=False, in_place=True, refuse=())
         # autocast would round float32 inputs before the student decides about them; the policy is only there so that
         # `compile` puts a LossScaleOptimizer around the optimizer of a float16 student
         super().__init__(name=name, dtype=_policy(student), autocast=False)
@@ -415,11 +420,5 @@ def _check_labels(train: Any, validation: Any) -> None:
 
 
 def _policy(student: keras.Model) -> keras.mixed_precision.Policy:
-    if not isinstance(student, keras.Model):
-        raise InputError(
-            f"student={student!r} is no tf_keras model.",
-            expected="a tf_keras model",
-            fix="load it with okd.load_model(path), which also converts Keras 3 models",
-        )
     names = {m.dtype_policy.name for m in student.submodules if isinstance(m, keras.layers.Layer)}
     return keras.mixed_precision.Policy("mixed_float16" if "mixed_float16" in names else "float32")

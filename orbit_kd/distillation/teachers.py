@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
+from orbit_kd.conversion import as_tf_keras
 from orbit_kd.distillation.features import find_layer, recording
 from orbit_kd.errors import InputError
 from orbit_kd.heads import heads, logits_of, output_names
@@ -49,13 +50,10 @@ class Teachers:
     """
 
     def __init__(self, models: keras.Model | Sequence[keras.Model], *, weights: Sequence[float] | None = None) -> None:
-        self.models: list[Any] = list(models) if isinstance(models, (list, tuple)) else [models]
-        if not self.models or not all(isinstance(m, keras.Model) for m in self.models):
-            raise InputError(
-                f"teacher={models!r} is no tf_keras model.",
-                expected="a tf_keras model, or a list of them",
-                fix="load it with okd.load_model(path), which also converts Keras 3 models",
-            )
+        given = list(models) if isinstance(models, (list, tuple)) else [models]
+        if not given:
+            raise InputError("There is no teacher in the list.", expected="at least one model", fix="give one")
+        self.models: list[Any] = [as_tf_keras(m, name="teacher", graph=False, refuse=()) for m in given]
         chosen = [1.0] * len(self.models) if weights is None else [float(w) for w in weights]
         if len(chosen) != len(self.models) or min(chosen) < 0 or sum(chosen) <= 0:
             raise InputError(

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from orbit_kd.conversion import to_export
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import (  # noqa: F401  each files its targets
     c_array,
@@ -58,8 +59,9 @@ def export(
     """Writes `model` in the format `target`.
 
     Args:
-        model: a tf_keras model with one input, (batch, ...) float32; it is not changed. Targets that are made of
-            a .tflite file ("c_array", "vela", ...) also take that file, or its Artifact.
+        model: a model of tf_keras or Keras 3 with one input, (batch, ...) float32; it is not changed. Wrappers of
+            sparsity and clustering are taken off a copy. Targets that are made of a .tflite file ("c_array", "vela",
+            ...) also take that file, or its Artifact.
         target: a name in `targets`: "tflite_float32", "tflite_int8", "c_array", ...; with a variant where the target
             has some: "vela:ethos-u85-256".
         path: the file to write; folders are made.
@@ -71,6 +73,8 @@ def export(
         InputError: unknown target or option; missing or unusable calibration data; a path that cannot be written.
     """
     form, variant = find(target)
+    if not (form.made_of and isinstance(model, (Artifact, str, os.PathLike))):
+        model = to_export(model, quantized="tflite_int8" in (target, form.made_of))
     arguments = dict(options, path=path, calibration=calibration) | ({"variant": variant} if variant else {})
     known = inspect.signature(form.write).parameters
     unknown = [name for name in options if name not in known]
