@@ -60,6 +60,7 @@ _IMPLIED: dict[str, tuple[Any, ...]] = {
     "zero_output_for_mask": (False,),
     "use_gate": (False,),
     "factor": (1.0,),
+    "axis": (-1, [-1]),
 }
 _ACTIVATIONS_OF_BOTH = (
     "linear", "relu", "softmax", "sigmoid", "tanh", "elu", "selu", "softplus", "softsign", "exponential", "gelu",
@@ -137,7 +138,7 @@ def _config(layer: Any, cls: type) -> dict[str, Any]:
     known = {"name", "trainable"} | {
         p
         for c in cls.__mro__
-        if c.__module__.startswith("tf_keras") and "__init__" in vars(c)
+        if c.__module__.startswith(("tf_keras", "orbit_kd")) and "__init__" in vars(c)
         for p in inspect.signature(vars(c)["__init__"]).parameters
     }
     if issubclass(cls, layers.RNN):
@@ -273,13 +274,7 @@ def random_crop(layer: Any, twin: Twin) -> Callable[..., Any]:
 @builder("RMSNormalization")
 def rms_normalization(layer: Any, twin: Twin) -> Callable[..., Any]:
     """A layer of our own."""
-    if np.ravel(layer.axis).tolist() != [-1]:
-        raise InputError(
-            f"Layer {layer.name!r} (RMSNormalization) has axis={layer.axis}.",
-            expected="axis=-1",
-            fix="use a LayerNormalization, which takes any axis",
-        )
-    ours = RMSNormalization(layer.epsilon, **_common(layer, RMSNormalization, "axis", "epsilon"))
+    ours = RMSNormalization(**_config(layer, RMSNormalization))
     twin.pairs.append((layer, ours))
     return ours
 

@@ -1,6 +1,6 @@
 """Optimizers, schedules, losses and metrics of Keras 3 (`tf.keras` on TensorFlow >= 2.16) as those of tf_keras.
 
-Training here runs on tf_keras, which takes no object of Keras 3. What has an equal of the same name is made anew from its
+Training here runs on tf_keras, which takes no object of Keras 3. What has an equal of that name is made anew from its
 configuration; what has none is refused by name, and so are callbacks, which hold a model and have no configuration.
 """
 
@@ -63,11 +63,13 @@ def to_tf_keras(value: Any) -> Any:
         return ours
     if place == "optimizers" and int(value.iterations) > 0:
         raise InputError(
-            f"The Keras 3 optimizer {name} has trained {int(value.iterations)} steps, which tf_keras cannot go on from.",
+            f"The Keras 3 optimizer {name} has trained {int(value.iterations)} steps, and its state cannot be taken.",
             expected="a fresh optimizer",
             fix=f"give tf_keras.optimizers.{name}(...), or a new keras.optimizers.{name}(...)",
         )
-    return _anew(name, ours, value.get_config())
+    # Huber of Keras 3.15 leaves its delta out of its configuration
+    left_out = {k: v for k, v in getattr(value, "_fn_kwargs", {}).items() if k in inspect.signature(ours).parameters}
+    return _anew(name, ours, {**value.get_config(), **left_out})
 
 
 def _module(value: Any) -> str:

@@ -175,7 +175,6 @@ _OTHERS: dict[str, Callable[..., Any]] = {
     "DepthToSpace": lambda op, x: tf.nn.depth_to_space(x, op.block_size),
     "Elu": lambda op, x: _elu(x, op.alpha),
     "Gelu": lambda op, x: tf.nn.gelu(x, approximate=op.approximate),
-    "GetItem": lambda op, x, key: x[key],
     "Glu": lambda op, x: _glu(x, op.axis),
     "LeakyRelu": lambda op, x: tf.nn.leaky_relu(x, alpha=op.negative_slope),
     "LogSoftmax": lambda op, x: tf.nn.log_softmax(x, axis=op.axis),
@@ -229,6 +228,17 @@ def _extreme(function: Callable[..., Any], op: Any, x: Any) -> Any:
     _plain(op.axis is not None, op, "axis=None")
     found = function(x, op.axis, output_type=tf.int32)
     return tf.expand_dims(found, op.axis) if op.keepdims else found
+
+
+@operation("GetItem")
+def get_item(op: Any, x: Any, key: Any) -> Any:
+    """A slice; an ellipsis is spelled out, for Keras cannot save one."""
+    items = list(key) if isinstance(key, tuple) else [key]
+    at = next((i for i, item in enumerate(items) if item is Ellipsis), None)
+    if at is not None:
+        used = sum(item is not None and item is not Ellipsis for item in items)
+        items[at : at + 1] = [slice(None)] * (_rank(x) - used)
+    return x[tuple(items)]
 
 
 @operation("Clip")
