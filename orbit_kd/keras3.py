@@ -15,6 +15,8 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+import orbit_kd.keras3_array_operations
+import orbit_kd.keras3_builders  # noqa: F401  registers its layers
 from orbit_kd.errors import InputError
 from orbit_kd.keras3_check import OutputCheck, Triple
 from orbit_kd.keras3_layers import build_layer, copy_weights

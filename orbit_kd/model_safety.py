@@ -11,7 +11,7 @@ from typing import Any
 _OWN_MODULES = ("keras", "tf_keras", "tensorflow_model_optimization", "orbit_kd")
 _OPS_BEYOND_ARITHMETIC = ("io.", "raw_ops.", "py_function", "numpy_function", "load_", "compat.v1.", "autograph.")
 # the names that Keras writes for tf.transpose and others, which call their older forms
-_HARMLESS = {f"compat.v1.{name}" for name in ("gather", "pad", "squeeze", "transpose")}
+_HARMLESS = {f"compat.v1.{name}" for name in ("floor_div", "gather", "pad", "squeeze", "transpose")}
 
 
 def read_config(path: Path) -> tuple[list[Any], str]:

@@ -248,11 +248,15 @@ def test_operations_on_images(call):
     equal(applied(call, (8, 8, 3)))
 
 
-def test_options_without_a_twin_are_refused():
+def test_options_without_a_twin_are_refused_and_an_operation_can_be_added(monkeypatch):
     with pytest.raises(InputError, match="pad_to_aspect_ratio"):
         from_keras3(applied(lambda x: ops.image.resize(x, (5, 4), pad_to_aspect_ratio=True), (8, 8, 3)))
-    with pytest.raises(InputError, match="Argsort"):
+    with pytest.raises(InputError, match="Argsort") as error:
         from_keras3(applied(lambda x: ops.argsort(x, axis=1), SEQUENCE))
+    assert "keras3_operations.OPERATIONS" in error.value.fix
+    monkeypatch.setattr(OPERATIONS, "_items", dict(OPERATIONS._items))
+    OPERATIONS.register("Argsort")(lambda op, x: tf.argsort(x, op.axis))
+    equal(applied(lambda x: ops.argsort(x, axis=1), SEQUENCE))
 
 
 @pytest.mark.parametrize(
