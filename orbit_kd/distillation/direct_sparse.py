@@ -16,6 +16,7 @@ from orbit_kd.distillation.losses import Losses, chosen
 from orbit_kd.distillation.resume import Resume
 from orbit_kd.distillation.schedules import Number
 from orbit_kd.errors import InputError
+from orbit_kd.keras3_objects import to_tf_keras
 from orbit_kd.sparsity import sparsify, strip
 
 
@@ -96,8 +97,8 @@ class DST:
 
     def compile(self, optimizer: Any = "adam", **options: Any) -> None:
         """As `keras.Model.compile`; each stage starts with a fresh copy of the optimizer and its schedule."""
-        self._optimizer = keras.optimizers.serialize(keras.optimizers.get(optimizer))
-        self._compiled = options
+        self._optimizer = keras.optimizers.serialize(keras.optimizers.get(to_tf_keras(optimizer)))
+        self._compiled = to_tf_keras(options)
 
     def fit(
         self,

@@ -28,6 +28,7 @@ from orbit_kd.distillation.terms import feature_term, logits_term, masked
 from orbit_kd.distillation.workers import own_batches, place, together
 from orbit_kd.errors import InputError
 from orbit_kd.heads import heads, logits_of, output_names
+from orbit_kd.keras3_objects import to_tf_keras
 from orbit_kd.labels import check_alike
 from orbit_kd.outputs import of_output
 
@@ -196,6 +197,23 @@ class Distiller(keras.Model):
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         return self.student(inputs, training=training)
 
+    def compile(
+        self,
+        optimizer: Any = "rmsprop",
+        loss: Any = None,
+        metrics: Any = None,
+        loss_weights: Any = None,
+        weighted_metrics: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """As `keras.Model.compile`; optimizers, schedules, losses and metrics of Keras 3 become those of tf_keras.
+
+        Raises:
+            InputError: an object of Keras 3 that tf_keras has no equal of.
+        """
+        optimizer, loss, metrics, weighted_metrics = map(to_tf_keras, (optimizer, loss, metrics, weighted_metrics))
+        super().compile(optimizer, loss, metrics, loss_weights, weighted_metrics, **kwargs)
+
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
         # Keras' own tracker would count the task term alone as "loss"
@@ -268,6 +286,7 @@ class Distiller(keras.Model):
 
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.evaluate`, on the student alone; `x` may also be a `TeacherCache`."""
+        to_tf_keras(kwargs.get("callbacks"))  # refuses those of Keras 3
         self._untracked.testing = True
         if isinstance(x, TeacherCache):
             x = x.dataset
@@ -301,6 +320,7 @@ class Distiller(keras.Model):
         if isinstance(callbacks, keras.callbacks.CallbackList):
             return callbacks
         given = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks] if callbacks else []
+        given = to_tf_keras(given)
         resumes = [c for c in given if isinstance(c, Resume)]
         others = [c for c in given if not isinstance(c, Resume)]
         for resume in resumes:
