@@ -13,6 +13,7 @@ from orbit_kd.errors import InputError
 from orbit_kd.exporters.artifact import Artifact, target
 from orbit_kd.exporters.keras_source import calibration_images, check_finite, fixed_shape
 from orbit_kd.exporters.metadata import add_metadata
+from orbit_kd.exporters.tflite_mending import mend_scales
 from orbit_kd.files import write_file
 from orbit_kd.native_log import native_stderr
 from orbit_kd.tflite_reader import parse, read
@@ -168,7 +169,9 @@ def convert(model: Any, input_shape: tuple[int, ...] | None, settings: Callable[
                 expected="layers made of TFLite's builtin operators, with shapes known for a batch of 1",
                 fix="replace that layer; the converter's whole report is the `__cause__` of this error",
             ) from RuntimeError(f"{error}\n{log.text}")
-    return pack(parse(data))
+    file = parse(data)
+    mend_scales(file)
+    return pack(file)
 
 
 def save(
