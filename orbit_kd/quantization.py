@@ -20,6 +20,7 @@ import numpy as np
 import tf_keras as keras
 
 from orbit_kd.errors import InputError
+from orbit_kd.exporters.integer_inputs import ready_for_integers
 from orbit_kd.exporters.keras_source import calibration_sample
 from orbit_kd.layer_wrappers import QuantizeWrapper, inner_layer, is_wrapped, unwrapped_copy
 from orbit_kd.quantization_layers import KERNELS, QuantizedLayer, observing
@@ -67,7 +68,7 @@ def quantize_aware(model: keras.Model, *, calibration: Any = None, samples: int 
             expected=f"at least one of: {', '.join(sorted(kind.__name__ for kind in KERNELS))}",
             fix="quantize the model after training instead: okd.export(model, 'tflite_int8', calibration=train)",
         )
-    plain = _split_separable(model)
+    plain = _split_separable(ready_for_integers(model))
     placements = place(plain)
 
     def wrap(layer: keras.layers.Layer) -> keras.layers.Layer:

@@ -10,8 +10,11 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+
 from orbit_kd.errors import InputError
 from orbit_kd.exporters.artifact import Artifact, target
+from orbit_kd.exporters.integer_inputs import check_whole, ready_for_integers
 from orbit_kd.exporters.keras_source import calibration_images, check_finite, fixed_shape
 from orbit_kd.exporters.loops import has_loop, refuse_loops
 from orbit_kd.exporters.metadata import add_metadata
@@ -87,14 +90,18 @@ def export_int8(
     # Trained with quantization, a model brings its ranges, and the converter would not look at calibration data.
     trained = is_quantization_aware(model)
     images = None if trained else calibration_images(calibration, shape=shape, samples=samples, seed=seed)
+    if images is not None:
+        check_whole(images, model)
 
     def settings(converter: Any) -> None:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if images is not None:
-            converter.representative_dataset = lambda: ([image[None]] for image in images)
+            converter.representative_dataset = traced.calibration(images)
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         if not float_io:
-            converter.inference_input_type = converter.inference_output_type = tf.int8
+            converter.inference_output_type = tf.int8
+            if traced.function.inputs[0].dtype.is_floating:  # indices stay what they are
+                converter.inference_input_type = tf.int8
 
     if trained:
         _check_ranges(model)
@@ -150,8 +157,13 @@ class Traced:
     function: Any
     holder: Any
 
+    def calibration(self, images: np.ndarray) -> Callable[[], Iterator[list[np.ndarray]]]:
+        """What the converter takes for a representative data set."""
+        batches = images[:, None].astype(self.function.inputs[0].dtype.as_numpy_dtype)
+        return lambda: ([batch] for batch in batches)
 
-def trace(model: Any, shape: tuple[int, ...]) -> Traced:
+
+def trace(model: Any, shape: tuple[int, ...], dtype: Any = "float32") -> Traced:
     """The graph of a model with finite weights, for one image of a shape.
 
     Raises:
@@ -166,7 +178,7 @@ def trace(model: Any, shape: tuple[int, ...]) -> Traced:
     holder = tf.Module()
     holder.variables_ = list(model.variables)
     with _converting(model):
-        signature = tf.TensorSpec((1, *shape), tf.float32, name="image")
+        signature = tf.TensorSpec((1, *shape), dtype, name="image")
         return Traced(model, function.get_concrete_function(signature), holder)
 
 
@@ -176,7 +188,8 @@ def trace_for_integers(model: Any, shape: tuple[int, ...], *, target: str) -> Tr
     Raises:
         InputError: as `trace`; or a loop.
     """
-    traced = trace(model, shape)
+    ready = ready_for_integers(model)
+    traced = trace(ready, shape, ready.inputs[0].dtype)
     if has_loop(traced.function):
         refuse_loops(model, convert(traced), target=target)
     return traced

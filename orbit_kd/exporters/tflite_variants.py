@@ -13,6 +13,7 @@ import numpy as np
 
 from orbit_kd.errors import InputError
 from orbit_kd.exporters.artifact import Artifact, target
+from orbit_kd.exporters.integer_inputs import check_whole
 from orbit_kd.exporters.keras_source import calibration_images, fixed_shape
 from orbit_kd.exporters.tflite import (
     check_integers,
@@ -146,10 +147,11 @@ def export_int16x8(
     shape = fixed_shape(model, input_shape)
     traced = trace_for_integers(model, shape, target="tflite_int16x8")
     images = calibration_images(calibration, shape=shape, samples=samples, seed=seed)
+    check_whole(images, model)
 
     def settings(converter: Any) -> None:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.representative_dataset = lambda: ([image[None]] for image in images)
+        converter.representative_dataset = traced.calibration(images)
         converter.target_spec.supported_ops = [
             tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
         ]
