@@ -22,12 +22,15 @@ import tf_keras as keras
 from orbit_kd.errors import InputError
 from orbit_kd.exporters.integer_inputs import ready_for_integers
 from orbit_kd.exporters.keras_source import calibration_sample
+from orbit_kd.exporters.tflite import check_trained
 from orbit_kd.layer_wrappers import QuantizeWrapper, inner_layer, is_wrapped, unwrapped_copy
 from orbit_kd.quantization_layers import KERNELS, QuantizedLayer, observing
-from orbit_kd.quantization_placement import PASS_ON, has_fixed_range, place
+from orbit_kd.quantization_placement import PASS_ON, has_fixed_range, is_one_operator, place
 from orbit_kd.sparsity import keep_zeros
 from orbit_kd.sparsity_models import check_model, copy_layer, named_layers, rebuild
 from orbit_kd.text_table import aligned
+
+_MOST_EXAMPLES = 20_000
 
 __all__ = ["QuantizationRow", "QuantizationTable", "quantize_aware", "quantize_table", "strip_quantization"]
 
@@ -43,13 +46,14 @@ def quantize_aware(model: keras.Model, *, calibration: Any = None, samples: int 
     them before training. As long as there are none, activations are not rounded. Layers keep their names; a
     SeparableConv2D becomes its two convolutions. The copy shares nothing with `model` and is not compiled.
 
-    A layer that TFLite computes in several operators (LayerNormalization, ELU, Average) has its result rounded, but
-    not what lies between; the int8 export refuses it by name. Not for `use_ema=True`, see `okd.keep_zeros`.
+    A layer that TFLite computes in several operators (LayerNormalization, ELU, LSTM) would have its result rounded, but
+    not what lies between: it is refused by name, before any training. Not for `use_ema=True`, see `okd.keep_zeros`.
 
     Args:
-        model: a plain, built Functional or Sequential tf_keras model: stripped, filter-pruned, nested or any other.
+        model: a plain, built Functional or Sequential tf_keras model: stripped, filter-pruned, nested or any other. An
+            integer input becomes float32 in the copy, which computes the same.
         calibration: inputs as the network sees them, as for `export`: a tf.data.Dataset of batches x or (x, y), or an
-            array (n, ...).
+            array (n, ...). For several inputs: as `fit` takes them, batches ((x1, x2), y), or a list of arrays.
         samples: number of calibration inputs.
         seed: which ones.
 
@@ -57,7 +61,8 @@ def quantize_aware(model: keras.Model, *, calibration: Any = None, samples: int 
         The copy: a `keras.Model` of the same class.
 
     Raises:
-        InputError: a model that cannot be copied, is sparse-wrapped or quantized already, or has no kernel to quantize.
+        InputError: a model that cannot be copied, is sparse-wrapped or quantized already, has no kernel to quantize, or
+            has a layer that could not be exported after training; calibration data that do not fit.
     """
     check_model(model)
     layers = dict(named_layers(model))
@@ -69,6 +74,12 @@ def quantize_aware(model: keras.Model, *, calibration: Any = None, samples: int 
             fix="quantize the model after training instead: okd.export(model, 'tflite_int8', calibration=train)",
         )
     plain = _split_separable(ready_for_integers(model))
+    if not all(tensor.dtype.is_floating for tensor in plain.inputs):
+        raise InputError(
+            f"The model {model.name!r} computes with whole numbers from its input on.",
+            expected="an input that can have a range: amounts, not indices",
+            fix="quantize the model after training instead: okd.export(model, 'tflite_int8', calibration=train)",
+        )
     placements = place(plain)
 
     def wrap(layer: keras.layers.Layer) -> keras.layers.Layer:
@@ -80,6 +91,7 @@ def quantize_aware(model: keras.Model, *, calibration: Any = None, samples: int 
         inner_layer(new, QuantizedLayer).set_weights(layer.get_weights())
         if isinstance(new, QuantizedLayer):
             new.start()
+    _refuse_unexportable(quantized)
     if calibration is not None:
         _calibrate(quantized, calibration, samples, seed)
     return quantized
@@ -238,15 +250,70 @@ def _split_separable(model: keras.Model) -> keras.Model:
 
 def _calibrate(model: keras.Model, calibration: Any, samples: int, seed: int) -> None:
     """Sets the ranges from data: each batch moves them as a training step does, and no weight changes."""
-    images = calibration_sample(calibration, samples=samples, seed=seed)
-    expected = tuple(model.inputs[0].shape)[1:]
-    if len(model.inputs) != 1 or not model.inputs[0].shape[1:].is_compatible_with(images.shape[1:]):
-        raise InputError(
-            f"The calibration images have shape {images.shape[1:]}.",
-            expected=f"{expected}, the one input of the model without the batch",
-            fix="calibrate with the training data after its Preprocess, or leave calibration out",
-        )
+    columns = [calibration] if len(model.inputs) == 1 else _columns(model, calibration)
+    # the same seed draws the same examples of each input
+    images = [calibration_sample(column, samples=samples, seed=seed) for column in columns]
+    for tensor, drawn in zip(model.inputs, images, strict=True):
+        if not tensor.shape[1:].is_compatible_with(drawn.shape[1:]):
+            raise InputError(
+                f"The calibration images have shape {drawn.shape[1:]}.",
+                expected=f"{tuple(tensor.shape)[1:]}, the model's input {tensor.name!r} without the batch",
+                fix="calibrate with the training data after its Preprocess, or leave calibration out",
+            )
     layers = [layer for _, layer in named_layers(model) if isinstance(layer, QuantizedLayer)]
     with observing(layers):
-        for first in range(0, len(images), 32):
-            model(images[first : first + 32], training=False)
+        for first in range(0, len(images[0]), 32):
+            batch = [drawn[first : first + 32] for drawn in images]
+            model(batch if len(batch) > 1 else batch[0], training=False)
+
+
+def _columns(model: keras.Model, calibration: Any) -> list[Any]:
+    """The calibration data of each input of a model with several, as `fit` takes them: lists, tuples or by name.
+
+    Raises:
+        InputError: data that do not have these inputs.
+    """
+
+    def split(x: Any) -> list[Any] | None:
+        if isinstance(x, dict):
+            return [x[name] for name in model.input_names] if set(x) >= set(model.input_names) else None
+        return list(x) if isinstance(x, (list, tuple)) and len(x) == len(model.inputs) else None
+
+    whole = calibration if isinstance(calibration, (dict, list, tuple)) else None
+    arrays = split(whole) if whole is not None else None
+    if arrays is not None and all(isinstance(array, np.ndarray) for array in arrays):
+        return arrays
+    columns: list[list[Any]] = [[] for _ in model.inputs]
+    for batch in calibration:
+        # (x, y), where x holds the inputs; or the inputs alone
+        labelled = isinstance(batch, (list, tuple)) and isinstance(batch[0], (dict, list, tuple))
+        inputs = split(batch[0] if labelled else batch)
+        if inputs is None:
+            raise InputError(
+                f"The calibration data do not hold the {len(model.inputs)} inputs of model {model.name!r}.",
+                expected=f"batches ((x1, x2, ...), y), or {{name: x}} with the names {', '.join(model.input_names)}",
+                fix="pass the data set that the model was fitted with, or a list with an array for each input",
+            )
+        for column, x in zip(columns, inputs, strict=True):
+            column.append(np.asarray(x))
+        if sum(map(len, columns[0])) >= _MOST_EXAMPLES:
+            break
+    return [np.concatenate(column) if column else np.zeros((0,), np.float32) for column in columns]
+
+
+def _refuse_unexportable(quantized: keras.Model) -> None:
+    """Refuses now what the int8 export would after the training: tried with made-up ranges, where a layer is new to us.
+
+    Raises:
+        InputError: a layer that TFLite computes in several operators, of which only the last would have a range.
+    """
+    layers = [inner_layer(layer, QuantizedLayer) for _, layer in named_layers(quantized)]
+    if len(quantized.inputs) != 1 or all(is_one_operator(layer) for layer in layers):
+        return
+    trial, pairs = rebuild(quantized, copy_layer)
+    for layer, new in pairs:
+        new.set_weights(layer.get_weights())
+        for low, high in new.ranges.values() if isinstance(new, QuantizedLayer) else ():
+            low.assign(-1.0)
+            high.assign(1.0)
+    check_trained(trial, tuple(n or 32 for n in quantized.inputs[0].shape[1:]))

@@ -200,6 +200,17 @@ def check_integers(model: Any, *, target: str) -> None:
     trace_for_integers(model, fixed_shape(model), target=target)
 
 
+def check_trained(model: Any, shape: tuple[int, ...]) -> None:
+    """Raises InputError where the int8 file of a quantization-aware model would compute in float."""
+    import tensorflow as tf
+
+    def settings(converter: Any) -> None:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+
+    traced = trace_for_integers(model, fixed_shape(model, shape), target="tflite_int8")
+    _check_all_int8(convert(traced, settings), model)
+
+
 def convert(traced: Traced, settings: Callable[[Any], None] = lambda converter: None) -> bytes:
     """Runs the converter, quietly, mends what it does wrong, and packs it closer; `settings` sets its options.
 

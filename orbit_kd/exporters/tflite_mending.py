@@ -1,4 +1,4 @@
-"""Scales that the converter (TensorFlow 2.21) sets wrong in int8 files of recurrent networks, set right in the file.
+"""Scales that the converter (TensorFlow 2.21) sets wrong in int8 files, set right in the file.
 
 Without a word, such a file is wrong by a tenth of its largest output and more, and LiteRT and TFLite Micro disagree:
 
@@ -7,12 +7,15 @@ Without a word, such a file is wrong by a tenth of its largest output and more, 
 - A cell state that stays below a half gets a step below 2**-15, for which LiteRT's kernel has no tanh.
 - REVERSE_V2 moves bytes, but its output may get another scale than its input (before the Concatenate of a Bidirectional
   layer, which wants one scale for all).
+- ONE_HOT copies its two values as bytes, but the "off" value's byte is 0 where zero is -128.
 """
 
 from __future__ import annotations
 
 import copy
 from typing import Any
+
+import numpy as np
 
 _PROJECTION, _STATE, _CELL, _HIDDEN = 16, 18, 19, 4  # places among an LSTM's inputs; the last among its intermediates
 _SMALLEST_CELL_STEP = 2.0**-15
@@ -37,6 +40,8 @@ def mend_scales(model: Any) -> None:
                 _mend_lstm(graph, op)
             elif kind == builtin.REVERSE_V2 and _scale(graph.tensors[op.inputs[0]]) != _scale(output):
                 _rescale_after(model, graph, op)
+            elif kind == builtin.ONE_HOT:
+                _mend_one_hot(model, graph, op)
 
 
 def _mend_lstm(graph: Any, op: Any) -> None:
@@ -45,6 +50,22 @@ def _mend_lstm(graph: Any, op: Any) -> None:
             graph.tensors[index].quantization = graph.tensors[op.outputs[0]].quantization
     cell = graph.tensors[op.inputs[_CELL]].quantization
     cell.scale = cell.scale.clip(min=_SMALLEST_CELL_STEP)
+
+
+def _mend_one_hot(model: Any, graph: Any, op: Any) -> None:
+    """Gives both values the bytes that stand for them at the output's scale."""
+    output = graph.tensors[op.outputs[0]].quantization
+    for place in (2, 3):
+        value = copy.copy(graph.tensors[op.inputs[place]])
+        (scale,), (zero,) = value.quantization.scale, value.quantization.zeroPoint
+        stored = int(np.asarray(model.buffers[value.buffer].data, np.uint8).view(np.int8)[0])
+        steps = np.clip(np.rint((stored - zero) * scale / output.scale[0]) + output.zeroPoint[0], -128, 127)
+        buffer = copy.copy(model.buffers[value.buffer])
+        buffer.data = np.asarray([steps], np.int8).view(np.uint8)
+        model.buffers.append(buffer)
+        value.buffer, value.quantization = len(model.buffers) - 1, output
+        graph.tensors.append(value)
+        op.inputs[place] = len(graph.tensors) - 1
 
 
 def _rescale_after(model: Any, graph: Any, op: Any) -> None:

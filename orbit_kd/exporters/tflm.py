@@ -65,8 +65,8 @@ def export_tflm(
 
     Returns:
         Artifact of model_data.cc; `bytes` is the length of the array. `details`: "arena_bytes" as measured,
-        "arena_margin", "tensor_arena_bytes" (their sum), "operators", "golden" (its origin), "compared_with" (the runtime), "golden_difference" and
-        "tolerance" (steps), and what the compression knows.
+        "arena_margin", "tensor_arena_bytes" (their sum), "operators", "golden" (its origin),
+        "compared_with" (the runtime), "golden_difference" and "tolerance" (steps), and what the compression knows.
 
     Raises:
         InputError: TFLM is not installed; no .tflite file, a sparse-encoded one, one with float input or output; an
