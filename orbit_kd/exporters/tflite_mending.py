@@ -55,6 +55,7 @@ def _mend_lstm(graph: Any, op: Any) -> None:
 def _mend_one_hot(model: Any, graph: Any, op: Any) -> None:
     """Gives both values the bytes that stand for them at the output's scale."""
     output = graph.tensors[op.outputs[0]].quantization
+    op.inputs = list(op.inputs)
     for place in (2, 3):
         value = copy.copy(graph.tensors[op.inputs[place]])
         (scale,), (zero,) = value.quantization.scale, value.quantization.zeroPoint
