@@ -8,7 +8,7 @@ from collections import defaultdict
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
-from tf_keras.src.layers.core.tf_op_layer import SlicingOpLambda
+from tf_keras.src.layers.core.tf_op_layer import SlicingOpLambda, TFOpLambda
 
 from orbit_kd.graph import RANDOM, walk
 from orbit_kd.layer_wrappers import KernelRule, kernel_rule
@@ -36,6 +36,7 @@ PASS_ON = (
     _layers.ZeroPadding1D,
     _layers.ZeroPadding2D,
 )
+_ONE_OPERATOR = ("__operators__.add", "math.add", "math.subtract", "math.multiply")  # of TensorFlow's functions
 _SUMS = (_layers.Add, _layers.Subtract, _layers.Multiply)
 
 
@@ -158,5 +159,7 @@ def is_one_operator(layer: keras.layers.Layer) -> bool:
     """Whether TFLite is known to compute a layer in operators that `place` gives a range each."""
     known = (*KERNELS, *PASS_ON, *_SUMS, *AFFINE, _layers.InputLayer, _layers.ReLU, _layers.Softmax, _layers.Activation)
     known += (_layers.Concatenate, _layers.GlobalAveragePooling1D, _layers.GlobalAveragePooling2D)
+    if isinstance(layer, TFOpLambda):
+        return layer.symbol in _ONE_OPERATOR
     plain = (*FUSED_ACTIVATIONS, *FIXED_RANGE_ACTIVATIONS)
     return type(layer) in known and activation_name(layer) in plain
