@@ -18,7 +18,7 @@ from orbit_kd.datasets import Data
 from orbit_kd.distillation import cache_teacher
 from orbit_kd.errors import InputError
 from orbit_kd.evaluation import evaluate, logits, model_bytes
-from orbit_kd.exporters import Artifact, export_all, find
+from orbit_kd.exporters import Artifact, check, export_all
 from orbit_kd.exporters.metadata import bytes_of, note
 from orbit_kd.files import write_file
 from orbit_kd.importance import criteria
@@ -36,6 +36,8 @@ from orbit_kd.stages import Stages, log
 from orbit_kd.story import chosen, story
 from orbit_kd.surgery import recalibrate_batchnorm, remove_filters
 from orbit_kd.training import check_fit
+
+_OF_THE_TEACHER = ("tflite_float32", "tflite_int8")  # what the student's files are compared with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +86,7 @@ def compress(
     with stages.stage("teacher", apart=True, calibration=recipe.calibration) as (folder, done):
         if not done:
             _tell_of_chance(teacher, data, recipe.scan_images)
-        originals = _export(teacher, ("tflite_float32", "tflite_int8"), folder, "teacher", data, done, recipe)
+        originals = _export(teacher, _OF_THE_TEACHER, folder, "teacher", data, done, recipe)
     about = note(data.class_names, _preprocess(data), recipe=digest(recipe.to_dict()))
     extra = bytes_of(about, model_bytes(originals[1]))
     if recipe.budgets and recipe.max_drop is None:
@@ -150,8 +152,7 @@ def _check(teacher: keras.Model, data: Data, recipe: Recipe) -> None:
     check_fit(teacher, data)
     criteria.get(recipe.criterion)
     losses_of(recipe)
-    for target in recipe.targets:
-        find(target)
+    check(teacher, (*_OF_THE_TEACHER, *recipe.targets))
     if _automatic(recipe):
         budgets.limits(ChannelGraph(teacher, unknown=recipe.unknown), recipe.budgets)
     plan = _first_plan(teacher, data, recipe)

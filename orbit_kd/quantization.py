@@ -22,10 +22,12 @@ import tf_keras as keras
 from orbit_kd.conversion import as_tf_keras
 from orbit_kd.datasets.batches import inputs_of
 from orbit_kd.errors import InputError
+from orbit_kd.exporters.integer_inputs import ready_for_integers
 from orbit_kd.exporters.keras_source import calibration_sample
+from orbit_kd.exporters.tflite import check_trained
 from orbit_kd.layer_wrappers import inner_layer
 from orbit_kd.quantization_layers import KERNELS, QuantizedLayer, observing
-from orbit_kd.quantization_placement import PASS_ON, has_fixed_range, place
+from orbit_kd.quantization_placement import PASS_ON, has_fixed_range, is_one_operator, place
 from orbit_kd.sparsity import keep_zeros
 from orbit_kd.sparsity_models import copy_layer, named_layers, rebuild
 from orbit_kd.text_table import aligned
@@ -45,13 +47,14 @@ def quantize_aware(model: keras.Model, *, calibration: Any = None, samples: int 
     them before training. As long as there are none, activations are not rounded. Layers keep their names; a
     SeparableConv2D becomes its two convolutions. The copy shares nothing with `model` and is not compiled.
 
-    A layer that TFLite computes in several operators (LayerNormalization, ELU, Average) has its result rounded, but
-    not what lies between; the int8 export refuses it by name. Not for `use_ema=True`, see `okd.keep_zeros`.
+    A layer that TFLite computes in several operators (LayerNormalization, ELU, LSTM) would have its result rounded, but
+    not what lies between: it is refused by name, before any training. Not for `use_ema=True`, see `okd.keep_zeros`.
 
     Args:
-        model: a plain, built Functional or Sequential tf_keras model: stripped, filter-pruned, nested or any other.
+        model: a plain, built Functional or Sequential tf_keras model: stripped, filter-pruned, nested or any other. An
+            integer input becomes float32 in the copy, which computes the same.
         calibration: inputs as the network sees them, as for `export`: a tf.data.Dataset of batches x or (x, y), arrays
-            x or (x, y), a Sequence, TFLite's `representative_dataset`.
+            x or (x, y), a Sequence, TFLite's `representative_dataset`; ((x1, x2), y) for several inputs.
         samples: number of calibration inputs.
         seed: which ones.
 
@@ -59,7 +62,8 @@ def quantize_aware(model: keras.Model, *, calibration: Any = None, samples: int 
         The copy: a `keras.Model` of the same class.
 
     Raises:
-        InputError: a model that cannot be copied, is sparse-wrapped or quantized already, or has no kernel to quantize.
+        InputError: a model that cannot be copied, is sparse-wrapped or quantized already, has no kernel to quantize, or
+            has a layer that could not be exported after training; calibration data that do not fit.
     """
     model = as_tf_keras(model)
     layers = dict(named_layers(model))
@@ -69,7 +73,13 @@ def quantize_aware(model: keras.Model, *, calibration: Any = None, samples: int 
             expected=f"at least one of: {', '.join(sorted(kind.__name__ for kind in KERNELS))}",
             fix="quantize the model after training instead: okd.export(model, 'tflite_int8', calibration=train)",
         )
-    plain = _split_separable(model)
+    plain = _split_separable(ready_for_integers(model))
+    if not all(tensor.dtype.is_floating for tensor in plain.inputs):
+        raise InputError(
+            f"The model {model.name!r} computes with whole numbers from its input on.",
+            expected="an input that can have a range: amounts, not indices",
+            fix="quantize the model after training instead: okd.export(model, 'tflite_int8', calibration=train)",
+        )
     placements = place(plain)
 
     def wrap(layer: keras.layers.Layer) -> keras.layers.Layer:
@@ -81,6 +91,7 @@ def quantize_aware(model: keras.Model, *, calibration: Any = None, samples: int 
         inner_layer(new, QuantizedLayer).set_weights(layer.get_weights())
         if isinstance(new, QuantizedLayer):
             new.start()
+    _refuse_unexportable(quantized)
     if calibration is not None:
         _calibrate(quantized, calibration, samples, seed)
     return quantized
@@ -234,3 +245,21 @@ def _calibrate(model: keras.Model, calibration: Any, samples: int, seed: int) ->
         for first in range(0, len(images[0]), 32):
             some = [part[first : first + 32] for part in images]
             model(some[0] if len(some) == 1 else some, training=False)
+
+
+def _refuse_unexportable(quantized: keras.Model) -> None:
+    """Refuses now what the int8 export would after the training: tried with made-up ranges, where a layer is new to us.
+
+    Raises:
+        InputError: a layer that TFLite computes in several operators, of which only the last would have a range.
+    """
+    layers = [inner_layer(layer, QuantizedLayer) for _, layer in named_layers(quantized)]
+    if len(quantized.inputs) != 1 or all(is_one_operator(layer) for layer in layers):
+        return
+    trial, pairs = rebuild(quantized, copy_layer)
+    for layer, new in pairs:
+        new.set_weights(layer.get_weights())
+        for low, high in new.ranges.values() if isinstance(new, QuantizedLayer) else ():
+            low.assign(-1.0)
+            high.assign(1.0)
+    check_trained(trial, tuple(n or 32 for n in quantized.inputs[0].shape[1:]))

@@ -25,6 +25,7 @@ flags.DEFINE_integer("calibration", 256, "Training images that set the int8 rang
 flags.DEFINE_integer("max_flash", None, "Bytes the model may take of a microcontroller's flash (tflm).", lower_bound=1)
 flags.DEFINE_integer("max_arena", None, "Bytes the tensor arena may take of its RAM (tflm).", lower_bound=1)
 flags.DEFINE_boolean("compress", None, "Store clustered weights as indices into a table (tflm).")
+flags.DEFINE_integer("tolerance", None, "Steps by which TFLite Micro may differ from LiteRT (tflm).", lower_bound=0)
 define_data(teacher=False)
 
 _NO_DATA = {"tflite_float32", "tflite_float16", "tflite_dynamic"}  # nothing in them is calibrated
@@ -63,7 +64,7 @@ def given_options(writers: list[Callable]) -> dict[str, Any]:
     Raises:
         InputError: one that none of the targets knows.
     """
-    options = {name: FLAGS[name].value for name in ("max_flash", "max_arena", "compress")}
+    options = {name: FLAGS[name].value for name in ("max_flash", "max_arena", "compress", "tolerance")}
     options = {name: value for name, value in options.items() if value is not None}
     for name in options:
         if not any(name in inspect.signature(write).parameters for write in writers):

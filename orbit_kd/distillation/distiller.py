@@ -152,13 +152,25 @@ class Distiller(keras.Model):
         self._track_projectors()
         self.train_function = self.test_function = None  # the compiled steps hold the former teacher
 
-    def compile(self, *args: Any, **kwargs: Any) -> None:
+    def compile(
+        self,
+        optimizer: Any = "rmsprop",
+        loss: Any = None,
+        metrics: Any = None,
+        loss_weights: Any = None,
+        weighted_metrics: Any = None,
+        **kwargs: Any,
+    ) -> None:
         """As `keras.Model.compile`; with `loss=None` the student learns from the teacher alone.
 
+        Optimizers, schedules, losses and metrics of Keras 3 become those of tf_keras.
+
         Raises:
-            InputError: distillation losses that do not fit the outputs, or none given and nothing that says what fits.
+            InputError: distillation losses that do not fit the outputs, or none given and nothing that says what fits;
+                an object of Keras 3 that tf_keras has no equal of.
         """
-        super().compile(*args, **kwargs)
+        optimizer, loss, metrics, weighted_metrics = map(to_tf_keras, (optimizer, loss, metrics, weighted_metrics))
+        super().compile(optimizer, loss, metrics, loss_weights, weighted_metrics, **kwargs)
         self._choose()
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
@@ -196,23 +208,6 @@ class Distiller(keras.Model):
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         return self.student(inputs, training=training)
-
-    def compile(
-        self,
-        optimizer: Any = "rmsprop",
-        loss: Any = None,
-        metrics: Any = None,
-        loss_weights: Any = None,
-        weighted_metrics: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        """As `keras.Model.compile`; optimizers, schedules, losses and metrics of Keras 3 become those of tf_keras.
-
-        Raises:
-            InputError: an object of Keras 3 that tf_keras has no equal of.
-        """
-        optimizer, loss, metrics, weighted_metrics = map(to_tf_keras, (optimizer, loss, metrics, weighted_metrics))
-        super().compile(optimizer, loss, metrics, loss_weights, weighted_metrics, **kwargs)
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:

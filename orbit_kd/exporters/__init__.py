@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from orbit_kd.tflite_reader import read, read_bytes
 __all__ = [
     "Artifact",
     "Target",
+    "check",
     "export",
     "export_all",
     "file_of",
@@ -85,6 +86,20 @@ def export(
             fix="leave it out, or correct its name",
         )
     return form.write(model, **arguments)
+
+
+def check(model: Any, names: Iterable[str]) -> None:
+    """Refuses a model that a target cannot hold, before data are read or hours are spent; nothing is written.
+
+    Args:
+        model: a tf_keras model.
+        names: targets. Of one that is made of another's file, that one is asked.
+
+    Raises:
+        InputError: as `export`, where it is the model's fault.
+    """
+    for name in dict.fromkeys(find(name)[0].made_of or name for name in names):
+        find(name)[0].check(model)
 
 
 def file_of(target: str, folder: str | os.PathLike[str], *, stem: str) -> Path:
