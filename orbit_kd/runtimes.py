@@ -18,7 +18,7 @@ from orbit_kd.errors import InputError
 from orbit_kd.extras import require
 from orbit_kd.native_log import native_stderr
 from orbit_kd.registry import Registry
-from orbit_kd.tflite_reader import parse, read_bytes
+from orbit_kd.tflite_reader import State, parse, read_bytes, state_of
 
 Model = str | os.PathLike[str] | bytes
 MCU_HINT = 'pip install "orbit-kd[mcu]"'
@@ -45,12 +45,27 @@ class Port:
         return cls(tuple(int(n) for n in shape[1:]), np.dtype(dtype), scale, zero)
 
     def quantize(self, x: np.ndarray) -> np.ndarray:
-        """Real numbers -> this port's type, rounded half to even and saturated."""
+        """Real numbers -> this port's type, rounded half to even and saturated.
+
+        Raises:
+            InputError: integers without a scale (pixels as they are, word numbers) are asked for, and `x` holds others.
+        """
         if not self.scale:
-            return np.ascontiguousarray(x, self.dtype)
+            return np.ascontiguousarray(x if self.dtype.kind == "f" else self._whole(x), self.dtype)
         limits = np.iinfo(self.dtype)
         steps = np.rint(np.asarray(x, np.float32) / np.float32(self.scale)) + self.zero_point
         return np.clip(steps, limits.min, limits.max).astype(self.dtype)
+
+    def _whole(self, x: np.ndarray) -> np.ndarray:
+        low, high = (0, 1) if self.dtype == bool else (np.iinfo(self.dtype).min, np.iinfo(self.dtype).max)
+        if x.size and not (low <= x.min() and x.max() <= high and (x == np.rint(x)).all()):
+            raise InputError(
+                f"The file's input is {self.dtype.name} with no scale, and the images run from {x.min()} to {x.max()}"
+                f"{'' if (x == np.rint(x)).all() else ' with fractions'}.",
+                expected=f"whole numbers from {low} to {high}",
+                fix="pass them as the network reads them, for example pixels from 0 to 255",
+            )
+        return x
 
     def dequantize(self, q: np.ndarray) -> np.ndarray:
         """This port's type -> float32."""
@@ -60,7 +75,7 @@ class Port:
 
 
 class Runner(Protocol):
-    """A loaded file with one input and one output."""
+    """A loaded file with one input and one output, without memory: no image leaves anything behind for the next."""
 
     input: Port
     output: Port
@@ -122,7 +137,8 @@ def predict(model: Model, x: Any, *, runtime: str = "litert", threads: int = 1, 
 
 def run(runner: Runner, x: Any, *, raw: bool = False) -> np.ndarray:
     """`predict` for a file that is loaded already."""
-    x = np.asarray(x, np.float32)
+    # numbers of words, in an integer without a scale, may be larger than float32 holds exactly
+    x = np.asarray(x) if runner.input.dtype.kind in "iu" and not runner.input.scale else np.asarray(x, np.float32)
     if x.shape[1:] != runner.input.shape:
         raise InputError(
             f"The images have shape {x.shape[1:]}.",
@@ -173,16 +189,20 @@ def _probe_here(data: bytes, runtime: str) -> None:
 
 
 class _Litert:
-    """LiteRT. Batches where the graph permits, which is faster; else one image at a time. The results are the same."""
+    """LiteRT. Batches where the graph permits, which is faster; else one image at a time. The results are the same.
+
+    A file with variables (LSTM, streaming) runs one image at a time, each from the variables' first values.
+    """
 
     def __init__(self, data: bytes, threads: int, *, reference: bool = False) -> None:
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
         kind = OpResolverType.BUILTIN_REF if reference else OpResolverType.AUTO
         self._make = lambda: Interpreter(model_content=data, num_threads=threads, experimental_op_resolver_type=kind)
+        self._state = state_of(parse(data))
         self._one = self._ready(1)
         self._many: Any = None
-        self._many_works = not reference
+        self._many_works = not reference and self._state is State.NONE
         self.input, self.output = (
             Port.of(
                 d["shape"],
@@ -200,7 +220,12 @@ class _Litert:
         if whole and self._batches_work(x[:_BATCH]):
             done = [self._invoke(self._many, x[i : i + _BATCH]) for i in range(0, whole, _BATCH)]
         rest = x[len(done) * _BATCH :]
-        done += [self._invoke(self._one, rest[i : i + 1]) for i in range(len(rest))]
+        for i in range(len(rest)):
+            if self._state is State.RESOURCES:  # which `reset_all_variables` of LiteRT 2.3 leaves as they are
+                self._one = self._ready(1)
+            elif self._state is State.TENSORS:
+                self._one.reset_all_variables()
+            done.append(self._invoke(self._one, rest[i : i + 1]))
         return np.concatenate(done) if done else np.zeros((0, *self.output.shape), self.output.dtype)
 
     def _batches_work(self, x: np.ndarray) -> bool:
@@ -282,13 +307,8 @@ class _Tflm:
     """TensorFlow Lite Micro, one image at a time, as on the device. `arena_bytes` is what it takes of its arena."""
 
     def __init__(self, data: bytes) -> None:
-        from tflite_micro.python.tflite_micro import runtime
-
-        with native_stderr() as log:
-            try:
-                self._interpreter = runtime.Interpreter.from_bytes(data, arena_size=_ample_arena(data))
-            except Exception as error:
-                raise RuntimeError(f"{error}. {log.text}") from error
+        self._data, self._state = data, state_of(parse(data))
+        self._interpreter = self._fresh()
         with native_stderr() as log:
             self._interpreter.print_allocations()
         found = re.search(r"Arena allocation total (\d+) bytes", log.text)
@@ -303,10 +323,23 @@ class _Tflm:
             for d in (self._interpreter.get_input_details(0), self._interpreter.get_output_details(0))
         )
 
+    def _fresh(self) -> Any:
+        from tflite_micro.python.tflite_micro import runtime
+
+        with native_stderr() as log:
+            try:
+                return runtime.Interpreter.from_bytes(self._data, arena_size=_ample_arena(self._data))
+            except Exception as error:
+                raise RuntimeError(f"{error}. {log.text}") from error
+
     def raw(self, x: np.ndarray) -> np.ndarray:
         """See `Runner.raw`."""
         done = np.zeros((len(x), *self.output.shape), self.output.dtype)
         for i in range(len(x)):
+            if self._state is State.RESOURCES:  # whose first values `reset` does not bring back: it makes them 0
+                self._interpreter = self._fresh()
+            elif self._state is State.TENSORS:
+                self._interpreter.reset()
             self._interpreter.set_input(x[i : i + 1], 0)
             self._interpreter.invoke()
             done[i] = self._interpreter.get_output(0)[0]
@@ -317,7 +350,7 @@ def _ample_arena(data: bytes) -> int:
     """More than any plan needs: all activations side by side twice, and per-channel data of each weight axis."""
     model = parse(data)
     total = 1 << 20
-    for tensor in model.subgraphs[0].tensors:
+    for tensor in (tensor for graph in model.subgraphs for tensor in graph.tensors):
         elements = math.prod(int(n) for n in ([] if tensor.shape is None else tensor.shape))
         constant = model.buffers[tensor.buffer].data is not None
         total += 64 * (0 if tensor.shape is None else int(max([1, *tensor.shape]))) if constant else 16 * elements
