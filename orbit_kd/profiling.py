@@ -34,8 +34,8 @@ class Profile:
         layers: one row a layer with weights, in call order.
         params: elements of all Keras variables (BatchNormalization not folded; the exported file has fewer).
         nonzero_params: those that are not 0.
-        macs: multiply-accumulates of convolutions, dense, recurrent and attention layers for one image; NaN for an unknown image
-            size or number of time steps.
+        macs: multiply-accumulates of convolutions, dense, recurrent and attention layers for one image; NaN for an
+            unknown image size or number of time steps.
         bytes: the variables as float32.
         activation_bytes: the most that tensors alive at one time take for one image, at one byte (int8) an element.
     """

@@ -18,11 +18,12 @@ from orbit_kd.errors import InputError
 from orbit_kd.extras import require
 from orbit_kd.native_log import native_stderr
 from orbit_kd.registry import Registry
-from orbit_kd.tflite_reader import State, parse, read_bytes, state_of
+from orbit_kd.tflite_reader import Graph, State, parse, read_bytes, state_of
 
 Model = str | os.PathLike[str] | bytes
 MCU_HINT = 'pip install "orbit-kd[mcu]"'
 _BATCH = 32
+_PROBE_SECONDS = 600  # of one inference, and of loading the libraries on a busy machine
 R = TypeVar("R")
 
 
@@ -158,18 +159,27 @@ def run(runner: Runner, x: Any, *, raw: bool = False) -> np.ndarray:
 def probe(model: Model, *, runtime: str = "litert") -> None:
     """Runs a file once on zeros in a process of its own: native code that aborts must not take the caller with it.
 
-    LiteRT 2.3 aborts, for example, on int8 files of normalization layers that were calibrated on constant images.
+    Nor must it go on for ever. LiteRT 2.3 aborts, for example, on int8 files of normalization layers that were
+    calibrated on constant images.
 
     Raises:
         InputError: the file does not run there.
     """
     code = "import sys; from orbit_kd import runtimes; runtimes._probe_here(sys.stdin.buffer.read(), sys.argv[1])"
-    child = subprocess.run(
-        [sys.executable, "-c", code, runtime],
-        input=read_bytes(model),
-        capture_output=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
-    )
+    try:
+        child = subprocess.run(
+            [sys.executable, "-c", code, runtime],
+            input=read_bytes(model),
+            capture_output=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
+            timeout=_PROBE_SECONDS,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise InputError(
+            f"The runtime {runtime!r} does not finish one inference of this file in {_PROBE_SECONDS} seconds.",
+            expected="a file that runs",
+            fix="look for a loop in it; recurrent layers built with unroll=True have none",
+        ) from error
     if child.returncode:
         last = child.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
         ending = f"signal {-child.returncode}" if child.returncode < 0 else f"exit code {child.returncode}"
@@ -245,9 +255,10 @@ class _Litert:
         with native_stderr() as log:
             try:
                 interpreter = self._make()
-                if batch > 1:
-                    place = interpreter.get_input_details()[0]["index"]
-                    interpreter.resize_tensor_input(place, (batch, *self.input.shape))
+                place = interpreter.get_input_details()[0]
+                shape = (batch, *(int(n) for n in place["shape"][1:]))
+                if tuple(place["shape"]) != shape:
+                    interpreter.resize_tensor_input(place["index"], shape)
                 interpreter.allocate_tensors()
                 return interpreter
             except (RuntimeError, ValueError) as error:
@@ -284,7 +295,28 @@ def _litert_reference(data: bytes, threads: int) -> Runner:
 def _tflm(data: bytes, threads: int) -> Runner:
     require("tflite_micro", extra="mcu")
     data = _one_in_one_out(data)
+    _require_known_sizes(data)
     return _runnable(lambda: _Tflm(data), "TensorFlow Lite Micro")
+
+
+def _require_known_sizes(data: bytes) -> None:
+    """Raises InputError for slices whose size is computed on the way, as a loop makes that collects its outputs.
+
+    TFLM gives every tensor the size written in the file, and writes beyond it: it computes nonsense or never ends.
+    """
+    model = parse(data)
+    for graph in (Graph(model, index) for index in range(len(model.subgraphs))):
+        for op in graph.operators:
+            if graph.name(op) != "SLICE" or 2 in dict(graph.inputs(op)):
+                continue
+            signature = graph.tensors[graph.outputs(op)[0]].shapeSignature
+            if signature is not None and -1 in signature:
+                raise InputError(
+                    f"TensorFlow Lite Micro cannot run the file: the size of {graph.output_name(op)[:80]!r} (SLICE) "
+                    "is known only while it runs.",
+                    expected="tensors of fixed sizes",
+                    fix="build recurrent layers that return sequences with unroll=True, and export again",
+                )
 
 
 def has_tflm() -> bool:

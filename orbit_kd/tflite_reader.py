@@ -69,7 +69,8 @@ class Op:
         params: elements of its parameters (see the module's rule).
         nonzero: those != 0 (float) or != zero point (quantized).
         macs: multiply-accumulates at batch 1, zeros counted; 0 for all but convolutions, dense and recurrent layers
-            and products of activations (attention); NaN in a loop or branch of which the file does not tell how often it runs.
+            and products of activations (attention); NaN in a loop or branch of which the file does not tell how often
+            it runs.
         macs_nonzero: the same with the kernel's zeros left out.
         output_shape: of the first output.
         output_dtype: of the first output.
@@ -108,8 +109,8 @@ class TfliteSummary:
         bytes: file size, not compressed.
         params: elements of all parameters, each constant once.
         nonzero_params: those != 0.
-        macs: multiply-accumulates of convolutions, dense and recurrent layers and attention, batch 1; NaN where a loop or branch
-            runs nobody knows how often.
+        macs: multiply-accumulates of convolutions, dense and recurrent layers and attention, batch 1; NaN where a loop
+            or branch runs nobody knows how often.
         macs_nonzero: the same with zeros of the kernels left out.
         sparse: some constant is stored in TFLite's sparse encoding, which TFLM and Vela cannot read.
         ops: one row an operator.

@@ -22,7 +22,7 @@ from orbit_kd.exporters.tflm_operators import add_methods
 from orbit_kd.exporters.tflm_sources import Golden, sources
 from orbit_kd.extras import require
 from orbit_kd.files import write_file
-from orbit_kd.tflite_reader import parse
+from orbit_kd.tflite_reader import State, parse, state_of
 
 
 @target("tflm", suffix="", made_of="tflite_int8", runtime="litert")
@@ -69,6 +69,7 @@ def export_tflm(
     require("tflite_micro", extra="mcu")
     original, details = tflite_of(model, calibration=calibration, samples=samples, seed=seed, **options)
     add_methods(require_dense(original))
+    _refuse_resources(original)
     if metadata is not None:
         original = add_metadata(original, metadata)
     for runtime in ("litert_reference", "tflm"):
@@ -84,7 +85,13 @@ def export_tflm(
     check_arena(data, arena, margin, max_arena)
     methods = add_methods(parse(data))
     texts = sources(
-        input=runner.input, output=runner.output, golden=golden, methods=methods, arena=arena, margin=margin
+        input=runner.input,
+        output=runner.output,
+        golden=golden,
+        methods=methods,
+        arena=arena,
+        margin=margin,
+        variables=state_of(parse(data)) is State.TENSORS,
     )
     with tempfile.TemporaryDirectory() as temporary:
         array = export_c_array(write_file(Path(temporary, "model.tflite"), data), path=Path(path, "model_data"))
@@ -98,6 +105,16 @@ def export_tflm(
         "golden": golden.origin,
     }
     return Artifact.of(data, target="tflm", files=(*array.files, *written), details=details)
+
+
+def _refuse_resources(data: bytes) -> None:
+    if state_of(parse(data)) is State.RESOURCES:
+        raise InputError(
+            "The file reads and assigns variables (VAR_HANDLE): a streaming network.",
+            expected="a network without them: TFLite Micro's Reset() sets them to 0, not to their first values",
+            fix="export the file as a C array, 'c_array', and write the main of your stream, with "
+            "tflite::MicroResourceVariables",
+        )
 
 
 def _golden(data: bytes, calibration: Any, seed: int) -> Golden:
