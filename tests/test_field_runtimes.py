@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -21,6 +23,15 @@ from orbit_kd.tflite_reader import State, parse, read, state_of
 layers = keras.layers
 RUNTIMES = ("litert", "litert_reference", "tflm")
 STEPS, WIDTH = 6, 5
+# TensorFlow's loops, collected after `clear_session`: "Tried to remove non-existent function 'while_body_8084'".
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def collected() -> Iterator[None]:
+    """No loop is left to be collected in another file's tests."""
+    yield
+    gc.collect()
 
 
 def randomized(model: keras.Model) -> keras.Model:
@@ -118,8 +129,8 @@ def test_evaluation_does_not_depend_on_the_order_of_the_images(lstm_files, lstm,
         assert report.data["student"]["accuracy"] == 1.0
 
 
-def test_golden_output_and_main_of_a_file_with_variables(lstm_files, sequences, folder):
-    made = okd.export(lstm_files["tflite_int8"], "tflm", path=folder / "tflm", calibration=sequences)
+def test_golden_output_and_main_of_a_file_with_variables(sequences, folder):
+    made = okd.export(after(layers.LSTM(4)), "tflm", path=folder / "tflm", calibration=sequences)
     main = (folder / "tflm" / "main.cc").read_text()
     assert main.index("interpreter.Reset()") < main.index("std::memcpy") < main.index("interpreter.Invoke()")
     assert state_of(parse(read_c_array(made.path))) is State.TENSORS
@@ -198,8 +209,8 @@ def test_a_budget_of_macs_sees_the_recurrent_layer_that_stays():
     assert plan.macs[0] == STEPS * (3 * 5 * 40 + 3 * 40 * 8) + stays
     assert stays < plan.macs[1] <= 0.6 * plan.macs[0]
     assert profile(okd.remove_filters(model, plan)).macs == plan.macs[1]
-    with pytest.raises(InputError, match="cannot be reached"):
-        okd.plan_removal(model, keep_macs=0.3)
+    with pytest.raises(InputError, match="cannot be reached"):  # the LSTM alone is 0.247 of them
+        okd.plan_removal(model, keep_macs=0.25)
 
 
 def test_an_open_number_of_steps_is_unknown_and_not_zero():
