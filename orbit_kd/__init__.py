@@ -42,6 +42,7 @@ _WHERE = {
     "pipeline": ["compress"],
     "planning": ["RemovalPlan", "plan_removal"],
     "preprocess_check": ["check_preprocess"],
+    "prediction": ["predict"],
     "preprocessing": ["Augment"],
     "profiling": ["profile"],
     "quantization": ["quantize_aware", "quantize_table", "strip_quantization"],
@@ -56,7 +57,16 @@ _WHERE = {
     "surgery": ["recalibrate_batchnorm", "remove_filters"],
 }
 # Modules with a registry, for extensions: `@okd.importance.criterion("mine")`.
-_MODULES = ("budgets", "datasets", "distillation", "exporters", "importance", "networks", "sparsity_patterns")
+_MODULES = (
+    "budgets",
+    "datasets",
+    "distillation",
+    "exporters",
+    "importance",
+    "networks",
+    "runtimes",
+    "sparsity_patterns",
+)
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
 __all__ = sorted(_MODULE_OF)
@@ -91,6 +101,7 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from orbit_kd.model_io import load_model, save_model
     from orbit_kd.pipeline import compress
     from orbit_kd.planning import RemovalPlan, plan_removal
+    from orbit_kd.prediction import predict
     from orbit_kd.preprocess_check import check_preprocess
     from orbit_kd.preprocessing import Augment
     from orbit_kd.profiling import profile

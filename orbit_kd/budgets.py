@@ -131,8 +131,9 @@ def _limit(graph: ChannelGraph, name: str, cost: Cost, like: str, value: float) 
     whole = cost(graph, graph.all_stay())
     if math.isnan(whole):
         raise InputError(
-            f"{name} needs a known image size, and model {graph.model.name!r} leaves it open.",
-            expected="an input of fixed height and width",
+            f"{name} needs a known image size, and model {graph.model.name!r} leaves it open (or has a layer inside "
+            "a wrapper whose cost is not known).",
+            expected="an input of fixed height and width, or of a fixed number of time steps",
             fix="build the model with Input((height, width, channels)), or give keep_params",
         )
     scale = whole if name in _FRACTIONS else 1.0

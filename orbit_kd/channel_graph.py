@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,12 +67,15 @@ class ChannelGraph:
     Args:
         model: a Functional or Sequential tf_keras model, nested to any depth.
         unknown: "error" refuses a layer without a rule; "keep" keeps every channel that touches one.
+        shapes: of the inputs without the batch, where the model leaves sizes open.
 
     Raises:
         InputError: no layer graph, or a layer without a rule under "error".
     """
 
-    def __init__(self, model: keras.Model, *, unknown: str = "error") -> None:
+    def __init__(
+        self, model: keras.Model, *, unknown: str = "error", shapes: Sequence[tuple[int | None, ...]] | None = None
+    ) -> None:
         import orbit_kd.channel_ops  # noqa: F401  (files the rules, of layers and of TensorFlow operations)
 
         if unknown not in ("error", "keep"):
@@ -87,7 +90,8 @@ class ChannelGraph:
         self.steps: list[tuple[list[Channels], list[Channels], str]] = []
         self._blocks: list[tuple[str, int]] = []
         self._count = 0
-        inputs = [self._input(t, i) for i, t in enumerate(model.inputs)]
+        shapes = shapes or [tuple(t.shape[1:]) for t in model.inputs]
+        inputs = [self._input(shape, i) for i, shape in enumerate(shapes)]
         outputs = self._trace(model, inputs, "")
         for i, x in enumerate(outputs):
             self.kept.append((x.ids, f"model output {i}" if len(outputs) > 1 else "model output"))
@@ -99,8 +103,7 @@ class ChannelGraph:
         self._count += n
         return np.arange(self._count - n, self._count, dtype=np.int64)
 
-    def _input(self, tensor: Any, index: int) -> Channels:
-        shape = tuple(tensor.shape[1:])
+    def _input(self, shape: tuple[int | None, ...], index: int) -> Channels:
         ids = self.new_ids((shape[-1] or 1) if shape else 0, "")
         self.kept.append((ids, f"model input {index}"))
         return Channels(ids, max(len(shape) - 1, 0), shape)
@@ -174,7 +177,16 @@ class ChannelGraph:
 
     def macs(self, stays: np.ndarray) -> float:
         """Multiply-accumulates of one image after a removal; NaN where an image size is not known."""
-        return sum(w.uses * self.size(w, stays) for la in self.layers.values() for w in la.weights.values() if w.uses)
+        return sum(la.macs for la in self.layers.values()) + sum(
+            w.uses * self.size(w, stays) for la in self.layers.values() for w in la.weights.values() if w.uses
+        )
+
+    def macs_of(self, model: keras.Model, shape: tuple[int | None, ...]) -> float:
+        """Multiply-accumulates of a model within a layer (TimeDistributed), for one input; NaN where not known."""
+        if not getattr(model, "_is_graph_network", False) or len(model.inputs) != 1:
+            return math.nan
+        inner = ChannelGraph(model, unknown="keep", shapes=[shape])
+        return inner.macs(inner.all_stay())
 
     def all_stay(self) -> np.ndarray:
         """bool per unit, all True: the network as it is."""

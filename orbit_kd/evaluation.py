@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -200,8 +201,9 @@ def ratios(data: Mapping[str, Any]) -> dict[str, float]:
         "parameters_gone": 1 - student["nonzero_params"] / teacher["params"],
         "bytes": teacher["tflite_bytes"] / file["bytes"],
         "gzip_bytes": teacher["gzip_bytes"] / file["gzip_bytes"],
-        "macs": teacher["macs"] / max(1, student["macs"]),
     }
+    if teacher["macs"] is not None and student["macs"] is not None:
+        found["macs"] = teacher["macs"] / max(1, student["macs"])
     float32 = next((a for a in data["artifacts"] if a["target"] == "tflite_float32"), None)
     return found | ({"float32_bytes": teacher["tflite_bytes"] / float32["bytes"]} if float32 else {})
 
@@ -275,7 +277,7 @@ def _teacher_section(
     if file is None or model is None:
         return None
     summary = read(model)
-    sizes = {"params": summary.params, "nonzero_params": summary.nonzero_params, "macs": summary.macs,
+    sizes = {"params": summary.params, "nonzero_params": summary.nonzero_params, "macs": _known(summary.macs),
              "tflite_bytes": file.bytes, "gzip_bytes": file.gzip_bytes}  # fmt: skip
     return sizes | _scores(labels, outputs["teacher"])
 
@@ -283,9 +285,14 @@ def _teacher_section(
 def _student_section(
     artifact: Artifact, summary: TfliteSummary, labels: np.ndarray, values: np.ndarray
 ) -> dict[str, Any]:
-    counts = {"params": summary.params, "nonzero_params": summary.nonzero_params, "macs": summary.macs,
-              "macs_nonzero": summary.macs_nonzero, "measured_from": artifact.target}  # fmt: skip
+    counts = {"params": summary.params, "nonzero_params": summary.nonzero_params, "macs": _known(summary.macs),
+              "macs_nonzero": _known(summary.macs_nonzero), "measured_from": artifact.target}  # fmt: skip
     return counts | _scores(labels, values)
+
+
+def _known(macs: float) -> float | None:
+    """None for the multiply-accumulates of a file that does not tell how often its loops run."""
+    return None if math.isnan(macs) else macs
 
 
 def _sizes(artifact: Artifact) -> dict[str, Any]:

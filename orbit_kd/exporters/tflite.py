@@ -236,6 +236,13 @@ def _converting(model: Any) -> Iterator[None]:
             yield
         except Exception as error:
             reason = next((line for line in str(error).splitlines() if "error" in line.lower()), str(error))
+            if "AssignVariable" in str(error):
+                raise InputError(
+                    f"Model {model.name!r} keeps state from one call to the next, in a variable that it assigns.",
+                    expected="a network that sees each input by itself",
+                    fix="build recurrent layers with stateful=False, and set the same weights; other state has to "
+                    "come in as part of the input",
+                ) from error
             raise InputError(
                 f"TFLite cannot hold model {model.name!r}: {reason.strip()[:300]}",
                 expected="layers made of TFLite's builtin operators, with shapes known for a batch of 1",

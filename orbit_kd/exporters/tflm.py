@@ -23,7 +23,7 @@ from orbit_kd.exporters.tflm_operators import add_methods
 from orbit_kd.exporters.tflm_sources import Golden, sources
 from orbit_kd.extras import require
 from orbit_kd.files import write_file
-from orbit_kd.tflite_reader import parse
+from orbit_kd.tflite_reader import State, parse, state_of
 from orbit_kd.tflm_parity import yardstick
 
 
@@ -77,6 +77,7 @@ def export_tflm(
         raise InputError(f"tolerance={tolerance}.", expected="0 or more steps", fix="leave it out: 1")
     original, details = tflite_of(model, calibration=calibration, samples=samples, seed=seed, **options)
     add_methods(require_dense(original))
+    _refuse_resources(original)
     if metadata is not None:
         original = add_metadata(original, metadata)
     against = yardstick(original)
@@ -99,6 +100,7 @@ def export_tflm(
         methods=methods,
         arena=arena,
         margin=margin,
+        variables=state_of(parse(data)) is State.TENSORS,
     )
     with tempfile.TemporaryDirectory() as temporary:
         array = export_c_array(write_file(Path(temporary, "model.tflite"), data), path=Path(path, "model_data"))
@@ -115,6 +117,16 @@ def export_tflm(
         "tolerance": tolerance,
     }
     return Artifact.of(data, target="tflm", files=(*array.files, *written), details=details)
+
+
+def _refuse_resources(data: bytes) -> None:
+    if state_of(parse(data)) is State.RESOURCES:
+        raise InputError(
+            "The file reads and assigns variables (VAR_HANDLE): a streaming network.",
+            expected="a network without them: TFLite Micro's Reset() sets them to 0, not to their first values",
+            fix="export the file as a C array, 'c_array', and write the main of your stream, with "
+            "tflite::MicroResourceVariables",
+        )
 
 
 def _golden(data: bytes, calibration: Any, seed: int, *, against: str, tolerance: int) -> tuple[Golden, int]:
