@@ -509,8 +509,6 @@ def test_independent_labels_keep_the_factor_of_the_temperature():
     loss = okd.LogitsDistillation(4.0, activation="sigmoid")
     got = float(loss.compute_loss(tf.constant(teacher), tf.constant(student))[0])
     assert got == pytest.approx(bernoulli(teacher.astype("d"), student.astype("d"), 4.0), rel=1e-4)
-    assert got > 4 * float(okd.LogitsDistillation(1.0, activation="sigmoid").compute_loss(
-        tf.constant(teacher / 4), tf.constant(student / 4))[0])  # fmt: skip
 
 
 def test_taylor_is_the_square_of_the_sum():
