@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 _WHERE = {
     "channels": ["channel_rule"],
     "clustering": ["cluster", "strip_clusters"],
+    "conversion": ["as_graph"],
     "datasets": ["Data", "load"],
     "distillation": [
         "DST",
@@ -23,6 +24,8 @@ _WHERE = {
         "Distiller",
         "FeatureHints",
         "LogitsDistillation",
+        "MAEDistillation",
+        "MSEDistillation",
         "Piecewise",
         "RelationalDistillation",
         "Resume",
@@ -38,6 +41,8 @@ _WHERE = {
     "model_io": ["load_model", "save_model"],
     "pipeline": ["compress"],
     "planning": ["RemovalPlan", "plan_removal"],
+    "preprocess_check": ["check_preprocess"],
+    "prediction": ["predict"],
     "preprocessing": ["Augment"],
     "profiling": ["profile"],
     "quantization": ["quantize_aware", "quantize_table", "strip_quantization"],
@@ -49,11 +54,19 @@ _WHERE = {
     "search": ["smallest"],
     "sparsity": ["keep_zeros", "sparsify", "strip"],
     "sparsity_report": ["sparsity_table"],
-    "subclassed": ["as_graph"],
     "surgery": ["recalibrate_batchnorm", "remove_filters"],
 }
 # Modules with a registry, for extensions: `@okd.importance.criterion("mine")`.
-_MODULES = ("budgets", "datasets", "distillation", "exporters", "importance", "networks", "sparsity_patterns")
+_MODULES = (
+    "budgets",
+    "datasets",
+    "distillation",
+    "exporters",
+    "importance",
+    "networks",
+    "runtimes",
+    "sparsity_patterns",
+)
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
 __all__ = sorted(_MODULE_OF)
@@ -61,6 +74,7 @@ __all__ = sorted(_MODULE_OF)
 if TYPE_CHECKING:  # the same names, for editors and type checkers
     from orbit_kd.channels import channel_rule
     from orbit_kd.clustering import cluster, strip_clusters
+    from orbit_kd.conversion import as_graph
     from orbit_kd.datasets import Data, load
     from orbit_kd.distillation import (
         DST,
@@ -70,6 +84,8 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
         Distiller,
         FeatureHints,
         LogitsDistillation,
+        MAEDistillation,
+        MSEDistillation,
         Piecewise,
         RelationalDistillation,
         Resume,
@@ -85,6 +101,8 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from orbit_kd.model_io import load_model, save_model
     from orbit_kd.pipeline import compress
     from orbit_kd.planning import RemovalPlan, plan_removal
+    from orbit_kd.prediction import predict
+    from orbit_kd.preprocess_check import check_preprocess
     from orbit_kd.preprocessing import Augment
     from orbit_kd.profiling import profile
     from orbit_kd.quantization import quantize_aware, quantize_table, strip_quantization
@@ -96,7 +114,6 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from orbit_kd.search import smallest
     from orbit_kd.sparsity import keep_zeros, sparsify, strip
     from orbit_kd.sparsity_report import sparsity_table
-    from orbit_kd.subclassed import as_graph
     from orbit_kd.surgery import recalibrate_batchnorm, remove_filters
 
 

@@ -131,8 +131,9 @@ def _limit(graph: ChannelGraph, name: str, cost: Cost, like: str, value: float) 
     whole = cost(graph, graph.all_stay())
     if math.isnan(whole):
         raise InputError(
-            f"{name} needs a known image size, and model {graph.model.name!r} leaves it open.",
-            expected="an input of fixed height and width",
+            f"{name} needs a known image size, and model {graph.model.name!r} leaves it open (or has a layer inside "
+            "a wrapper whose cost is not known).",
+            expected="an input of fixed height and width, or of a fixed number of time steps",
             fix="build the model with Input((height, width, channels)), or give keep_params",
         )
     scale = whole if name in _FRACTIONS else 1.0
@@ -140,11 +141,16 @@ def _limit(graph: ChannelGraph, name: str, cost: Cost, like: str, value: float) 
     return Limit(
         name,
         lambda stays: cost(graph, stays),
-        most=value * scale,
+        most=value * scale * (1 + 1e-12),  # 0.29 * 100 is below 29
         whole=whole,
         scale=scale,
         guide=guide and (lambda stays: guide(graph, stays)),
     )
+
+
+def rounded_up(value: float) -> str:
+    """A cost as text that is not below it, so that a budget of just that can be met."""
+    return str(math.ceil(value)) if value >= 1 else f"{math.ceil(value * 1e6) / 1e6:g}"
 
 
 def goals(graph: ChannelGraph, given: Mapping[str, float | None]) -> dict[str, tuple[float, float]]:
@@ -165,7 +171,7 @@ def fewest(count: int, stays: Callable[[int], np.ndarray], limits: Sequence[Limi
         if limit.cost(least) > limit.most:
             raise InputError(
                 f"{limit.name}={limit.most / limit.scale:g} cannot be reached.",
-                expected=f"at least {limit.cost(least) / limit.scale:g}, with the other settings as they are",
+                expected=f"at least {rounded_up(limit.cost(least) / limit.scale)}, with the other settings as they are",
                 fix=f"raise {limit.name}, or lower min_channels, raise max_ratio, or exclude fewer layers",
             )
     cheap = [limit for limit in limits if limit.guide is None]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,12 +67,15 @@ class ChannelGraph:
     Args:
         model: a Functional or Sequential tf_keras model, nested to any depth.
         unknown: "error" refuses a layer without a rule; "keep" keeps every channel that touches one.
+        shapes: of the inputs without the batch, where the model leaves sizes open.
 
     Raises:
         InputError: no layer graph, or a layer without a rule under "error".
     """
 
-    def __init__(self, model: keras.Model, *, unknown: str = "error") -> None:
+    def __init__(
+        self, model: keras.Model, *, unknown: str = "error", shapes: Sequence[tuple[int | None, ...]] | None = None
+    ) -> None:
         import orbit_kd.channel_ops  # noqa: F401  (files the rules, of layers and of TensorFlow operations)
 
         if unknown not in ("error", "keep"):
@@ -86,7 +90,8 @@ class ChannelGraph:
         self.steps: list[tuple[list[Channels], list[Channels], str]] = []
         self._blocks: list[tuple[str, int]] = []
         self._count = 0
-        inputs = [self._input(t, i) for i, t in enumerate(model.inputs)]
+        shapes = shapes or [tuple(t.shape[1:]) for t in model.inputs]
+        inputs = [self._input(shape, i) for i, shape in enumerate(shapes)]
         outputs = self._trace(model, inputs, "")
         for i, x in enumerate(outputs):
             self.kept.append((x.ids, f"model output {i}" if len(outputs) > 1 else "model output"))
@@ -98,8 +103,7 @@ class ChannelGraph:
         self._count += n
         return np.arange(self._count - n, self._count, dtype=np.int64)
 
-    def _input(self, tensor: Any, index: int) -> Channels:
-        shape = tuple(tensor.shape[1:])
+    def _input(self, shape: tuple[int | None, ...], index: int) -> Channels:
         ids = self.new_ids((shape[-1] or 1) if shape else 0, "")
         self.kept.append((ids, f"model input {index}"))
         return Channels(ids, max(len(shape) - 1, 0), shape)
@@ -133,9 +137,9 @@ class ChannelGraph:
             kind = repr(symbol_of(layer)) if isinstance(layer, TFOpLambda) else type(layer).__name__
             raise InputError(
                 f"No channel rule for layer {path!r} of class {kind}.",
-                expected="a layer of: " + ", ".join(supported_layers()),
-                fix=f'register a rule with @okd.channel_rule({kind}), or keep its channels with unknown="keep" '
-                "(tools: --unknown=keep)",
+                expected=f"a layer with a rule{_like(kind)} (all: orbit_kd.channels.supported_layers())",
+                fix='keep its channels with unknown="keep" (tools: --unknown=keep), or register a rule with '
+                f"@okd.channel_rule({kind})",
             )
         return rule or (lambda call: call.keep_all(f"no channel rule for {type(layer).__name__}"))
 
@@ -173,7 +177,16 @@ class ChannelGraph:
 
     def macs(self, stays: np.ndarray) -> float:
         """Multiply-accumulates of one image after a removal; NaN where an image size is not known."""
-        return sum(w.uses * self.size(w, stays) for la in self.layers.values() for w in la.weights.values() if w.uses)
+        return sum(la.macs for la in self.layers.values()) + sum(
+            w.uses * self.size(w, stays) for la in self.layers.values() for w in la.weights.values() if w.uses
+        )
+
+    def macs_of(self, model: keras.Model, shape: tuple[int | None, ...]) -> float:
+        """Multiply-accumulates of a model within a layer (TimeDistributed), for one input; NaN where not known."""
+        if not getattr(model, "_is_graph_network", False) or len(model.inputs) != 1:
+            return math.nan
+        inner = ChannelGraph(model, unknown="keep", shapes=[shape])
+        return inner.macs(inner.all_stay())
 
     def all_stay(self) -> np.ndarray:
         """bool per unit, all True: the network as it is."""
@@ -192,6 +205,12 @@ class ChannelGraph:
             return 0
         named = {id(getattr(record.layer, name)) for name in record.weights}
         return sum(math.prod(v.shape) for v in record.layer.weights if id(v) not in named)
+
+
+def _like(kind: str) -> str:
+    """The names with a rule that come nearest to one without."""
+    near = difflib.get_close_matches(kind.strip("'"), supported_layers(), n=3)
+    return f", such as {', '.join(near)}" if near else ""
 
 
 def _components(n: int, pairs: Iterable[tuple[Ids, Ids]]) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from orbit_kd import channel_rules_kept  # noqa: F401  (files its rules)
 from orbit_kd.channel_rules import concatenated, merged, reshaped
 from orbit_kd.channels import Call, Channels, channel_rule
 

@@ -172,13 +172,6 @@ def over_channels(call: Call) -> list[Channels]:
     return call.keep_all("mixes channels")
 
 
-@channel_rule(layers.MultiHeadAttention, layers.Attention, layers.AdditiveAttention)
-@channel_rule(layers.LSTM, layers.GRU, layers.SimpleRNN, layers.Bidirectional, layers.TimeDistributed)
-def keeps(call: Call) -> list[Channels]:
-    """Attention, recurrent and wrapper layers: their channels stay."""
-    return call.keep_all(f"{type(call.layer).__name__} keeps its channels")
-
-
 @channel_rule(layers.PReLU)
 def prelu(call: Call) -> list[Channels]:
     """One slope per element, shared along `shared_axes`."""

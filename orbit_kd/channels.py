@@ -57,6 +57,7 @@ class Layer:
     weights: dict[str, Weight] = dataclasses.field(default_factory=dict)
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
     made: list[Ids] = dataclasses.field(default_factory=list)
+    macs: float = 0  # of one image, beside those of `weights`
 
 
 class Call:
@@ -138,6 +139,10 @@ class Call:
         for before, now in zip(known.axes, axes, strict=True):
             if before is not None and now is not None:
                 self.couple(before, now)
+
+    def multiplies(self, macs: float) -> None:
+        """Multiply-accumulates for one image of a layer whose channels stay, beside those of the weights it names."""
+        self.record.macs += macs
 
     def config(self, **values: Any) -> None:
         """Constructor arguments that follow the channels: ids stand for "how many stay"; or a function of `Kept`."""

@@ -21,19 +21,19 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
+from orbit_kd.conversion import as_tf_keras
 from orbit_kd.errors import InputError
 from orbit_kd.layer_wrappers import (
     ClusterWeights,
     KernelRule,
     LayerWrapper,
     inner_layer,
-    is_wrapped,
     kernel_rule,
     trainable_rule,
-    unwrapped_copy,
 )
 from orbit_kd.sparsity import keep_zeros
-from orbit_kd.sparsity_models import check_model, copy_layer, named_layers, rebuild, resolve
+from orbit_kd.sparsity_models import copy_layer, named_layers, rebuild, resolve
+from orbit_kd.wrapped_models import CLUSTERED, QUANTIZED, SPARSE, unwrapped_copy, wrappers_in
 
 __all__ = ["ClusteredLayer", "cluster", "strip_clusters"]
 
@@ -69,17 +69,10 @@ def cluster(
         InputError: an impossible number of clusters, an unknown layer name, a wrapped model, one that cannot be copied,
             or no kernel to cluster.
     """
-    check_model(model)
+    model = as_tf_keras(model)
     if not 2 <= clusters <= _MOST or int(clusters) != clusters:
         raise InputError(f"clusters={clusters!r}.", expected=f"a whole number from 2 to {_MOST}", fix="16 is usual")
     layers = dict(named_layers(model))
-    for name, layer in layers.items():
-        if is_wrapped(layer):
-            raise InputError(
-                f"The layer {name!r} is wrapped by {type(layer).__name__}.",
-                expected="a plain model",
-                fix="strip it first: cluster(okd.strip(sparse)); cluster before quantize_aware, not after",
-            )
     excluded = resolve(exclude, layers, "exclude")
     reasons = {
         name: "excluded" if name in excluded else _reason(layer, clusters, per_channel)
@@ -115,14 +108,15 @@ def cluster(
 def strip_clusters(clustered: keras.Model) -> keras.Model:
     """The plain model behind a clustered one: the original's layer classes, kernels clustered, no wrappers.
 
-    Its zeros survive further training, as after `strip`; its clusters do not. It is not compiled.
+    Models of tfmot's `cluster_weights` are taken too. Zeros survive further training, as after `strip`; clusters do
+    not. It is not compiled.
 
     Raises:
         InputError: a model that is not clustered, or a kernel with more values than it may have.
     """
-    check_model(clustered)
+    clustered = as_tf_keras(clustered, name="clustered", refuse=SPARSE + QUANTIZED)
     wrapped = {name: layer for name, layer in named_layers(clustered) if isinstance(layer, ClusteredLayer)}
-    if not wrapped:
+    if not wrappers_in(clustered, CLUSTERED):
         raise InputError(
             f"The model {clustered.name!r} holds no clustered layer.",
             expected="a model of okd.cluster",
@@ -135,7 +129,7 @@ def strip_clusters(clustered: keras.Model) -> keras.Model:
                 expected=f"at most {layer.clusters}",
                 fix="its kernel was overwritten; cluster the model anew",
             )
-    return keep_zeros(unwrapped_copy(clustered, ClusteredLayer))
+    return keep_zeros(unwrapped_copy(clustered, CLUSTERED))
 
 
 @keras.utils.register_keras_serializable(package="orbit_kd")

@@ -186,7 +186,7 @@ def _check_budgets(student: keras.Model, teacher: keras.Model, recipe: Recipe, n
             raise InputError(
                 f"The smallest network found within max_drop={recipe.max_drop:g} is too large for "
                 f"{limit.name}={limit.most / limit.scale:g}.",
-                expected=f"at least {cost / limit.scale:g} at this accuracy",
+                expected=f"at least {budgets.rounded_up(cost / limit.scale)} at this accuracy",
                 fix="raise max_drop, raise the budget, or give the search more time (search_epochs, time_budget)",
             )
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from orbit_kd import runtimes, timing
+from orbit_kd.datasets.batches import as_batches
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import Artifact, export, find, open_artifact
 from orbit_kd.exporters.c_array import read_c_array
 from orbit_kd.exporters.keras_source import calibration_sample
-from orbit_kd.labels import class_numbers
+from orbit_kd.labels import check_several, class_numbers
 from orbit_kd.metrics import accuracy, confusion_matrix, mcnemar
 from orbit_kd.progress import track
 from orbit_kd.report_text import shipped
@@ -25,6 +28,8 @@ from orbit_kd.reporting import Report
 from orbit_kd.tflite_reader import TfliteSummary, read, read_bytes
 from orbit_kd.tflm_parity import tflm_parity
 from orbit_kd.versions import versions
+
+log = logging.getLogger("orbit_kd")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,17 +83,11 @@ def logits(
     }
     outputs: dict[str, list[np.ndarray]] = {name: [] for name in runners}
     labels: list[np.ndarray] = []
-    for batch in track(test, "test set"):
-        if not isinstance(batch, (tuple, list)) or len(batch) < 2:
-            raise InputError("The test data has no labels.", expected="batches (x, y)", fix="pass images with labels")
-        x = np.asarray(batch[0])
-        labels.append(class_numbers(batch[1]))
-        if len(x) != len(labels[-1]):
-            raise InputError(
-                f"A test batch has {len(x)} images and {len(labels[-1])} labels.",
-                expected="one label an image, in batches",
-                fix="batch the data set: test.batch(32)",
-            )
+    shapes = {runner.input.shape for runner in runners.values()}
+    inputs = {"image": shapes.pop()} if len(shapes) == 1 else None
+    for given, y, _ in track(as_batches(test, what="test data", labels=True, inputs=inputs), "test set"):
+        x = np.asarray(given)
+        labels.append(class_numbers(y))
         for name, runner in runners.items():
             outputs[name].append(runtimes.run(runner, x).reshape(len(x), -1))
     if not labels or not sum(map(len, labels)):
@@ -120,8 +119,8 @@ def evaluate(
     Args:
         artifacts: exported files of the student, as `export` returns them, or paths.
         test: batches (x, y) as for `logits`.
-        teacher: a tf_keras model, which is exported to "tflite_float32" and measured there; or that file (an Artifact
-            or a path); or None, which leaves the comparison out.
+        teacher: a model of tf_keras or Keras 3, which is exported to "tflite_float32" and measured there; or that file
+            (an Artifact or a path); or None, which leaves the comparison out.
         teacher_artifacts: further files of the teacher. A student's file is timed against the teacher's file of the
             same target.
         class_names: for the report.
@@ -142,12 +141,7 @@ def evaluate(
             expected="at least one: sizes, zeros and multiply-accumulates are counted in it",
             fix="export the student to tflite_int8 as well",
         )
-    if iter(test) is test:
-        raise InputError(
-            "The test data can be read only once.",
-            expected="batches (x, y) that can be gone through again: a tf.data.Dataset or a list",
-            fix="pass the data set itself, not an iterator over it",
-        )
+    test = as_batches(test, what="test data", labels=True, again=True)
     with _teacher_file(teacher, workdir) as teacher_file:
         running: dict[str, Any] = {file.name: file.model for file in students}
         if teacher_file:
@@ -159,6 +153,10 @@ def evaluate(
                 running[file.name] = runtimes.load(file.artifact.path, runtime=file.runtime)
         labels, outputs = logits(running, test, threads=os.cpu_count() or 1)
         _same_classes(outputs, class_names)
+        width = next(iter(outputs.values())).shape[1]
+        check_several(labels, what="test data", classes=width)
+        if missing := sorted(set(range(width)) - set(labels.tolist())):
+            log.warning("evaluate: the test data has no example of the classes %s", ", ".join(map(str, missing)))
         reference = next((file for file in students if file.artifact.target == "tflite_float32"), None)
         base = reference or min(students, key=lambda file: file.artifact.bytes)
         counted = read(base.model)
@@ -203,8 +201,9 @@ def ratios(data: Mapping[str, Any]) -> dict[str, float]:
         "parameters_gone": 1 - student["nonzero_params"] / teacher["params"],
         "bytes": teacher["tflite_bytes"] / file["bytes"],
         "gzip_bytes": teacher["gzip_bytes"] / file["gzip_bytes"],
-        "macs": teacher["macs"] / max(1, student["macs"]),
     }
+    if teacher["macs"] is not None and student["macs"] is not None:
+        found["macs"] = teacher["macs"] / max(1, student["macs"])
     float32 = next((a for a in data["artifacts"] if a["target"] == "tflite_float32"), None)
     return found | ({"float32_bytes": teacher["tflite_bytes"] / float32["bytes"]} if float32 else {})
 
@@ -278,7 +277,7 @@ def _teacher_section(
     if file is None or model is None:
         return None
     summary = read(model)
-    sizes = {"params": summary.params, "nonzero_params": summary.nonzero_params, "macs": summary.macs,
+    sizes = {"params": summary.params, "nonzero_params": summary.nonzero_params, "macs": _known(summary.macs),
              "tflite_bytes": file.bytes, "gzip_bytes": file.gzip_bytes}  # fmt: skip
     return sizes | _scores(labels, outputs["teacher"])
 
@@ -286,9 +285,14 @@ def _teacher_section(
 def _student_section(
     artifact: Artifact, summary: TfliteSummary, labels: np.ndarray, values: np.ndarray
 ) -> dict[str, Any]:
-    counts = {"params": summary.params, "nonzero_params": summary.nonzero_params, "macs": summary.macs,
-              "macs_nonzero": summary.macs_nonzero, "measured_from": artifact.target}  # fmt: skip
+    counts = {"params": summary.params, "nonzero_params": summary.nonzero_params, "macs": _known(summary.macs),
+              "macs_nonzero": _known(summary.macs_nonzero), "measured_from": artifact.target}  # fmt: skip
     return counts | _scores(labels, values)
+
+
+def _known(macs: float) -> float | None:
+    """None for the multiply-accumulates of a file that does not tell how often its loops run."""
+    return None if math.isnan(macs) else macs
 
 
 def _sizes(artifact: Artifact) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -22,11 +23,12 @@ import tensorflow as tf
 import tf_keras as keras
 
 from orbit_kd.channel_graph import ChannelGraph, Group
+from orbit_kd.datasets.batches import as_batches, in_order, inputs_of
 from orbit_kd.errors import InputError
 from orbit_kd.graph import replay
-from orbit_kd.heads import cross_entropy
-from orbit_kd.labels import are_rows
+from orbit_kd.outputs import label_loss
 from orbit_kd.registry import Registry
+from orbit_kd.tracing import traced
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,8 +147,9 @@ class Scorer:
     Args:
         graph: the traced network.
         name: of the criterion.
-        data: batches (x, y) for criteria that need them.
-        loss: of the network's output, for gradients; the cross-entropy that fits output and labels if None.
+        data: batches for criteria that need them, in any form that `datasets.batches` takes: (x, y) for gradients, x
+            for activations.
+        loss: of the network on its labels, for gradients, see `plan_removal`.
         batches: how many batches to use.
         seed: for criteria that draw.
 
@@ -166,12 +169,17 @@ class Scorer:
             raise InputError(
                 f"The criterion {name!r} needs data.",
                 expected="a few batches of labelled training images",
-                fix="give them as data= (in a scan or search: train=), or use a criterion on weights, such as l1_norm",
+                fix="give them as data= (in a scan or search: train=; tools/compress.py has them, tools/prune.py "
+                "does not), or use a criterion on weights, such as l1_norm",
             )
-        if needs == "gradients":
-            self._gradients = _gradients(graph.model, data.take(batches), loss)
-        elif needs == "activations":
-            self._shares = _shares(graph, data.take(batches))
+        if needs:
+            whole = as_batches(data, what="training data", labels=needs == "gradients", endless=True,
+                               inputs=inputs_of(graph.model))  # fmt: skip
+            some = itertools.islice(whole, batches)
+            if needs == "gradients":
+                self._gradients = _gradients(graph.model, some, loss)
+            else:
+                self._shares = _shares(graph, some)
 
     def __call__(self, group: Group) -> np.ndarray:
         """(width,) float, larger is more important."""
@@ -240,18 +248,27 @@ def _rows(array: np.ndarray, *, axis: int, order: np.ndarray, units: int) -> np.
 
 def _gradients(model: keras.Model, data: Any, loss: Any) -> dict[int, np.ndarray]:
     """Gradients of the mean loss, in inference mode, summed over the batches; by id of the variable."""
-    variables = model.trainable_variables
+    variables = [v for v in model.weights if v.dtype.is_floating]  # frozen layers have filters too
+    batches = [keras.utils.unpack_x_y_sample_weight(batch)[:2] for batch in data]
+    if not batches or batches[0][1] is None:
+        raise InputError(
+            "The data for a criterion on gradients has no labels." if batches else "There is no data to learn from.",
+            expected="batches (x, y)",
+            fix="give labelled training images, or use a criterion on weights, such as l1_norm",
+        )
+    labels = tf.nest.map_structure(lambda *y: np.concatenate(y), *[y for _, y in batches])
+    fits = label_loss(model, labels, loss=loss)
 
-    @tf.function
-    def step(x: tf.Tensor, y: tf.Tensor) -> list[tf.Tensor]:
-        fits = loss or cross_entropy(model, one_hot=are_rows(y.shape))
+    @traced
+    def step(x: Any, y: Any) -> list[tf.Tensor]:
         with tf.GradientTape() as tape:
+            tape.watch(variables)
             value = fits(y, model(x, training=False))
         return tape.gradient(value, variables, unconnected_gradients="zero")
 
     totals = [np.zeros(v.shape, np.float32) for v in variables]
-    for batch in data:
-        for total, gradient in zip(totals, step(*batch[:2]), strict=True):
+    for batch in batches:
+        for total, gradient in zip(totals, step(*batch), strict=True):
             total += gradient.numpy()
     return {id(v): total for v, total in zip(variables, totals, strict=True)}
 
@@ -260,10 +277,10 @@ def _shares(graph: ChannelGraph, data: Any) -> list[tuple[Any, str, np.ndarray]]
     """For each traced tensor, the share of elements of each channel that are not zero."""
     named = [(x, path) for _, outputs, path in graph.steps for x in outputs]
 
-    @tf.function
+    @traced
     def step(x: tf.Tensor) -> list[tf.Tensor]:
         outputs: list[tf.Tensor] = []
-        replay(graph.model, x, seen=lambda layer, made: outputs.extend(made))
+        replay(graph.model, in_order(x, inputs_of(graph.model)), seen=lambda layer, made: outputs.extend(made))
         shares = []
         for (channels, _), tensor in zip(named, outputs, strict=True):
             others = [a for a in range(tensor.shape.rank) if a != channels.axis + 1] if len(channels.ids) else None

@@ -9,7 +9,10 @@ import tf_keras as keras
 
 from orbit_kd import budgets
 from orbit_kd.channel_graph import ChannelGraph
+from orbit_kd.conversion import as_tf_keras
+from orbit_kd.datasets.batches import as_batches, inputs_of
 from orbit_kd.errors import InputError
+from orbit_kd.outputs import compiled_loss
 from orbit_kd.planning import plan_removal
 from orbit_kd.surgery import remove_filters
 
@@ -42,7 +45,8 @@ def remove_in_rounds(
             argument is the number of the round, from 1 on.
         rounds: how many.
         ratio, ratios, unknown: as in `plan_removal`, over all rounds.
-        **how: other settings and budgets of `plan_removal`.
+        **how: other settings and budgets of `plan_removal`; a `loss` that is not given is the one that the model is
+            compiled with.
 
     Returns:
         The network after the last round and its training.
@@ -50,11 +54,15 @@ def remove_in_rounds(
     Raises:
         InputError: as `plan_removal`; fewer than one round.
     """
+    model = as_tf_keras(model)
     if rounds < 1:
         raise InputError(f"rounds={rounds!r}.", expected="at least 1", fix="use for example rounds=4")
     given = {name: how.pop(name) for name in list(how) if budgets.is_budget(name)}
     goals = budgets.goals(ChannelGraph(model, unknown=unknown), given)
+    how["loss"] = how["loss"] if how.get("loss") is not None else compiled_loss(model)
     student = model
+    if how.get("data") is not None:
+        how["data"] = as_batches(how["data"], what="training data", again=True, endless=True, inputs=inputs_of(model))
     for number in range(1, rounds + 1):
         done = number / rounds
         plan = plan_removal(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -38,3 +39,45 @@ def class_numbers(labels: Any) -> np.ndarray:
             fix="map the data to (image, number of its class)",
         )
     return found.astype(np.int64)
+
+
+def check_alike(shapes: Mapping[str, Any]) -> None:
+    """Refuses class numbers in one split and rows in another, and rows of different widths.
+
+    Args:
+        shapes: split -> shape of its labels (batch first); None where a size is not known.
+
+    Raises:
+        InputError: labels of different kinds.
+    """
+    rows = {name: int(shape[-1]) if are_rows(shape) and shape[-1] else 0 for name, shape in shapes.items()}
+    kinds = {name: "rows" if are_rows(shape) else f"{max(len(shape), 2)}-d" for name, shape in shapes.items()}
+    if len(set(kinds.values())) <= 1 and len(set(rows.values()) - {0}) <= 1:
+        return
+    told = {"2-d": "class numbers"}
+    raise InputError(
+        "The splits have labels of different kinds: "
+        + ", ".join(
+            f"{name} {f'rows of {rows[name] or None} values' if kind == 'rows' else told.get(kind, f'{kind} arrays')}"
+            for name, kind in kinds.items()
+        )
+        + ".",
+        expected="class numbers in all of them, or rows of equally many values",
+        fix="map one-hot rows to numbers: .map(lambda x, y: (x, tf.argmax(y, -1))), or np.argmax(y, -1); in "
+        'image_dataset_from_directory give each the same label_mode ("int")',
+    )
+
+
+def check_several(labels: np.ndarray, *, what: str, classes: int) -> None:
+    """Refuses labels of one class only: whatever always says that class would be right on all of them.
+
+    Raises:
+        InputError: one class, where the network knows several.
+    """
+    if classes > 1 and len(np.unique(labels)) == 1:
+        raise InputError(
+            f"The {what} holds one class only ({int(labels[0])}) of {classes}: its accuracy says nothing.",
+            expected="examples of all classes",
+            fix="split each class alike, as okd.load(folder) does; image_dataset_from_directory(validation_split=...) "
+            "with shuffle=False takes the last classes, with shuffle=True and one seed it takes some of each",
+        )

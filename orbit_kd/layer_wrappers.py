@@ -12,10 +12,11 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from orbit_kd.sparsity_models import copy_layer, rebuild
+from orbit_kd.sparsity_models import copy_layer
 
 with warnings.catch_warnings():
     # tfmot compares versions with distutils at import. The wrappers' modules take these from here.
@@ -146,6 +147,10 @@ class LayerWrapper(keras.layers.Wrapper):
         """The stored kernel, a variable; None for a layer without one."""
         return None if self.rule is None else getattr(self.layer, self.rule.kernel)
 
+    def plain_weights(self) -> list[np.ndarray]:
+        """The weights that the layer computes with, in its own order."""
+        return self.layer.get_weights()
+
     def after_step(self, weights: tf.Tensor) -> tf.Tensor:
         """The kernel to store. Called by the optimizer."""
         raise NotImplementedError
@@ -187,19 +192,6 @@ class LayerWrapper(keras.layers.Wrapper):
         return cls(**config)
 
 
-def is_wrapped(layer: keras.layers.Layer) -> bool:
-    """Whether a layer is one of tfmot's, as all wrappers of this library are."""
-    return any(kind.__module__.startswith("tensorflow_model_optimization") for kind in type(layer).__mro__)
-
-
 def inner_layer(layer: keras.layers.Layer, wrapper: type[LayerWrapper]) -> keras.layers.Layer:
     """The layer within a wrapper of a class; any other layer itself."""
     return layer.layer if isinstance(layer, wrapper) else layer
-
-
-def unwrapped_copy(model: keras.Model, wrapper: type[LayerWrapper]) -> keras.Model:
-    """A copy of a model without the wrappers of a class, with the weights of the layers in them."""
-    plain, pairs = rebuild(model, lambda layer: copy_layer(inner_layer(layer, wrapper)))
-    for layer, new in pairs:
-        new.set_weights(inner_layer(layer, wrapper).get_weights())
-    return plain

@@ -33,6 +33,14 @@ def accuracy(labels: np.ndarray, logits: np.ndarray) -> float:
     return float(np.mean(np.argmax(logits, axis=-1) == labels))
 
 
+def wilson(right: int, images: int, *, z: float = 1.96) -> tuple[float, float]:
+    """The interval of a share `right / images` (Wilson 1927): 95% of them hold the true share at z = 1.96."""
+    share, spread = right / images, z * z / images
+    middle = share + spread / 2
+    half = z * math.sqrt(share * (1 - share) / images + spread / (4 * images))
+    return max(0.0, (middle - half) / (1 + spread)), min(1.0, (middle + half) / (1 + spread))
+
+
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, *, classes: int) -> np.ndarray:
     """Counts (classes, classes): row = true class, column = predicted class."""
     matrix = np.zeros((classes, classes), np.int64)

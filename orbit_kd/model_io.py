@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import json
 import os
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import tf_keras as keras
 
+from orbit_kd.conversion import as_tf_keras, in_one_precision
 from orbit_kd.errors import InputError
 from orbit_kd.files import replace_file
-from orbit_kd.keras3 import from_keras3, is_keras3, load_keras3
+from orbit_kd.keras3 import load_keras3
 from orbit_kd.model_safety import code_in, read_config
-from orbit_kd.sparsity_models import rebuild
-from orbit_kd.subclassed import as_graph
 
+_TFMOT = ("PruneLowMagnitude", "ClusterWeights", "QuantizeWrapper", "QuantizeLayer", "QuantizeAnnotate")
 _REGISTERED_BY = {
     "ClusteredLayer": "orbit_kd.clustering",
     "Distiller": "orbit_kd.distillation",
@@ -46,21 +48,13 @@ def load_model(
     Raises:
         InputError: no such file, no model file, a file that could run code, or a layer that is not known.
     """
-    if isinstance(model, keras.Model):
-        return _in_one_precision(as_graph(model))
-    if is_keras3(model):
-        return _in_one_precision(from_keras3(model))
     if not isinstance(model, (str, os.PathLike)):
-        raise InputError(
-            f"load_model got a {type(model).__module__}.{type(model).__name__}.",
-            expected="a path, or a model of tf_keras or Keras 3",
-            fix="save the model with model.save('model.keras') and give the path",
-        )
+        return in_one_precision(as_tf_keras(model, refuse=()))
     path = Path(model)
     if not path.exists():
         raise InputError(f"There is no model at {path}.", expected="a .keras or .h5 file or a SavedModel folder",
                          fix="check the path")  # fmt: skip
-    known = tuple(custom_objects or ())
+    known = (*(custom_objects or ()), *keras.saving.get_custom_objects())
     try:
         configs, version = read_config(path)
     except (ValueError, OSError) as e:
@@ -82,36 +76,29 @@ def load_model(
             loaded = load_keras3(str(path), trust_code=trust_code, custom_objects=custom)
         else:
             safety = {"safe_mode": False} if trust_code else {}
-            loaded = keras.models.load_model(path, custom_objects=custom, compile=False, **safety)
+            with _tfmot_scopes(configs):
+                loaded = keras.models.load_model(path, custom_objects=custom, compile=False, **safety)
     except InputError:
         raise
     except Exception as e:  # the loaders raise nearly anything on a bad file
+        if "QuantizeWrapper" in json.dumps(configs) and zipfile.is_zipfile(path):
+            raise InputError(
+                f"{path} holds a model of tfmot's quantize_model, whose weights a .keras file does not give back.",
+                expected="an .h5 file of it, or the plain model",
+                fix="where the model still is: model.save('model.h5'), or "
+                "okd.save_model(okd.strip_quantization(model), 'model.keras')",
+            ) from e
         raise InputError(
             f"{path} could not be loaded: {type(e).__name__}: {str(e).strip().splitlines()[0] if str(e) else ''}",
             expected="a model whose layers tf_keras knows",
             fix="give your own layer classes as custom_objects={'MyLayer': MyLayer}; else save the model again",
         ) from e
+    if hasattr(type(loaded), "network_behind"):  # a Distiller: what it trained
+        loaded = loaded.student
     if not isinstance(loaded, keras.Model):
         raise InputError(f"{path} holds a {type(loaded).__name__}, not a Keras model.", expected="a Keras model",
                          fix="save the model with model.save('model.keras')")  # fmt: skip
-    return _in_one_precision(as_graph(loaded))
-
-
-def _in_one_precision(model: keras.Model) -> keras.Model:
-    """The model itself, or, of one trained in mixed precision, a copy that computes as precisely as its weights are.
-
-    TFLite takes no float16 arithmetic, and students compute as their teacher does.
-    """
-    if all(la.compute_dtype == la.variable_dtype for la in model._flatten_layers() if la.weights):
-        return model
-
-    def plain(layer: keras.layers.Layer) -> keras.layers.Layer:
-        config = layer.get_config()
-        return type(layer).from_config({**config, "dtype": layer.variable_dtype} if "dtype" in config else config)
-
-    copy, _ = rebuild(model, plain)
-    copy.set_weights(model.get_weights())
-    return copy
+    return in_one_precision(as_tf_keras(loaded, refuse=()))
 
 
 def _register(configs: list[Any]) -> None:
@@ -122,12 +109,32 @@ def _register(configs: list[Any]) -> None:
             importlib.import_module(module)
 
 
+@contextlib.contextmanager
+def _tfmot_scopes(configs: list[Any]) -> Iterator[None]:
+    """Within it, tf_keras knows the wrappers of tfmot, where a file has some: tfmot registers none of its classes."""
+    text = json.dumps(configs)
+    if not any(name in text for name in _TFMOT):
+        yield
+        return
+    import tensorflow_model_optimization as tfmot
+
+    prune, cluster = tfmot.sparsity.keras.prune_scope(), tfmot.clustering.keras.cluster_scope()
+    with prune, cluster, tfmot.quantization.keras.quantize_scope():
+        yield
+
+
 def save_model(model: keras.Model, path: str | os.PathLike[str]) -> Path:
-    """Writes a .keras file, whole or not at all; returns its path.
+    """Writes a .keras file of tf_keras, whole or not at all; returns its path.
+
+    Args:
+        model: of tf_keras, with its wrappers where it has some; a subclassed one is written as its graph, one of Keras
+            3 as its tf_keras twin, so that the file loads without their code.
+        path: of the file, *.keras.
 
     Raises:
-        InputError: the folder cannot be written, or the name ends otherwise.
+        InputError: no model, the folder cannot be written, or the name ends otherwise.
     """
+    model = as_tf_keras(model, refuse=())
     path = Path(path)
     if path.suffix != ".keras":
         raise InputError(f"{path} does not end in .keras.", expected="a .keras file", fix=f"write {path.stem}.keras")

@@ -10,6 +10,8 @@ from typing import Any
 
 _OWN_MODULES = ("keras", "tf_keras", "tensorflow_model_optimization", "orbit_kd")
 _OPS_BEYOND_ARITHMETIC = ("io.", "raw_ops.", "py_function", "numpy_function", "load_", "compat.v1.", "autograph.")
+# the names that Keras writes for tf.transpose and others, which call their older forms
+_HARMLESS = {f"compat.v1.{name}" for name in ("floor_div", "gather", "pad", "squeeze", "transpose")}
 
 
 def read_config(path: Path) -> tuple[list[Any], str]:
@@ -49,6 +51,8 @@ def _saved_model_config(path: Path) -> tuple[list[Any], str]:
         raise ValueError("a folder without saved_model.pb")
     file = path / "keras_metadata.pb"
     if not file.is_file():
+        if not _has_layers(path / "saved_model.pb"):
+            raise ValueError("a SavedModel of functions alone, without layers (as model.export writes it)")
         return [], ""
     from tf_keras.protobuf import saved_metadata_pb2
 
@@ -56,12 +60,22 @@ def _saved_model_config(path: Path) -> tuple[list[Any], str]:
     return [json.loads(node.metadata) for node in nodes], ""
 
 
+def _has_layers(file: Path) -> bool:
+    """Whether a SavedModel holds Keras objects: those of Keras before 2.5 do, with no file of metadata beside them."""
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    graphs = saved_model_pb2.SavedModel.FromString(file.read_bytes()).meta_graphs
+    return any(
+        node.user_object.identifier.startswith("_tf_keras") for graph in graphs for node in graph.object_graph_def.nodes
+    )
+
+
 def code_in(config: Any, known: tuple[str, ...] = ()) -> list[str]:
     """What in a configuration could run code: Lambda layers, foreign modules, operations that touch files.
 
     Args:
         config: a JSON value from `read_config`.
-        known: class names that the caller supplies and so vouches for.
+        known: class names that the caller supplies, or has registered with Keras, and so vouches for.
 
     Returns:
         One short description each; empty where all is plain layers.
@@ -75,7 +89,7 @@ def _findings(node: Any, known: tuple[str, ...]) -> Iterator[str]:
         inner = node.get("config")
         if name in ("Lambda", "__lambda__") or node.get("function_type") == "lambda":
             yield "a Lambda layer"
-        elif isinstance(module, str) and name not in known:
+        elif isinstance(module, str) and name not in known and node.get("registered_name") not in known:
             if module == "builtins" and name == "function":
                 if not _keras_function(inner):
                     yield f"function {inner!r}"
@@ -83,7 +97,7 @@ def _findings(node: Any, known: tuple[str, ...]) -> Iterator[str]:
                 yield f"{name} from module {module!r}"
         if name in ("TFOpLambda", "SlicingOpLambda", "ClassMethod", "InstanceMethod") and isinstance(inner, dict):
             symbol = str(inner.get("function") or inner.get("cls_symbol") or "")
-            if symbol.startswith(_OPS_BEYOND_ARITHMETIC):
+            if symbol.startswith(_OPS_BEYOND_ARITHMETIC) and symbol not in _HARMLESS:
                 yield f"operation tf.{symbol}"
         for value in node.values():
             yield from _findings(value, known)

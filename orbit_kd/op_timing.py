@@ -1,10 +1,11 @@
 """Time of each operator of a .tflite file, from files that hold it alone.
 
 LiteRT's Python package has no profiler: its interpreter takes none, and `benchmark_model` is not in it. So every
-operator is cut out with its constants into a file of its own, and these are timed in turn, with the whole file. What an
-operator alone costs more, or less, than within its graph (a call of its own; a warm cache) shows in `OpTimes.covered`,
-the sum of the parts over the whole. The fastest of the rounds counts: other programs can only add time, and to a few
-microseconds they add much.
+operator is cut out with its constants into a file of its own, and these are timed in turn, with the whole file. What
+an operator alone costs more, or less, than within its graph (a call of its own; a warm cache) shows in
+`OpTimes.covered`, the sum of the parts over the whole. A loop is one operator, with all that it runs. Operators that
+read and assign variables are left out: they copy a few numbers, and have nothing to copy from in a file of their own.
+The fastest of the rounds counts: other programs can only add time, and to a few microseconds they add much.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ import numpy as np
 
 from orbit_kd import runtimes
 from orbit_kd.errors import InputError
-from orbit_kd.tflite_reader import parse, read, read_bytes
+from orbit_kd.tflite_reader import Graph, parse, read, read_bytes
+from orbit_kd.tflite_subgraphs import CALLS
 from orbit_kd.tflite_writer import pack
 from orbit_kd.timing import interleaved, ready_call
+
+_VARIABLES = {"CALL_ONCE", "VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,13 +33,13 @@ class OpTime:
     Attributes:
         op: builtin name, e.g. "CONV_2D".
         name: of its first output tensor.
-        macs: multiply-accumulates.
+        macs: multiply-accumulates; NaN as in `tflite_reader.Op`.
         milliseconds: fastest round of the operator alone.
     """
 
     op: str
     name: str
-    macs: int
+    macs: float
     milliseconds: float
 
 
@@ -44,7 +48,7 @@ class OpTimes:
     """One file.
 
     Attributes:
-        ops: in execution order, without those that only prepare constants.
+        ops: in execution order, without those that only prepare constants, and those of variables.
         milliseconds: fastest round of the whole file.
     """
 
@@ -81,10 +85,23 @@ def op_latency(
     done = []
     for data, cut in zip(files, cuts, strict=True):
         whole = float(next(best))
-        rows = {op.name: op for op in read(data).ops}
-        times = [OpTime(rows[n].op, n, rows[n].macs, float(next(best))) for n, _ in cut]
+        kinds, macs = _rows(data)
+        times = [OpTime(kinds[n], n, macs[n], float(next(best))) for n, _ in cut]
         done.append(OpTimes(tuple(times), whole))
     return tuple(done)
+
+
+def _rows(data: bytes) -> tuple[dict[str, str], dict[str, float]]:
+    """Kind and multiply-accumulates of each operator of the main graph, by its name; a loop's with its body's."""
+    kinds: dict[str, str] = {}
+    macs: dict[str, float] = {}
+    name = ""
+    for op in read(data).ops:
+        if not op.graph:
+            name = op.name
+            kinds[name], macs[name] = op.op, 0
+        macs[name] += op.macs
+    return kinds, macs
 
 
 def cut_operators(data: bytes) -> list[tuple[str, bytes]]:
@@ -95,13 +112,19 @@ def cut_operators(data: bytes) -> list[tuple[str, bytes]]:
     Raises:
         InputError: not a .tflite file.
     """
-    graph = parse(data).subgraphs[0]
+    model = parse(data)
+    graph, names = model.subgraphs[0], Graph(model)
     fed = _constant_fed(parse(data))
     files = []
     for index, op in enumerate(graph.operators):
-        if index not in fed:
+        if index not in fed and names.name(op) not in _VARIABLES:
             files.append((graph.tensors[op.outputs[0]].name.decode(), _alone(parse(data), index, fed)))
     return files
+
+
+def _ends(tensors: Any) -> Any:
+    """The inputs or outputs of an operator, which the schema leaves None where there are none."""
+    return () if tensors is None else tensors
 
 
 def _constants(model: Any) -> set[int]:
@@ -113,16 +136,16 @@ def _constant_fed(model: Any) -> set[int]:
     """Operators that see no activation."""
     known, fed = _constants(model), set()
     for index, op in enumerate(model.subgraphs[0].operators):
-        if all(int(i) in known for i in op.inputs if i >= 0):
+        if all(int(i) in known for i in _ends(op.inputs) if i >= 0):
             fed.add(index)
-            known |= {int(i) for i in op.outputs}
+            known |= {int(i) for i in _ends(op.outputs)}
     return fed
 
 
 def _alone(model: Any, index: int, fed: set[int]) -> bytes:
     """Cuts everything from the model but one operator and the constant-fed ones it needs."""
     graph, constants = model.subgraphs[0], _constants(model)
-    producer = {int(o): i for i in fed for o in graph.operators[i].outputs}
+    producer = {int(o): i for i in fed for o in _ends(graph.operators[i].outputs)}
     members, waiting = [index], [index]
     while waiting:
         for tensor in map(int, graph.operators[waiting.pop()].inputs):
@@ -144,10 +167,12 @@ def _alone(model: Any, index: int, fed: set[int]) -> bytes:
     graph.tensors = [graph.tensors[tensor] for tensor in used]
     graph.inputs = np.array([place[i] for i in dict.fromkeys(inputs)], np.int32)
     graph.outputs = np.array([place[i] for i in outputs], np.int32)
+    loop = Graph(model, 0).name(op) in CALLS
+    model.subgraphs = model.subgraphs if loop else [graph]
     empty, buffers = model.buffers[0], model.buffers
     model.buffers = [empty]
-    for tensor in graph.tensors:
+    for tensor in (tensor for kept in model.subgraphs for tensor in kept.tensors):
         model.buffers.append(buffers[tensor.buffer])
         tensor.buffer = len(model.buffers) - 1
-    model.subgraphs, model.metadata, model.metadataBuffer, model.signatureDefs = [graph], None, None, None
+    model.metadata, model.metadataBuffer, model.signatureDefs = None, None, None
     return pack(model)

@@ -14,10 +14,12 @@ import tf_keras as keras
 
 from orbit_kd import budgets, decisions
 from orbit_kd.channel_graph import ChannelGraph
+from orbit_kd.conversion import as_tf_keras
 from orbit_kd.datasets import Data
 from orbit_kd.distillation import TeacherCache, cache_teacher
+from orbit_kd.errors import InputError
 from orbit_kd.evaluation import evaluate, logits, model_bytes
-from orbit_kd.exporters import Artifact, export_all, find
+from orbit_kd.exporters import Artifact, check, export_all
 from orbit_kd.exporters.metadata import bytes_of, note
 from orbit_kd.files import write_file
 from orbit_kd.importance import criteria
@@ -35,6 +37,8 @@ from orbit_kd.stages import Stages, log
 from orbit_kd.story import story
 from orbit_kd.surgery import recalibrate_batchnorm, remove_filters
 from orbit_kd.training import check_fit
+
+_OF_THE_TEACHER = ("tflite_float32", "tflite_int8")  # what the student's files are compared with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +77,8 @@ def compress(
     Raises:
         InputError: bad settings, data that do not fit the teacher, an unwritable folder, a loss that is not finite.
     """
-    teacher, recipe, augment = load_model(teacher), recipe or Recipe(), augment or Augment()
+    teacher = as_tf_keras(load_model(teacher), name="teacher")
+    recipe, augment = recipe or Recipe(), augment or Augment()
     plan = _check(teacher, data, recipe)
     stages = Stages(workdir, digest(fingerprint(teacher), data.key))
     if plan:
@@ -82,7 +87,7 @@ def compress(
     with stages.stage("teacher", **recipe.settings("teacher")) as (folder, done):
         if not done:
             _tell_of_chance(teacher, data, seen)
-        originals = _export(teacher, ("tflite_float32", "tflite_int8"), folder, "teacher", data, done, recipe)
+        originals = _export(teacher, _OF_THE_TEACHER, folder, "teacher", data, done, recipe)
     about = note(data.class_names, _preprocess(data), recipe=digest(recipe.to_dict()))
     extra = bytes_of(about, model_bytes(originals[1]))
     decided = decisions.Decisions.asked(recipe)
@@ -104,7 +109,8 @@ def compress(
         student, last = _in_rounds(job, plan, decided)
     if decided.pattern != "dense":
         student, last = _sparse_training(job, student, decided, after=last), "sparsify"
-    with stages.stage("export", after=[last], about=about, **recipe.settings("export")) as (folder, done):
+    said = {name: value for name, value in about.items() if name != "versions"}
+    with stages.stage("export", after=[last], note=said, **recipe.settings("export")) as (folder, done):
         artifacts = _export(student, recipe.targets, folder, "student", data, done, recipe, about)
     if search is not None:
         search = _validated(search, artifacts, data, stages)
@@ -118,11 +124,16 @@ def compress(
 
 def _check(teacher: keras.Model, data: Data, recipe: Recipe) -> RemovalPlan | None:
     """Refuses before hours are spent what can be; returns the plan, or None where a scan or a search decides."""
+    if not isinstance(data, Data):
+        raise InputError(
+            f"compress got a {type(data).__name__} as its data.",
+            expected="training, validation and test examples in one okd.Data",
+            fix="okd.Data(train, val, test), each as Keras' fit takes it; or okd.load(folder)",
+        )
     check_fit(teacher, data)
     criteria.get(recipe.criterion)
     losses_of(recipe)
-    for target in recipe.targets:
-        find(target)
+    check(teacher, (*_OF_THE_TEACHER, *recipe.targets))
     plan, smaller = None, teacher
     if recipe.budgets or recipe.max_drop is not None:
         graph = ChannelGraph(teacher, unknown=recipe.unknown)
@@ -146,7 +157,7 @@ def _tell_of_chance(teacher: keras.Model, data: Data, images: int) -> None:
     if right <= guess:
         log.warning(
             "teacher: that is no better than the commonest class for all (%.2f%%). Do the images reach it as in its "
-            "training (--scale, --mean, --channels), and are the classes in its order?", 100 * guess,
+            "training (tools/evaluate.py --expected_accuracy tells), and are the classes in its order?", 100 * guess,
         )  # fmt: skip
 
 
@@ -155,7 +166,7 @@ def _lessons(stages: Stages, teacher: keras.Model, data: Data, recipe: Recipe, a
     layers = lesson_layers(teacher, recipe)
     settings = {"layers": layers, "augment": augment.to_dict(), **recipe.settings("lessons")}
     with stages.stage("lessons", **settings) as (folder, _):
-        views = [data.views(k, seed=recipe.seed, augment=augment) for k in range(recipe.views)]
+        views = data.renderings(recipe.views, seed=recipe.seed, augment=augment)
         return cache_teacher(
             teacher, views, path=folder, seed=recipe.seed, layers=layers, data_key=stages.keys["lessons"]
         )

@@ -14,6 +14,7 @@ import tf_keras as keras
 
 from orbit_kd import budgets, importance
 from orbit_kd.channel_graph import ChannelGraph, Group
+from orbit_kd.conversion import as_tf_keras
 from orbit_kd.errors import InputError
 from orbit_kd.graph import matches
 
@@ -153,7 +154,9 @@ def plan_removal(
             fit a group its own name counts, else the first.
         scope: "local" shrinks all groups by the same part; "global" ranks the channels of all groups together by score.
         data: batches (x, y), for criteria that learn from data.
-        loss: of the network's output, for the criterion "taylor".
+        loss: of the network on its labels, for criteria that need gradients, as `keras.Model.compile` takes it: a name,
+            function or Loss; for several outputs a list or a mapping. Where none is given, the one that the model is
+            compiled with, else the cross-entropy that fits its softmax or sigmoid or its labels.
         seed: for criteria that draw.
         round_to: widths after the removal are multiples of this (or the group stays whole).
         min_channels: no group shrinks below this many channels.
@@ -171,6 +174,7 @@ def plan_removal(
         InputError: a ratio outside [0, 1), an unknown criterion, layer or budget, a budget that cannot be met (with the
             smallest value that can), or a model without a layer graph.
     """
+    model = as_tf_keras(model)
     if scope not in ("local", "global"):
         raise InputError(f"scope={scope!r}.", expected='"local" or "global"', fix="choose one of the two")
     importance.criteria.get(criterion)

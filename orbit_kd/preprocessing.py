@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from orbit_kd.errors import InputError
 from orbit_kd.recipe import Preprocess
@@ -14,6 +17,11 @@ if TYPE_CHECKING:
 
 # ITU-R BT.601 luma, the weights of Pillow's convert("L").
 LUMA = (0.299, 0.587, 0.114)
+# How a size alone would lead astray a network that was trained on Keras' own.
+_KERAS_RESIZES = (
+    "; with --loader=image_dataset_from_directory or --loader=load_img (ImageDataGenerator) if these made the training "
+    "images, as Keras resizes otherwise than we do"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +68,8 @@ def output_shape(
     """Shape (height, width, channels) that `apply` makes of an image of `image_shape`; `name` is for messages.
 
     Raises:
-        InputError: the crop is larger than the image, `channels` cannot be had, or `mean` has another length.
+        InputError: the crop is larger than the image, `channels` or `bgr` cannot be had, or `mean` or `std` has
+            another length.
     """
     height, width, channels = (int(n) for n in image_shape)
     if preprocess.crop and (preprocess.crop[0] > height or preprocess.crop[1] > width):
@@ -77,11 +86,18 @@ def output_shape(
         )
     height, width = preprocess.resize or preprocess.crop or (height, width)
     channels = preprocess.channels or channels
-    if len(preprocess.mean) not in (0, 1, channels):
+    for field, values in (("mean", preprocess.mean), ("std", preprocess.std)):
+        if len(values) not in (0, 1, channels):
+            raise InputError(
+                f"Preprocess({field}=...) has {len(values)} values for {channels} channels.",
+                expected=f"1 or {channels} values",
+                fix=f"give one {field} for all channels or one for each (--{field})",
+            )
+    if preprocess.bgr and channels != 3:
         raise InputError(
-            f"Preprocess(mean=...) has {len(preprocess.mean)} values for {channels} channels.",
-            expected=f"1 or {channels} values",
-            fix="give one mean for all channels or one for each (--mean)",
+            f"Preprocess(bgr=True), but {name} has {channels} channels.",
+            expected="3 channels, whose order can be reversed",
+            fix="leave bgr out (--nobgr), or convert with Preprocess(channels=3) (--channels=3)",
         )
     return height, width, channels
 
@@ -114,6 +130,8 @@ def check(preprocess: Preprocess, image_shape: Sequence[int], input_shape: Seque
             ways = f"cut out the centre with Preprocess(crop={value}) (--crop={flag}), or {ways}"
             if preprocess.resize:
                 ways += ", in place of the present resize"
+        if preprocess.loader == "orbit_kd":
+            ways += _KERAS_RESIZES
         raise InputError(
             f"Images of {_size((height, width))} become {_size(got)} after Preprocess, the model takes {_size(want)}.",
             expected=f"height x width {_size(want)} (None: any)",
@@ -156,9 +174,10 @@ def check_augment(preprocess: Preprocess, image_shape: Sequence[int], augment: A
 def apply(
     preprocess: Preprocess, images: tf.Tensor, *, augment: Augment | None = None, seed: tf.Tensor | None = None
 ) -> tf.Tensor:
-    """Channels, centre crop, resize, then (x - mean) * scale, in this order; usable inside `tf.data` maps.
+    """Channels, centre crop, resize, then (x - mean) * scale / std, in this order; usable inside `tf.data` maps.
 
-    The resize is bilinear with antialiasing, which agrees with Pillow's BILINEAR to its rounding to 8 bits.
+    The resize of the loader "orbit_kd" is antialiased and agrees with Pillow's to its rounding to 8 bits; those of the
+    others give what the Keras function of that name gives, to the bit.
 
     Args:
         preprocess: what to do.
@@ -187,13 +206,55 @@ def apply(
     elif preprocess.channels == 3 and x.shape[-1] == 1:
         x = tf.repeat(x, 3, axis=-1)
     if preprocess.resize:
-        x = tf.image.resize(x, preprocess.resize, method="bilinear", antialias=True)
+        x = _resize(preprocess, preprocess.resize, x, images.dtype)
+    if preprocess.bgr:
+        x = x[..., ::-1]
     if preprocess.mean:
         x -= tf.constant(preprocess.mean)
-    return x if preprocess.scale == 1.0 else x * preprocess.scale
+    x = x if preprocess.scale == 1.0 else x * preprocess.scale
+    return x / tf.constant(preprocess.std) if preprocess.std else x
 
 
-def _centre(images: tf.Tensor, size: tuple[int, int] | None) -> tf.Tensor:
+def _resize(preprocess: Preprocess, size: tuple[int, int], images: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """Float32 images (batch, height, width, channels), decoded as `dtype`, in the size of `preprocess` and its way."""
+    import tensorflow as tf
+
+    if preprocess.loader == "load_img":
+        by_pillow = functools.partial(_pillow, preprocess, size, dtype.as_numpy_dtype)
+        resized = tf.numpy_function(by_pillow, [images], tf.float32)
+        return tf.ensure_shape(resized, [images.shape[0], *size, images.shape[3]])
+    antialias = preprocess.loader == "orbit_kd"
+    if preprocess.aspect == "pad":
+        return tf.image.resize_with_pad(images, *size, method=preprocess.interpolation, antialias=antialias)
+    if preprocess.aspect == "crop":
+        shape = tf.shape(images)
+        images = _centre(images, _inner(shape[1], shape[2], size, tf.minimum, tf.maximum))
+    return tf.image.resize(images, size, method=preprocess.interpolation, antialias=antialias)
+
+
+def _inner(height: Any, width: Any, size: tuple[int, int], least: Any = min, most: Any = max) -> tuple[Any, Any]:
+    """The largest frame inside an image that has the ratio of `size`, as Keras' crop_to_aspect_ratio has it."""
+    fitting = width * size[0] // size[1], height * size[1] // size[0]
+    return most(least(height, fitting[0]), 1), most(least(width, fitting[1]), 1)
+
+
+def _pillow(preprocess: Preprocess, size: tuple[int, int], dtype: Any, images: np.ndarray) -> np.ndarray:
+    """The same on arrays, by Pillow on the decoded pixel type, as Keras' load_img does it."""
+    from PIL import Image
+
+    rows, columns = images.shape[1:3]
+    box = None
+    if preprocess.aspect == "crop":
+        height, width = _inner(rows, columns, size)
+        top, left = (rows - height) // 2, (columns - width) // 2
+        box = (left, top, left + width, top + height)
+    resample = Image.Resampling[str(preprocess.interpolation).upper()]
+    planes = (images if dtype == np.float32 else np.rint(images)).astype(dtype).transpose(0, 3, 1, 2)
+    resized = [[np.asarray(Image.fromarray(p).resize(size[::-1], resample, box)) for p in i] for i in planes]
+    return np.array(resized, np.float32).transpose(0, 2, 3, 1)
+
+
+def _centre(images: tf.Tensor, size: Sequence[int | tf.Tensor] | None) -> tf.Tensor:
     if size is None:
         return images
     import tensorflow as tf
@@ -201,8 +262,8 @@ def _centre(images: tf.Tensor, size: tuple[int, int] | None) -> tf.Tensor:
     shape = tf.shape(images)
     row, column = (shape[1] - size[0]) // 2, (shape[2] - size[1]) // 2
     cropped = images[:, row : row + size[0], column : column + size[1]]
-    cropped.set_shape([images.shape[0], *size, images.shape[3]])
-    return cropped
+    known = [n if isinstance(n, int) else None for n in size]
+    return tf.ensure_shape(cropped, [images.shape[0], *known, images.shape[3]])
 
 
 def _augmented(images: tf.Tensor, size: tuple[int, int] | None, augment: Augment, seed: tf.Tensor) -> tf.Tensor:

@@ -10,7 +10,9 @@ import tf_keras as keras
 
 from orbit_kd.channel_graph import ChannelGraph
 from orbit_kd.channels import Channels
+from orbit_kd.conversion import as_tf_keras
 from orbit_kd.text_table import aligned
+from orbit_kd.wrapped_models import unwrapped_copy, wrappers_in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +36,8 @@ class Profile:
         layers: one row a layer with weights, in call order.
         params: elements of all Keras variables (BatchNormalization not folded; the exported file has fewer).
         nonzero_params: those that are not 0.
-        macs: multiply-accumulates of convolutions and dense layers for one image; NaN for an unknown image size.
+        macs: multiply-accumulates of convolutions, dense, recurrent and attention layers for one image; NaN for an
+            unknown image size or number of time steps.
         bytes: the variables as float32.
         activation_bytes: the most that tensors alive at one time take for one image, at one byte (int8) an element.
     """
@@ -61,11 +64,15 @@ def profile(model: keras.Model) -> Profile:
     """The costs of a model, from its layers and shapes; the exported file's own figures come from `evaluate`.
 
     Args:
-        model: a Functional or Sequential model. Layers without a channel rule count no MACs.
+        model: a Functional or Sequential model. Layers without a channel rule count no MACs; wrappers (sparsity,
+            clustering, quantization, tfmot's) are looked through, so that the figures are those after `okd.strip`.
 
     Raises:
         InputError: the model has no layer graph.
     """
+    model = as_tf_keras(model, refuse=())
+    if wrappers_in(model):
+        model = unwrapped_copy(model)
     graph = ChannelGraph(model, unknown="keep")
     stays, rows = graph.all_stay(), []
     outputs = {path: out for _, out, path in reversed(graph.steps)}
@@ -82,7 +89,7 @@ def profile(model: keras.Model) -> Profile:
                 width=len(out.ids),
                 params=sum(v.size for v in values),
                 nonzero_params=sum(int(np.count_nonzero(v)) for v in values),
-                macs=sum(w.uses * math.prod(w.shape) for w in record.weights.values() if w.uses),
+                macs=record.macs + sum(w.uses * math.prod(w.shape) for w in record.weights.values() if w.uses),
             )
         )
     params = sum(r.params for r in rows)
@@ -107,7 +114,7 @@ def activation_bytes(graph: ChannelGraph, stays: np.ndarray) -> float:
         others = [n for i, n in enumerate(x.shape) if i != x.axis]
         return math.nan if None in others else math.prod(n or 0 for n in others) * stays[graph.unit_of[x.ids]].sum()
 
-    multiplies = {la.path for la in graph.layers.values() if any(w.uses for w in la.weights.values())}
+    multiplies = {la.path for la in graph.layers.values() if la.macs or any(w.uses for w in la.weights.values())}
     last = {id(x): i for i, (inputs, _, _) in enumerate(graph.steps) for x in inputs}
     alive: dict[int, float] = {id(x): size(x) for inputs, _, _ in graph.steps[:1] for x in inputs}
     peak = sum(alive.values())

@@ -19,14 +19,19 @@ from typing import Any
 import numpy as np
 import tf_keras as keras
 
+from orbit_kd.conversion import as_tf_keras
+from orbit_kd.datasets.batches import inputs_of
 from orbit_kd.errors import InputError
+from orbit_kd.exporters.integer_inputs import ready_for_integers
 from orbit_kd.exporters.keras_source import calibration_sample
-from orbit_kd.layer_wrappers import QuantizeWrapper, inner_layer, is_wrapped, unwrapped_copy
+from orbit_kd.exporters.tflite import check_trained
+from orbit_kd.layer_wrappers import inner_layer
 from orbit_kd.quantization_layers import KERNELS, QuantizedLayer, observing
-from orbit_kd.quantization_placement import PASS_ON, has_fixed_range, place
+from orbit_kd.quantization_placement import PASS_ON, has_fixed_range, is_one_operator, place
 from orbit_kd.sparsity import keep_zeros
-from orbit_kd.sparsity_models import check_model, copy_layer, named_layers, rebuild
+from orbit_kd.sparsity_models import copy_layer, named_layers, rebuild
 from orbit_kd.text_table import aligned
+from orbit_kd.wrapped_models import CLUSTERED, QUANTIZED, SPARSE, refuse_wrapped, unwrapped_copy, wrappers_in
 
 __all__ = ["QuantizationRow", "QuantizationTable", "quantize_aware", "quantize_table", "strip_quantization"]
 
@@ -42,13 +47,14 @@ def quantize_aware(model: keras.Model, *, calibration: Any = None, samples: int 
     them before training. As long as there are none, activations are not rounded. Layers keep their names; a
     SeparableConv2D becomes its two convolutions. The copy shares nothing with `model` and is not compiled.
 
-    A layer that TFLite computes in several operators (LayerNormalization, ELU, Average) has its result rounded, but
-    not what lies between; the int8 export refuses it by name. Not for `use_ema=True`, see `okd.keep_zeros`.
+    A layer that TFLite computes in several operators (LayerNormalization, ELU, LSTM) would have its result rounded, but
+    not what lies between: it is refused by name, before any training. Not for `use_ema=True`, see `okd.keep_zeros`.
 
     Args:
-        model: a plain, built Functional or Sequential tf_keras model: stripped, filter-pruned, nested or any other.
-        calibration: inputs as the network sees them, as for `export`: a tf.data.Dataset of batches x or (x, y), or an
-            array (n, ...).
+        model: a plain, built Functional or Sequential tf_keras model: stripped, filter-pruned, nested or any other. An
+            integer input becomes float32 in the copy, which computes the same.
+        calibration: inputs as the network sees them, as for `export`: a tf.data.Dataset of batches x or (x, y), arrays
+            x or (x, y), a Sequence, TFLite's `representative_dataset`; ((x1, x2), y) for several inputs.
         samples: number of calibration inputs.
         seed: which ones.
 
@@ -56,18 +62,24 @@ def quantize_aware(model: keras.Model, *, calibration: Any = None, samples: int 
         The copy: a `keras.Model` of the same class.
 
     Raises:
-        InputError: a model that cannot be copied, is sparse-wrapped or quantized already, or has no kernel to quantize.
+        InputError: a model that cannot be copied, is sparse-wrapped or quantized already, has no kernel to quantize, or
+            has a layer that could not be exported after training; calibration data that do not fit.
     """
-    check_model(model)
+    model = as_tf_keras(model)
     layers = dict(named_layers(model))
-    _refuse_wrapped(layers)
     if not any(type(layer) in (*KERNELS, keras.layers.SeparableConv2D) for layer in layers.values()):
         raise InputError(
             f"The model {model.name!r} has no layer whose kernel int8 arithmetic knows.",
             expected=f"at least one of: {', '.join(sorted(kind.__name__ for kind in KERNELS))}",
             fix="quantize the model after training instead: okd.export(model, 'tflite_int8', calibration=train)",
         )
-    plain = _split_separable(model)
+    plain = _split_separable(ready_for_integers(model))
+    if not all(tensor.dtype.is_floating for tensor in plain.inputs):
+        raise InputError(
+            f"The model {model.name!r} computes with whole numbers from its input on.",
+            expected="an input that can have a range: amounts, not indices",
+            fix="quantize the model after training instead: okd.export(model, 'tflite_int8', calibration=train)",
+        )
     placements = place(plain)
 
     def wrap(layer: keras.layers.Layer) -> keras.layers.Layer:
@@ -79,6 +91,7 @@ def quantize_aware(model: keras.Model, *, calibration: Any = None, samples: int 
         inner_layer(new, QuantizedLayer).set_weights(layer.get_weights())
         if isinstance(new, QuantizedLayer):
             new.start()
+    _refuse_unexportable(quantized)
     if calibration is not None:
         _calibrate(quantized, calibration, samples, seed)
     return quantized
@@ -87,19 +100,20 @@ def quantize_aware(model: keras.Model, *, calibration: Any = None, samples: int 
 def strip_quantization(quantized: keras.Model) -> keras.Model:
     """The plain float model behind a quantization-aware one: the trained weights, no wrappers, no rounding.
 
-    Zeros stay zero in further training, as after `okd.strip`. A SeparableConv2D stays split in two. Not compiled.
+    Models of tfmot's `quantize_model` are taken too; their input quantizer becomes a layer that does nothing. Zeros
+    stay zero in further training, as after `okd.strip`. A SeparableConv2D stays split in two. Not compiled.
 
     Raises:
         InputError: the model is not of `quantize_aware`.
     """
-    check_model(quantized)
-    if not any(isinstance(layer, QuantizedLayer) for _, layer in named_layers(quantized)):
+    quantized = as_tf_keras(quantized, name="quantized", refuse=SPARSE + CLUSTERED)
+    if not wrappers_in(quantized, QUANTIZED):
         raise InputError(
             f"The model {quantized.name!r} is not quantization-aware.",
             expected="a model of okd.quantize_aware",
             fix="use it as it is",
         )
-    return keep_zeros(unwrapped_copy(quantized, QuantizedLayer))
+    return keep_zeros(unwrapped_copy(quantized, QUANTIZED))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +161,9 @@ def quantize_table(model: keras.Model) -> QuantizationTable:
     Raises:
         InputError: the model has no layers that can be looked at.
     """
-    check_model(model)
+    model = as_tf_keras(model, refuse=SPARSE + CLUSTERED)
+    if not all(isinstance(layer, QuantizedLayer) for layer in wrappers_in(model)):
+        refuse_wrapped(model)
     return QuantizationTable(
         tuple(
             _row(name, layer) for name, layer in named_layers(model) if not isinstance(layer, keras.layers.InputLayer)
@@ -174,22 +190,6 @@ def _why_no_output(layer: keras.layers.Layer) -> str:
     if isinstance(layer, PASS_ON):
         return "its output has the scale of its input"
     return "its output has a fixed scale" if has_fixed_range(layer) else ""
-
-
-def _refuse_wrapped(layers: dict[str, keras.layers.Layer]) -> None:
-    for name, layer in layers.items():
-        if isinstance(layer, QuantizeWrapper):
-            raise InputError(
-                f"The model is quantization-aware already (layer {name!r}).",
-                expected="a plain model",
-                fix="train it as it is, or start from the model it was made of",
-            )
-        if isinstance(layer, keras.layers.Wrapper) and is_wrapped(layer):
-            raise InputError(
-                f"The layer {name!r} is wrapped by {type(layer).__name__}.",
-                expected="a plain model",
-                fix="strip it first: quantize_aware(okd.strip(sparse)), or okd.strip_clusters(clustered)",
-            )
 
 
 def _split_separable(model: keras.Model) -> keras.Model:
@@ -237,15 +237,29 @@ def _split_separable(model: keras.Model) -> keras.Model:
 
 def _calibrate(model: keras.Model, calibration: Any, samples: int, seed: int) -> None:
     """Sets the ranges from data: each batch moves them as a training step does, and no weight changes."""
-    images = calibration_sample(calibration, samples=samples, seed=seed)
-    expected = tuple(model.inputs[0].shape)[1:]
-    if len(model.inputs) != 1 or not model.inputs[0].shape[1:].is_compatible_with(images.shape[1:]):
-        raise InputError(
-            f"The calibration images have shape {images.shape[1:]}.",
-            expected=f"{expected}, the one input of the model without the batch",
-            fix="calibrate with the training data after its Preprocess, or leave calibration out",
-        )
+    inputs = inputs_of(model)
+    found = calibration_sample(calibration, samples=samples, seed=seed, inputs=inputs)
+    images = [found] if len(model.inputs) == 1 else found
     layers = [layer for _, layer in named_layers(model) if isinstance(layer, QuantizedLayer)]
     with observing(layers):
-        for first in range(0, len(images), 32):
-            model(images[first : first + 32], training=False)
+        for first in range(0, len(images[0]), 32):
+            some = [part[first : first + 32] for part in images]
+            model(some[0] if len(some) == 1 else some, training=False)
+
+
+def _refuse_unexportable(quantized: keras.Model) -> None:
+    """Refuses now what the int8 export would after the training: tried with made-up ranges, where a layer is new to us.
+
+    Raises:
+        InputError: a layer that TFLite computes in several operators, of which only the last would have a range.
+    """
+    layers = [inner_layer(layer, QuantizedLayer) for _, layer in named_layers(quantized)]
+    if len(quantized.inputs) != 1 or all(is_one_operator(layer) for layer in layers):
+        return
+    trial, pairs = rebuild(quantized, copy_layer)
+    for layer, new in pairs:
+        new.set_weights(layer.get_weights())
+        for low, high in new.ranges.values() if isinstance(new, QuantizedLayer) else ():
+            low.assign(-1.0)
+            high.assign(1.0)
+    check_trained(trial, tuple(n or 32 for n in quantized.inputs[0].shape[1:]))

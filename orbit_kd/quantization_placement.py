@@ -8,11 +8,11 @@ from collections import defaultdict
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
-from tf_keras.src.layers.core.tf_op_layer import SlicingOpLambda
+from tf_keras.src.layers.core.tf_op_layer import SlicingOpLambda, TFOpLambda
 
 from orbit_kd.graph import RANDOM, walk
 from orbit_kd.layer_wrappers import KernelRule, kernel_rule
-from orbit_kd.quantization_layers import FIXED_RANGE_ACTIVATIONS, KERNELS, activation_name
+from orbit_kd.quantization_layers import AFFINE, FIXED_RANGE_ACTIVATIONS, FUSED_ACTIVATIONS, KERNELS, activation_name
 from orbit_kd.sparsity_models import is_graph
 
 _layers = keras.layers
@@ -36,6 +36,7 @@ PASS_ON = (
     _layers.ZeroPadding1D,
     _layers.ZeroPadding2D,
 )
+_ONE_OPERATOR = ("__operators__.add", "math.add", "math.subtract", "math.multiply")  # of TensorFlow's functions
 _SUMS = (_layers.Add, _layers.Subtract, _layers.Multiply)
 
 
@@ -152,3 +153,13 @@ def _is_relu(layer: keras.layers.Layer) -> bool:
 
 def has_fixed_range(layer: keras.layers.Layer) -> bool:
     return isinstance(layer, _layers.Softmax) or activation_name(layer) in FIXED_RANGE_ACTIVATIONS
+
+
+def is_one_operator(layer: keras.layers.Layer) -> bool:
+    """Whether TFLite is known to compute a layer in operators that `place` gives a range each."""
+    known = (*KERNELS, *PASS_ON, *_SUMS, *AFFINE, _layers.InputLayer, _layers.ReLU, _layers.Softmax, _layers.Activation)
+    known += (_layers.Concatenate, _layers.GlobalAveragePooling1D, _layers.GlobalAveragePooling2D)
+    if isinstance(layer, TFOpLambda):
+        return layer.symbol in _ONE_OPERATOR
+    plain = (*FUSED_ACTIVATIONS, *FIXED_RANGE_ACTIVATIONS)
+    return type(layer) in known and activation_name(layer) in plain

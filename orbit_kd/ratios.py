@@ -11,6 +11,7 @@ import tf_keras as keras
 
 from orbit_kd import budgets
 from orbit_kd.channel_graph import ChannelGraph, Group
+from orbit_kd.conversion import as_tf_keras
 from orbit_kd.errors import InputError
 from orbit_kd.layer_wrappers import KernelRule, kernel_rule
 from orbit_kd.scan import Curve, Scan
@@ -47,7 +48,7 @@ def ratios_for(
     Raises:
         InputError: a scan of weights or of another model, no budget, one that no ratio within the scan meets.
     """
-    graph = ChannelGraph(model, unknown=unknown)
+    graph = ChannelGraph(as_tf_keras(model), unknown=unknown)
     limits = budgets.limits(graph, budget)
     groups = _scanned_groups(graph, scan)
     if not limits:
@@ -97,7 +98,7 @@ def hybrid_for(
     Raises:
         InputError: scans of something else, or a budget that nothing within the scans meets.
     """
-    graph = ChannelGraph(model, unknown=unknown)
+    graph = ChannelGraph(as_tf_keras(model), unknown=unknown)
     groups = _scanned_groups(graph, scan)
     kernels = _kernels(graph)
     if weights.of != "weights" or not {c.name for c in weights.curves} <= {r.path for r in graph.layers.values()}:
@@ -121,9 +122,10 @@ def hybrid_for(
     order = _order(channel_levels | weight_levels, left)
     most = budgets.limits(graph, {"keep_params": keep_params})[0].most
     if left(first | dict(order)) > most:
+        least = left(first | dict(order)) / graph.parameters(graph.all_stay())
         raise InputError(
             f"keep_params={keep_params:g} cannot be reached.",
-            expected=f"at least {left(first | dict(order)) / graph.parameters(graph.all_stay()):.3g}, with these scans",
+            expected=f"at least {budgets.rounded_up(least)}, with these scans",
             fix="scan higher ratios, or raise keep_params",
         )
     gone = first | dict(order[: budgets.first(0, len(order), lambda n: left(first | dict(order[:n])) <= most)])

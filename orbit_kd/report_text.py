@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from orbit_kd.progress import duration
 
 NONE = "–"
+TEACHER_TARGET = "tflite_float32"
 SAME_TYPE = "the teacher in a file of the same type"
 
 
@@ -211,7 +212,8 @@ def before_after(data: dict[str, Any]) -> list[Row]:
     """The rows of the before/after table, teacher against student; a row without any figure is left out."""
     teacher, student, file = part(data, "teacher"), part(data, "student"), shipped(data)
     target, source = str(file.get("target", "file")), _source(student)
-    counted = "" if source == "tflite_float32" else f" ({source})"
+    files = both(target)
+    counted = "" if source == TEACHER_TARGET else f" ({both(source)})"
 
     def compare(label: str, before: Any, after: Any, show: Any) -> Row:
         unit, words = ("bytes", ("smaller", "larger")) if show is size else ("", ("fewer", "more"))
@@ -223,8 +225,8 @@ def before_after(data: dict[str, Any]) -> list[Row]:
         compare(f"Non-zero parameters{counted}", teacher.get("nonzero_params"), student.get("nonzero_params"), count),
         compare("MACs", teacher.get("macs"), student.get("macs"), count),
         compare(f"MACs without zeros{counted}", teacher.get("macs_nonzero"), student.get("macs_nonzero"), count),
-        compare(f"File ({target})", teacher.get("tflite_bytes"), file.get("bytes"), size),
-        compare("File, gzip", teacher.get("gzip_bytes"), file.get("gzip_bytes"), size),
+        compare(f"File ({files})", teacher.get("tflite_bytes"), file.get("bytes"), size),
+        compare(f"File, gzip ({files})", teacher.get("gzip_bytes"), file.get("gzip_bytes"), size),
     ]
     gone = parameters_gone(data)
     if gone is not None:
@@ -236,8 +238,8 @@ def before_after(data: dict[str, Any]) -> list[Row]:
         rows.append(_accuracy("Accuracy", teacher.get("accuracy"), student.get("accuracy")))
     else:
         if source != target:
-            rows.append(_accuracy(f"Accuracy, {source}", teacher.get("accuracy"), student.get("accuracy")))
-        rows.append(_accuracy(f"Accuracy, {target}", teacher.get("accuracy"), file.get("accuracy")))
+            rows.append(_accuracy(f"Accuracy ({both(source)})", teacher.get("accuracy"), student.get("accuracy")))
+        rows.append(_accuracy(f"Accuracy ({files})", teacher.get("accuracy"), file.get("accuracy")))
     rows = [r for r in rows if (r.before, r.after) != (NONE, NONE)]
     if file:
         measured = file.get("latency") or {}
@@ -258,13 +260,18 @@ def before_after(data: dict[str, Any]) -> list[Row]:
     return rows
 
 
+def both(target: str) -> str:
+    """What the two columns were measured on: the teacher's figures are always those of its float32 file."""
+    return TEACHER_TARGET if target == TEACHER_TARGET else f"{TEACHER_TARGET} → {target}"
+
+
 def parameters_gone(data: dict[str, Any]) -> float | None:
     """1 - student non-zero parameters / teacher parameters; None if these were not counted in a float32 file.
 
     An int8 file has zeros that only rounding made, and those are never claimed.
     """
     student = part(data, "student")
-    if _source(student) != "tflite_float32":
+    if _source(student) != TEACHER_TARGET:
         return None
     params, left = part(data, "teacher").get("params"), number(student.get("nonzero_params"))
     total = number(params)
@@ -294,7 +301,7 @@ def _accuracy(label: str, before: Any, after: Any) -> Row:
 
 def _source(student: dict[str, Any]) -> str:
     """The target of the file the student's section was counted in."""
-    return str(student.get("measured_from") or "tflite_float32")
+    return str(student.get("measured_from") or TEACHER_TARGET)
 
 
 def part(data: dict[str, Any], name: str) -> dict[str, Any]:

@@ -18,11 +18,12 @@ from orbit_kd.errors import InputError
 from orbit_kd.extras import require
 from orbit_kd.native_log import native_stderr
 from orbit_kd.registry import Registry
-from orbit_kd.tflite_reader import parse, read_bytes
+from orbit_kd.tflite_reader import Graph, State, parse, read_bytes, state_of
 
 Model = str | os.PathLike[str] | bytes
 MCU_HINT = 'pip install "orbit-kd[mcu]"'
 _BATCH = 32
+_PROBE_SECONDS = 600  # of one inference, and of loading the libraries on a busy machine
 R = TypeVar("R")
 
 
@@ -45,12 +46,27 @@ class Port:
         return cls(tuple(int(n) for n in shape[1:]), np.dtype(dtype), scale, zero)
 
     def quantize(self, x: np.ndarray) -> np.ndarray:
-        """Real numbers -> this port's type, rounded half to even and saturated."""
+        """Real numbers -> this port's type, rounded half to even and saturated.
+
+        Raises:
+            InputError: integers without a scale (pixels as they are, word numbers) are asked for, and `x` holds others.
+        """
         if not self.scale:
-            return np.ascontiguousarray(x, self.dtype)
+            return np.ascontiguousarray(x if self.dtype.kind == "f" else self._whole(x), self.dtype)
         limits = np.iinfo(self.dtype)
         steps = np.rint(np.asarray(x, np.float32) / np.float32(self.scale)) + self.zero_point
         return np.clip(steps, limits.min, limits.max).astype(self.dtype)
+
+    def _whole(self, x: np.ndarray) -> np.ndarray:
+        low, high = (0, 1) if self.dtype == bool else (np.iinfo(self.dtype).min, np.iinfo(self.dtype).max)
+        if x.size and not (low <= x.min() and x.max() <= high and (x == np.rint(x)).all()):
+            raise InputError(
+                f"The file's input is {self.dtype.name} with no scale, and the images run from {x.min()} to {x.max()}"
+                f"{'' if (x == np.rint(x)).all() else ' with fractions'}.",
+                expected=f"whole numbers from {low} to {high}",
+                fix="pass them as the network reads them, for example pixels from 0 to 255",
+            )
+        return x
 
     def dequantize(self, q: np.ndarray) -> np.ndarray:
         """This port's type -> float32."""
@@ -60,7 +76,7 @@ class Port:
 
 
 class Runner(Protocol):
-    """A loaded file with one input and one output."""
+    """A loaded file with one input and one output, without memory: no image leaves anything behind for the next."""
 
     input: Port
     output: Port
@@ -122,7 +138,8 @@ def predict(model: Model, x: Any, *, runtime: str = "litert", threads: int = 1, 
 
 def run(runner: Runner, x: Any, *, raw: bool = False) -> np.ndarray:
     """`predict` for a file that is loaded already."""
-    x = np.asarray(x, np.float32)
+    # numbers of words, in an integer without a scale, may be larger than float32 holds exactly
+    x = np.asarray(x) if runner.input.dtype.kind in "iu" and not runner.input.scale else np.asarray(x, np.float32)
     if x.shape[1:] != runner.input.shape:
         raise InputError(
             f"The images have shape {x.shape[1:]}.",
@@ -142,18 +159,27 @@ def run(runner: Runner, x: Any, *, raw: bool = False) -> np.ndarray:
 def probe(model: Model, *, runtime: str = "litert") -> None:
     """Runs a file once on zeros in a process of its own: native code that aborts must not take the caller with it.
 
-    LiteRT 2.3 aborts, for example, on int8 files of normalization layers that were calibrated on constant images.
+    Nor must it go on for ever. LiteRT 2.3 aborts, for example, on int8 files of normalization layers that were
+    calibrated on constant images.
 
     Raises:
         InputError: the file does not run there.
     """
     code = "import sys; from orbit_kd import runtimes; runtimes._probe_here(sys.stdin.buffer.read(), sys.argv[1])"
-    child = subprocess.run(
-        [sys.executable, "-c", code, runtime],
-        input=read_bytes(model),
-        capture_output=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
-    )
+    try:
+        child = subprocess.run(
+            [sys.executable, "-c", code, runtime],
+            input=read_bytes(model),
+            capture_output=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
+            timeout=_PROBE_SECONDS,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise InputError(
+            f"The runtime {runtime!r} does not finish one inference of this file in {_PROBE_SECONDS} seconds.",
+            expected="a file that runs",
+            fix="look for a loop in it; recurrent layers built with unroll=True have none",
+        ) from error
     if child.returncode:
         last = child.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
         ending = f"signal {-child.returncode}" if child.returncode < 0 else f"exit code {child.returncode}"
@@ -173,16 +199,20 @@ def _probe_here(data: bytes, runtime: str) -> None:
 
 
 class _Litert:
-    """LiteRT. Batches where the graph permits, which is faster; else one image at a time. The results are the same."""
+    """LiteRT. Batches where the graph permits, which is faster; else one image at a time. The results are the same.
+
+    A file with variables (LSTM, streaming) runs one image at a time, each from the variables' first values.
+    """
 
     def __init__(self, data: bytes, threads: int, *, reference: bool = False) -> None:
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
         kind = OpResolverType.BUILTIN_REF if reference else OpResolverType.AUTO
         self._make = lambda: Interpreter(model_content=data, num_threads=threads, experimental_op_resolver_type=kind)
+        self._state = state_of(parse(data))
         self._one = self._ready(1)
         self._many: Any = None
-        self._many_works = not reference
+        self._many_works = not reference and self._state is State.NONE
         self.input, self.output = (
             Port.of(
                 d["shape"],
@@ -200,7 +230,12 @@ class _Litert:
         if whole and self._batches_work(x[:_BATCH]):
             done = [self._invoke(self._many, x[i : i + _BATCH]) for i in range(0, whole, _BATCH)]
         rest = x[len(done) * _BATCH :]
-        done += [self._invoke(self._one, rest[i : i + 1]) for i in range(len(rest))]
+        for i in range(len(rest)):
+            if self._state is State.RESOURCES:  # which `reset_all_variables` of LiteRT 2.3 leaves as they are
+                self._one = self._ready(1)
+            elif self._state is State.TENSORS:
+                self._one.reset_all_variables()
+            done.append(self._invoke(self._one, rest[i : i + 1]))
         return np.concatenate(done) if done else np.zeros((0, *self.output.shape), self.output.dtype)
 
     def _batches_work(self, x: np.ndarray) -> bool:
@@ -220,9 +255,10 @@ class _Litert:
         with native_stderr() as log:
             try:
                 interpreter = self._make()
-                if batch > 1:
-                    place = interpreter.get_input_details()[0]["index"]
-                    interpreter.resize_tensor_input(place, (batch, *self.input.shape))
+                place = interpreter.get_input_details()[0]
+                shape = (batch, *(int(n) for n in place["shape"][1:]))
+                if tuple(place["shape"]) != shape:
+                    interpreter.resize_tensor_input(place["index"], shape)
                 interpreter.allocate_tensors()
                 return interpreter
             except (RuntimeError, ValueError) as error:
@@ -259,7 +295,28 @@ def _litert_reference(data: bytes, threads: int) -> Runner:
 def _tflm(data: bytes, threads: int) -> Runner:
     require("tflite_micro", extra="mcu")
     data = _one_in_one_out(data)
+    _require_known_sizes(data)
     return _runnable(lambda: _Tflm(data), "TensorFlow Lite Micro")
+
+
+def _require_known_sizes(data: bytes) -> None:
+    """Raises InputError for slices whose size is computed on the way, as a loop makes that collects its outputs.
+
+    TFLM gives every tensor the size written in the file, and writes beyond it: it computes nonsense or never ends.
+    """
+    model = parse(data)
+    for graph in (Graph(model, index) for index in range(len(model.subgraphs))):
+        for op in graph.operators:
+            if graph.name(op) != "SLICE" or 2 in dict(graph.inputs(op)):
+                continue
+            signature = graph.tensors[graph.outputs(op)[0]].shapeSignature
+            if signature is not None and -1 in signature:
+                raise InputError(
+                    f"TensorFlow Lite Micro cannot run the file: the size of {graph.output_name(op)[:80]!r} (SLICE) "
+                    "is known only while it runs.",
+                    expected="tensors of fixed sizes",
+                    fix="build recurrent layers that return sequences with unroll=True, and export again",
+                )
 
 
 def has_tflm() -> bool:
@@ -282,13 +339,8 @@ class _Tflm:
     """TensorFlow Lite Micro, one image at a time, as on the device. `arena_bytes` is what it takes of its arena."""
 
     def __init__(self, data: bytes) -> None:
-        from tflite_micro.python.tflite_micro import runtime
-
-        with native_stderr() as log:
-            try:
-                self._interpreter = runtime.Interpreter.from_bytes(data, arena_size=_ample_arena(data))
-            except Exception as error:
-                raise RuntimeError(f"{error}. {log.text}") from error
+        self._data, self._state = data, state_of(parse(data))
+        self._interpreter = self._fresh()
         with native_stderr() as log:
             self._interpreter.print_allocations()
         found = re.search(r"Arena allocation total (\d+) bytes", log.text)
@@ -303,10 +355,23 @@ class _Tflm:
             for d in (self._interpreter.get_input_details(0), self._interpreter.get_output_details(0))
         )
 
+    def _fresh(self) -> Any:
+        from tflite_micro.python.tflite_micro import runtime
+
+        with native_stderr() as log:
+            try:
+                return runtime.Interpreter.from_bytes(self._data, arena_size=_ample_arena(self._data))
+            except Exception as error:
+                raise RuntimeError(f"{error}. {log.text}") from error
+
     def raw(self, x: np.ndarray) -> np.ndarray:
         """See `Runner.raw`."""
         done = np.zeros((len(x), *self.output.shape), self.output.dtype)
         for i in range(len(x)):
+            if self._state is State.RESOURCES:  # whose first values `reset` does not bring back: it makes them 0
+                self._interpreter = self._fresh()
+            elif self._state is State.TENSORS:
+                self._interpreter.reset()
             self._interpreter.set_input(x[i : i + 1], 0)
             self._interpreter.invoke()
             done[i] = self._interpreter.get_output(0)[0]
@@ -317,7 +382,7 @@ def _ample_arena(data: bytes) -> int:
     """More than any plan needs: all activations side by side twice, and per-channel data of each weight axis."""
     model = parse(data)
     total = 1 << 20
-    for tensor in model.subgraphs[0].tensors:
+    for tensor in (tensor for graph in model.subgraphs for tensor in graph.tensors):
         elements = math.prod(int(n) for n in ([] if tensor.shape is None else tensor.shape))
         constant = model.buffers[tensor.buffer].data is not None
         total += 64 * (0 if tensor.shape is None else int(max([1, *tensor.shape]))) if constant else 16 * elements

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
+from orbit_kd.datasets.batches import as_batches, inputs_of
+from orbit_kd.datasets.contents import digests, total
 from orbit_kd.errors import InputError
-from orbit_kd.heads import cross_entropy
-from orbit_kd.labels import class_numbers
+from orbit_kd.labels import check_several, class_numbers
+from orbit_kd.outputs import class_loss
 from orbit_kd.segments import Segments
 
 
@@ -24,11 +25,13 @@ class Evaluator:
         InputError: a network that has no score for each class, or labels beyond its classes.
     """
 
-    def __init__(self, model: keras.Model, batches: Sequence[tuple[np.ndarray, np.ndarray]], memory: int) -> None:
+    def __init__(
+        self, model: keras.Model, batches: Sequence[tuple[np.ndarray, np.ndarray]], memory: int, *, loss: Any = None
+    ) -> None:
         _check(model, batches)
         self._dtype = model.inputs[0].dtype
         self.segments, self.batches, self.memory = Segments(model), batches, memory
-        self._loss = cross_entropy(model, reduction="none")
+        self._loss = class_loss(model, loss=loss)
         self._position = 0
         self._kept: list[list[Any]] = self._inputs()
         self._functions: dict[int, Any] = {}
@@ -112,37 +115,51 @@ def _check(model: keras.Model, batches: Sequence[tuple[np.ndarray, np.ndarray]])
             f"Model {model.name!r} has {len(model.inputs)} inputs and outputs of shape "
             f"{', '.join(str(tuple(t.shape)) for t in model.outputs)}.",
             expected="a classifier: one image in, one score for each of two or more classes out",
-            fix="give two outputs to a network that tells two classes apart with one",
+            fix="in place of Dense(1, 'sigmoid') with w, b put a Dense(2, 'softmax') with kernel [0, w], bias [0, b]; "
+            "of another kind of network remove filters without a scan: okd.plan_removal(model, keep_macs=0.5)",
         )
     most = max(int(y.max()) for _, y in batches)
     if most >= shape[-1] or min(int(y.min()) for _, y in batches) < 0:
         raise InputError(
             f"There is a label {most} and the network has {shape[-1]} outputs.",
             expected=f"labels from 0 to {shape[-1] - 1}",
-            fix="give the data this network was trained for",
+            fix="give the data this network was trained for; labels that begin at 1: .map(lambda x, y: (x, y - 1))",
         )
 
 
-def told_apart(batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[str]:
-    """What batches are known by in the key of a result."""
-    return [hashlib.sha256(np.ascontiguousarray(x).tobytes() + y.tobytes()).hexdigest() for x, y in batches]
+def told_apart(batches: Iterable[Any]) -> str:
+    """What the examples of batches (x, y, ...) are known by in the key of a result, whatever their order."""
+    return f"{total(d for x, y, *_ in batches for d in digests(x, y)):032x}"
 
 
-def batches_of(data: Any, images: int | None) -> list[tuple[np.ndarray, np.ndarray]]:
+def batches_of(
+    data: Any, images: int | None, *, model: keras.Model | None = None, what: str = "validation data"
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """The first `images` of batches (x, y) as arrays; all for None.
 
+    Args:
+        data: whatever `datasets.batches.as_batches` takes, with labels.
+        images: how many.
+        model: what x are held against.
+        what: the data's name in messages.
+
     Raises:
-        InputError: other labels, or no image at all.
+        InputError: other labels, or no image at all; what `datasets.batches.as_batches` refuses.
     """
     found, left = [], math.inf if images is None else images
-    for batch in data:
-        x, y = np.asarray(batch[0]), class_numbers(batch[1])
+    for given, labels, _ in as_batches(data, what=what, labels=True, inputs=inputs_of(model)):
+        x, y = np.asarray(given), class_numbers(labels)
         take = int(min(len(y), left))
         if take:
             found.append((x[:take], y[:take]))
         left -= take
         if left <= 0:
             break
+    if found and model is not None:
+        width = model.output_shape[-1] if isinstance(model.output_shape, tuple) else 0
+        check_several(np.concatenate([y for _, y in found]), what=what, classes=width or 0)
     if not found:
-        raise InputError("There are no images to measure on.", expected="batches (x, y)", fix="pass data=data.val")
+        raise InputError(
+            f"images={images}: no images to measure on.", expected="at least 1, or None", fix="leave it out"
+        )
     return found

@@ -19,11 +19,13 @@ import numpy as np
 import tf_keras as keras
 
 from orbit_kd.channel_graph import ChannelGraph, Group
+from orbit_kd.conversion import as_tf_keras
 from orbit_kd.errors import InputError
 from orbit_kd.files import write_file
 from orbit_kd.importance import Scorer
 from orbit_kd.layer_wrappers import KernelRule, kernel_rule
 from orbit_kd.model_io import fingerprint
+from orbit_kd.outputs import check_classes, compiled_loss
 from orbit_kd.planning import check_names, named
 from orbit_kd.progress import track
 from orbit_kd.recipe import digest
@@ -48,6 +50,7 @@ def sensitivity(
     of: str = "filters",
     criterion: str = "l1_norm",
     train: Any = None,
+    loss: Any = None,
     images: int | None = None,
     lost: float | None = None,
     memory: int = 1 << 30,
@@ -68,6 +71,7 @@ def sensitivity(
         of: "filters", or "weights": the smallest weights of each layer by themselves, unstructured.
         criterion: which filters go first.
         train: batches for criteria that learn from data.
+        loss: that the network was trained with, as in `plan_removal`, where it is not compiled.
         images: use this many of `data`; None takes all.
         lost: stop measuring a point once its accuracy is below this part of the whole network's, at 99.9% confidence,
             and call the higher ratios of its curve lost too. None measures everything.
@@ -82,8 +86,9 @@ def sensitivity(
 
     Raises:
         InputError: bad ratios or options, an excluded layer that is not there, no data, labels that are no classes of
-            this network.
+            this network, a network that is no classifier.
     """
+    model = as_tf_keras(model)
     if of not in ("filters", "weights"):
         raise InputError(f"of={of!r}.", expected='"filters" or "weights"', fix="choose one of the two")
     ratios = sorted(float(r) for r in ratios)
@@ -91,18 +96,20 @@ def sensitivity(
         raise InputError(f"ratios={ratios!r}.", expected="numbers in (0, 1)", fix="use for example ratios=(0.3, 0.6)")
     if lost is not None and not 0 < lost < 1:
         raise InputError(f"lost={lost!r}.", expected="a part in (0, 1), or None", fix="use for example lost=0.5")
-    batches = batches_of(data, images)
+    loss = loss if loss is not None else compiled_loss(model)  # the copy below is not compiled
+    check_classes(model, loss=loss)
+    batches = batches_of(data, images, model=model)
     graph = ChannelGraph(model, unknown=unknown)
     graph = ChannelGraph(rebuild(graph, graph.all_stay()), unknown=unknown)  # a copy, whose weights may be masked
-    evaluator = Evaluator(graph.model, batches, memory)
+    evaluator = Evaluator(graph.model, batches, memory, loss=loss)
     whole = evaluator.measure(None)
     floor = None if lost is None else lost * whole[0]
     if of == "filters":
-        jobs = list(_filter_jobs(graph, evaluator, criterion, train, exclude, seed))
+        jobs = list(_filter_jobs(graph, evaluator, criterion, train, loss, exclude, seed))
     else:
         jobs = list(_weight_jobs(graph, evaluator, exclude))
-    key = digest(fingerprint(model), told_apart(batches), ratios, of, lost,
-                 [(job.curve.name, hashlib.sha256(job.order.tobytes()).hexdigest()) for job in jobs])  # fmt: skip
+    orders = [(j.curve.name, j.curve.reason, hashlib.sha256(j.order.tobytes()).hexdigest()) for j in jobs]
+    key = digest(fingerprint(model), told_apart(batches), ratios, of, lost, orders)
     done = _known(path, key)
     for job in track(sorted(jobs, key=lambda j: j.position), f"sensitivity of {of}"):
         if job.curve.name in done:
@@ -154,10 +161,10 @@ def _scan(
 
 
 def _filter_jobs(
-    graph: ChannelGraph, evaluator: Evaluator, criterion: str, train: Any, exclude: Sequence[str], seed: int
+    graph: ChannelGraph, evaluator: Evaluator, criterion: str, train: Any, loss: Any, exclude: Sequence[str], seed: int
 ) -> Iterator[_Job]:
     check_names(graph, exclude)
-    scorer = Scorer(graph, name=criterion, data=train, seed=seed)
+    scorer = Scorer(graph, name=criterion, data=train, loss=loss, seed=seed)
     kinds = {record.path: record.layer for record in graph.layers.values()}
     for group in graph.groups:
         curve = Curve(group.name, tuple(group.members), group.channels,

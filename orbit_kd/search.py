@@ -21,10 +21,13 @@ import numpy as np
 import tf_keras as keras
 
 from orbit_kd.channel_graph import ChannelGraph
+from orbit_kd.conversion import as_tf_keras
+from orbit_kd.datasets.batches import as_batches, inputs_of
 from orbit_kd.errors import InputError
 from orbit_kd.files import write_file
 from orbit_kd.importance import needs_data
 from orbit_kd.model_io import fingerprint, load_model, save_model
+from orbit_kd.outputs import check_classes, compiled_loss, loss_name
 from orbit_kd.planning import plan_removal
 from orbit_kd.ratios import ratios_for
 from orbit_kd.recipe import digest
@@ -38,7 +41,6 @@ log = logging.getLogger("orbit_kd")
 RATIOS = (0.2, 0.4, 0.6, 0.75, 0.85, 0.92, 0.96)
 _FIRST, _LEAST = 8.0, 1.15  # a step divides the parameters by so much; smaller ones are not worth a training
 _LOST = 0.5
-_SEEN = 32  # training images that say which ones a criterion learned from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +100,7 @@ def smallest(
     max_drop: float,
     epochs: Sequence[int] = (6, 24),
     train: Any = None,
+    loss: Any = None,
     images: int | None = None,
     criterion: str = "l1_norm",
     round_to: int = 1,
@@ -125,6 +128,7 @@ def smallest(
         max_drop: accuracy that may be lost, in [0, 1): 0.01 is one point.
         epochs: of the trainings: of the brief ones first, then of the more patient ones.
         train: batches for criteria that learn from data.
+        loss: that the teacher was trained with, as in `sensitivity`, where it is not compiled.
         images: validation images for the scans; None takes all. Accuracies are always measured on all.
         criterion, round_to, min_channels, exclude, unknown: as in `plan_removal`.
         seconds: start no trial that would end later than this, as far as the last one tells.
@@ -136,18 +140,30 @@ def smallest(
     Raises:
         InputError: an impossible max_drop, epochs that do not grow, and what `sensitivity` raises.
     """
+    teacher = as_tf_keras(teacher, name="teacher")
     if not 0 <= max_drop < 1:
         raise InputError(
-            f"max_drop={max_drop!r}.", expected="a part of 1: 0.01 is one point of accuracy", fix="mend it"
+            f"max_drop={max_drop!r}.",
+            expected="a part of 1, in [0, 1)",
+            fix="for one point of accuracy give max_drop=0.01",
         )
     if not epochs or min(epochs) < 1 or sorted(set(epochs)) != list(epochs):
-        raise InputError(f"epochs={epochs!r}.", expected="whole numbers, each above the one before", fix="(6, 24)")
-    batches = batches_of(data, None)
+        raise InputError(
+            f"epochs={epochs!r}.",
+            expected="whole numbers, each above the one before",
+            fix="give for example epochs=(6, 24)",
+        )
+    loss = loss if loss is not None else compiled_loss(teacher)  # the students are not compiled
+    check_classes(teacher, loss=loss)
+    batches = batches_of(data, None, model=teacher)
+    if train is not None and needs_data(criterion):
+        train = as_batches(train, what="training data", again=True, inputs=inputs_of(teacher))
     target = _accuracy(teacher, batches) - max_drop - 1e-9  # a drop of just max_drop is within it
     log.info("search: at least %.2f%% of %d validation images", 100 * target, sum(len(y) for _, y in batches))
-    learned = batches_of(train, _SEEN) if train is not None and needs_data(criterion) else []
-    key = digest(fingerprint(teacher), told_apart([*batches, *learned]), max_drop,
-                 list(epochs), criterion, round_to, min_channels, list(exclude), unknown, images)  # fmt: skip
+    learned = told_apart(train) if train is not None and needs_data(criterion) else ""
+    key = digest(fingerprint(teacher), told_apart(batches), learned, max_drop,
+                 list(epochs), criterion, round_to, min_channels, list(exclude), unknown, images,
+                 loss_name(loss) if learned and loss else "")  # fmt: skip
     graph = ChannelGraph(teacher, unknown=unknown)
     size_known = not math.isnan(graph.macs(graph.all_stay()))
     state = _State.load(path, key)
@@ -164,11 +180,12 @@ def smallest(
         begun = time.monotonic()
         if scan is None:
             scan = sensitivity(student, batches, ratios=RATIOS, criterion=criterion, train=train, images=images,
-                               lost=_LOST, exclude=exclude, unknown=unknown)  # fmt: skip
+                               loss=loss, lost=_LOST, exclude=exclude, unknown=unknown)  # fmt: skip
         goal = {"keep_params": 1 / factor} | ({"keep_macs": factor**-0.5} if size_known else {})
         ratios = _ratios(student, _up_to(scan, 1 - 1 / factor), goal, round_to, min_channels, unknown)
         plan = plan_removal(student, criterion=criterion, ratio=0.0, ratios=ratios, round_to=round_to,
-                            min_channels=min_channels, exclude=exclude, unknown=unknown, data=train)  # fmt: skip
+                            min_channels=min_channels, exclude=exclude, unknown=unknown, data=train,
+                            loss=loss)  # fmt: skip
         if plan.params[1] >= plan.params[0]:  # the scan does not go so far
             patience, factor = _next(patience, factor, False)
             continue

@@ -18,19 +18,19 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
+from orbit_kd.conversion import as_tf_keras
 from orbit_kd.errors import InputError
 from orbit_kd.layer_wrappers import (
     KernelRule,
-    PruneLowMagnitude,
     constrained_build,
     inner_layer,
-    is_wrapped,
     kernel_rule,
 )
 from orbit_kd.sparsity_layers import SparseLayer, reason_dense
-from orbit_kd.sparsity_models import check_model, copy_layer, has_matrix, named_layers, rebuild, resolve
+from orbit_kd.sparsity_models import copy_layer, has_matrix, named_layers, rebuild, resolve
 from orbit_kd.sparsity_patterns import Magnitude, Pattern, get_pattern
 from orbit_kd.sparsity_schedules import Schedule, get_schedule
+from orbit_kd.wrapped_models import CLUSTERED, QUANTIZED, SPARSE, unwrapped_copy, wrappers_in
 
 __all__ = ["keep_zeros", "sparsify", "strip"]
 
@@ -80,15 +80,8 @@ def sparsify(
         InputError: an unknown or impossible option, an unknown layer name, a model that cannot be copied or is sparse
             already, or no layer at all to make sparse.
     """
-    check_model(model)
+    model = as_tf_keras(model)
     layers = dict(named_layers(model))
-    _refuse_other_wrappers(layers)
-    if found := [name for name, layer in layers.items() if isinstance(layer, PruneLowMagnitude)]:
-        raise InputError(
-            f"The model is wrapped for sparsity already (layer {found[0]!r}).",
-            expected="a plain model",
-            fix="strip it first: sparsify(strip(model), ...)",
-        )
     excluded = resolve(exclude, layers, "exclude")
     uniform = None if isinstance(sparsity, Mapping) else sparsity
     base = get_pattern(pattern, sparsity=uniform, group_size=group_size)
@@ -150,7 +143,8 @@ def strip(sparse: keras.Model, *, finish: bool = False) -> keras.Model:
     loading such a file, call `keep_zeros` before you train it. The model is not compiled.
 
     Args:
-        sparse: a model of `sparsify`. A model without sparse layers is copied as it is, zeros kept.
+        sparse: a model of `sparsify`, or of tfmot's `prune_low_magnitude`, as sparse as it is by now. A model without
+            sparse layers is copied as it is, zeros kept.
         finish: where the schedule has not reached the full pattern yet, apply it to the weights now. The default is to
             refuse, since such a model would be denser than asked for: training ended early, or
             EarlyStopping(restore_best_weights=True) went back to an epoch before `end_step`.
@@ -158,16 +152,9 @@ def strip(sparse: keras.Model, *, finish: bool = False) -> keras.Model:
     Raises:
         InputError: an unfinished schedule; or a layer that breaks its pattern, with the group.
     """
-    check_model(sparse)
-    _refuse_other_wrappers(dict(named_layers(sparse)))
-    wrapped = {name: layer for name, layer in named_layers(sparse) if isinstance(layer, PruneLowMagnitude)}
+    sparse = _without_tfmot(sparse, "sparse")
+    wrapped = {name: layer for name, layer in named_layers(sparse) if isinstance(layer, SparseLayer)}
     for name, layer in wrapped.items():
-        if not isinstance(layer, SparseLayer):
-            raise InputError(
-                f"The layer {name!r} is wrapped by tfmot itself.",
-                expected="a model of orbit_kd.sparsify",
-                fix="use tfmot's strip_pruning for it",
-            )
         if not (finish or layer.finished):
             step, density = max(int(layer.sparsity_step.numpy()), 0), np.mean(layer.masked_kernel() != 0)
             raise InputError(
@@ -197,20 +184,15 @@ def keep_zeros(model: keras.Model) -> keras.Model:
     Raises:
         InputError: the model cannot be copied, or has wrappers that are not of `sparsify`.
     """
-    check_model(model)
-    _refuse_other_wrappers(dict(named_layers(model)))
-    return _plain_copy(model, finish=False)
+    return _plain_copy(_without_tfmot(model, "model"), finish=False)
 
 
-def _refuse_other_wrappers(layers: Mapping[str, keras.layers.Layer]) -> None:
-    """Quantization and clustering come after sparsity; their wrappers would be copied here and not be taken off."""
-    for name, layer in layers.items():
-        if is_wrapped(layer) and not isinstance(layer, PruneLowMagnitude):
-            raise InputError(
-                f"The layer {name!r} is wrapped by {type(layer).__name__}.",
-                expected="a plain model, or one of orbit_kd.sparsify",
-                fix="take the wrappers off first: okd.strip_quantization(model) or okd.strip_clusters(model)",
-            )
+def _without_tfmot(model: keras.Model, name: str) -> keras.Model:
+    """The model, plain or with layers of `sparsify`: those that tfmot prunes are taken out of its wrappers."""
+    model = as_tf_keras(model, name=name, refuse=CLUSTERED + QUANTIZED)
+    if all(isinstance(layer, SparseLayer) for layer in wrappers_in(model, SPARSE)):
+        return model
+    return unwrapped_copy(model, SPARSE)
 
 
 def _global_sparsities(kernels: Mapping[str, keras.layers.Layer], sparsity: float) -> dict[str, Pattern]:

@@ -99,6 +99,10 @@ class SparseLayer(LayerWrapper, PruneLowMagnitude):
         """The kernel as the forward pass uses it, (…) float, the shape of the layer's kernel."""
         return self.kernel.numpy() * self.mask.numpy()
 
+    def plain_weights(self) -> list[np.ndarray]:
+        """The layer's own weights, the kernel masked."""
+        return [self.masked_kernel() if w is self.kernel else w.numpy() for w in self.layer.weights]
+
     @property
     def finished(self) -> bool:
         """Whether the schedule has reached the full pattern."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
+import tensorflow as tf
 import tf_keras as keras
 
 from orbit_kd.errors import InputError
@@ -11,11 +12,15 @@ from orbit_kd.graph import matches
 
 
 def rebuild(
-    model: keras.Model, convert: Callable[[keras.layers.Layer], keras.layers.Layer]
+    model: keras.Model,
+    convert: Callable[[keras.layers.Layer], keras.layers.Layer],
+    *,
+    input_dtypes: Mapping[tf.DType, tf.DType] | None = None,
 ) -> tuple[keras.Model, list[tuple[keras.layers.Layer, keras.layers.Layer]]]:
     """A new model of the same graph, through nested models, with `convert(layer)` in place of each layer.
 
-    A layer used several times, in whatever nested models, is converted once. Weights are not copied.
+    A layer used several times, in whatever nested models, is converted once. Weights are not copied. Inputs, those of
+    nested models too, get the type that `input_dtypes` has for theirs.
 
     Returns:
         The new model, and the pairs (layer, converted layer).
@@ -28,7 +33,14 @@ def rebuild(
         return done[id(layer)][1]
 
     def clone_graph(graph: keras.Model) -> keras.Model:
-        new = keras.models.clone_model(graph, clone_function=clone)
+        inputs = None
+        if input_dtypes and any(t.dtype in input_dtypes for t in graph.inputs or ()):
+            types = [input_dtypes.get(t.dtype, t.dtype) for t in graph.inputs]
+            inputs = [
+                keras.Input(batch_shape=t.shape, dtype=dtype, name=name)
+                for t, dtype, name in zip(graph.inputs, types, graph.input_names, strict=True)
+            ]
+        new = keras.models.clone_model(graph, input_tensors=inputs, clone_function=clone)
         if not new.built:
             # A Sequential without an InputLayer.
             new.build(graph.input_shape)
@@ -92,26 +104,6 @@ def resolve(names: Iterable[str], layers: Mapping[str, keras.layers.Layer], opti
             )
         found |= hits
     return found
-
-
-def check_model(model: keras.Model) -> None:
-    """Raises InputError where `model` is not a built Functional or Sequential tf_keras model."""
-    if not isinstance(model, keras.Model):
-        raise InputError(
-            f"A {type(model).__module__.split('.')[0]} {type(model).__name__} is no tf_keras model.",
-            expected="a tf_keras Functional or Sequential model",
-            fix="load it with okd.load_model, which converts Keras 3 models",
-        )
-    if not is_graph(model):
-        raise InputError(
-            f"{type(model).__name__} is a subclassed model, whose layers cannot be copied one by one.",
-            expected="a Functional or Sequential model",
-            fix="build it with the functional API, or take its graph: okd.as_graph(model)",
-        )
-    if not model.built:
-        raise InputError(
-            "The model is not built.", expected="a model with weights", fix="call model.build(input_shape)"
-        )
 
 
 def has_matrix(layer: keras.layers.Layer) -> bool:

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 import numpy as np
 import tf_keras as keras
 
+from orbit_kd.conversion import as_tf_keras
 from orbit_kd.layer_wrappers import kernel_rule
 from orbit_kd.sparsity_layers import SparseLayer, reason_dense
 from orbit_kd.sparsity_models import has_matrix, named_layers
 from orbit_kd.sparsity_patterns import Magnitude, NofM, Pattern
 from orbit_kd.text_table import aligned
+from orbit_kd.wrapped_models import unwrapped_copy, wrappers_in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +70,15 @@ def sparsity_table(model: keras.Model) -> SparsityTable:
     """Which layers of a model are sparse, how much, and why the others are not.
 
     Args:
-        model: wrapped by `sparsify`, stripped, or any other built model.
+        model: wrapped by `sparsify`, stripped, or any other built model; other wrappers (clustering, quantization,
+            tfmot's) are looked through.
+
+    Raises:
+        InputError: no model whose layers can be looked at.
     """
+    model = as_tf_keras(model, refuse=())
+    if not all(isinstance(layer, SparseLayer) for layer in wrappers_in(model)):
+        model = unwrapped_copy(model)
     layers = [(name, layer) for name, layer in named_layers(model) if has_matrix(layer)]
     wrapped = next((layer.pattern for _, layer in layers if isinstance(layer, SparseLayer)), None)
     return SparsityTable(tuple(_row(name, layer, wrapped) for name, layer in layers))

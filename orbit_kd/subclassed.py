@@ -15,24 +15,8 @@ from orbit_kd.errors import InputError
 from orbit_kd.sparsity_models import is_graph
 
 
-def as_graph(model: keras.Model, *, input_shape: tuple[int | None, ...] | None = None) -> keras.Model:
-    """A Functional model that computes what a subclassed one does; a graph model is returned as it is.
-
-    The model's `call` runs once on a symbolic input. Blocks of the user's own that only put layers together are opened,
-    at any depth; a layer that holds weights itself stays a layer (and needs a channel rule). Layers of equal names
-    are numbered. What `call` decides with Python's `if` is fixed as it is in inference; dropout and BatchNormalization
-    keep both modes.
-
-    Args:
-        model: a subclassed model that takes one tensor.
-        input_shape: without the batch; None takes the shape the model was called with.
-
-    Returns:
-        A new model with its own variables and equal outputs (checked on random inputs); not compiled.
-
-    Raises:
-        InputError: a model that was never called and no `input_shape`; a `call` that a graph cannot hold.
-    """
+def graph_of(model: keras.Model, *, input_shape: tuple[int | None, ...] | None = None) -> keras.Model:
+    """What `okd.as_graph` gives of a tf_keras model."""
     if is_graph(model):
         return model
     shape = _input_shape(model) if input_shape is None else (None, *input_shape)

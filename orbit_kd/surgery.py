@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,13 @@ import tf_keras as keras
 
 from orbit_kd.channel_graph import ChannelGraph
 from orbit_kd.channels import Channels, Ids, Kept, Layer
+from orbit_kd.conversion import as_tf_keras
+from orbit_kd.datasets.batches import as_batches, in_order, inputs_of
+from orbit_kd.errors import InputError
 from orbit_kd.graph import replay, require_graph, walk
 from orbit_kd.planning import RemovalPlan
+from orbit_kd.tracing import traced
+from orbit_kd.wrapped_models import refuse_wrapped
 
 
 def remove_filters(model: keras.Model, plan: RemovalPlan) -> keras.Model:
@@ -27,7 +33,7 @@ def remove_filters(model: keras.Model, plan: RemovalPlan) -> keras.Model:
     Raises:
         InputError: the plan was made for another network.
     """
-    graph = ChannelGraph(model, unknown=plan.unknown)
+    graph = ChannelGraph(as_tf_keras(model), unknown=plan.unknown)
     return rebuild(graph, plan.stays(graph))
 
 
@@ -118,7 +124,7 @@ class _Rebuild:
         return value
 
 
-def recalibrate_batchnorm(model: keras.Model, data: tf.data.Dataset, *, batches: int = 50) -> None:
+def recalibrate_batchnorm(model: keras.Model, data: Any, *, batches: int = 50) -> None:
     """Re-estimates the BatchNormalization statistics of a model in place, from the mean over some batches.
 
     After filters are removed the running statistics no longer fit, and at momentum 0.99 a short training does not
@@ -126,27 +132,32 @@ def recalibrate_batchnorm(model: keras.Model, data: tf.data.Dataset, *, batches:
 
     Args:
         model: the model to change.
-        data: batches of x, or (x, y, ...), as the model is trained on.
+        data: batches of x, or (x, y, ...), as the model is trained on, in any form that `datasets.batches` takes;
+            endless ones too.
         batches: how many to use at most.
 
     Raises:
-        InputError: a model without a layer graph.
+        InputError: a model without a layer graph, no data, or such that do not fit the model.
     """
+    model = as_tf_keras(model, in_place=True, refuse=())
     require_graph(model)
+    inputs = inputs_of(model)
+    given = as_batches(data, what="data for BatchNormalization", endless=True, inputs=inputs)
     layers = [la for la in model._flatten_layers() if isinstance(la, keras.layers.BatchNormalization)]
+    _check_reachable(model)
     before = [(la.momentum, la.get_weights()) for la in layers]
     means: list[list[np.ndarray]] = [[] for _ in layers]
     variances: list[list[np.ndarray]] = [[] for _ in layers]
 
-    @tf.function
+    @traced
     def forward(x: tf.Tensor) -> None:
-        replay(model, x, training=lambda layer: isinstance(layer, keras.layers.BatchNormalization))
+        replay(model, in_order(x, inputs), training=_normalizes)
 
     try:
         for la in layers:
             la.momentum = 0.0  # each forward pass then leaves the statistics of its own batch
-        for batch in data.take(batches) if layers else ():
-            forward(batch[0] if isinstance(batch, (tuple, list)) else batch)
+        for x, *_ in itertools.islice(given, batches) if layers else ():
+            forward(x)
             for la, mean, variance in zip(layers, means, variances, strict=True):
                 mean.append(la.moving_mean.numpy())
                 variance.append(la.moving_variance.numpy())
@@ -161,3 +172,22 @@ def recalibrate_batchnorm(model: keras.Model, data: tf.data.Dataset, *, batches:
         if mean:  # the variance of all images is that within the batches plus that of the batch means
             la.moving_mean.assign(np.mean(mean, 0))
             la.moving_variance.assign(np.mean(variance, 0) + np.var(mean, 0))
+
+
+def _normalizes(layer: keras.layers.Layer) -> bool:
+    inner = layer.layer if isinstance(layer, keras.layers.TimeDistributed) else layer
+    return isinstance(inner, keras.layers.BatchNormalization)
+
+
+def _check_reachable(model: keras.Model) -> None:
+    """Raises InputError for a BatchNormalization within a layer, which no graph calls: it would silently stay."""
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.Model) or _normalizes(layer):
+            continue
+        if any(_normalizes(inner) for inner in layer._flatten_layers(include_self=False)):
+            refuse_wrapped(model)
+            raise InputError(
+                f"A BatchNormalization is within the layer {layer.name!r}, which calls it.",
+                expected="BatchNormalization as a layer of the model, whose mode can be set alone",
+                fix="build the network without that layer, or let some epochs of training mend the statistics",
+            )

@@ -84,14 +84,14 @@ def teach(
 
         path = Path(path)
         folder = path.with_suffix(".state") / (f"worker-{index}" if count > 1 else "")
-        stages = Stages(folder, digest(fingerprint(teacher), _start(student), data.fingerprint, shard))
+        stages = Stages(folder, digest(fingerprint(teacher), _start(student), data.key, shard))
         augment = augment or Augment()
         layers = sorted({theirs for loss in losses for _, theirs in loss.pairs})
         about: dict[str, Any] = {"views": views, "augment": augment.to_dict(), "seed": seed, "layers": layers}
         with stages.stage("lessons", **about) as (folder, _):
-            renderings = [data.views(k, seed=seed, augment=augment) for k in range(views)]
+            renderings = data.renderings(views, seed=seed, augment=augment)
             lessons = views and cache_teacher(
-                teacher, renderings, path=folder, layers=layers, seed=seed, data_key=stages.key, shard=shard
+                teacher, renderings, path=folder, layers=layers, seed=seed, data_key=stages.keys["lessons"], shard=shard
             )
 
         def batches(start: int) -> Any:
@@ -100,9 +100,14 @@ def teach(
             cached = lessons.epochs(start=start, batch_size=batch_size // count)
             return workers.own_batches(cached, strategy) if count > 1 else cached
 
-        settings = {"losses": [keras.saving.serialize_keras_object(loss) for loss in losses], "epochs": epochs,
-                    "alpha": Scheduled(alpha, name="alpha").serialize(), "label_free": label_free,
-                    "learning_rate": learning_rate, "batch_size": batch_size}  # fmt: skip
+        settings: dict[str, Any] = {
+            "losses": [keras.saving.serialize_keras_object(loss) for loss in losses],
+            "alpha": Scheduled(alpha, name="alpha").serialize(),
+            "label_free": label_free,
+            "epochs": epochs,
+            "learning_rate": learning_rate,
+            "batch_size": batch_size,
+        }
         with stages.stage("training", after=["lessons"], **settings) as (
             folder,
             _,

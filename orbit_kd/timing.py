@@ -49,7 +49,8 @@ def latency(
     """Times files under LiteRT at batch 1, interleaved in one process, so that a busy machine slows all alike.
 
     Each round times every file once, in an order that rotates; a ratio is taken within a round. A timing repeats short
-    inferences until about a millisecond has passed. Inputs are random: time does not depend on them.
+    inferences until about a millisecond has passed. Inputs are random, and variables (of an LSTM) are not reset
+    between inferences: time does not depend on either.
 
     Args:
         models: paths or bytes of .tflite files; the first is what the others are compared to.

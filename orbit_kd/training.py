@@ -17,9 +17,10 @@ from orbit_kd.datasets import Data
 from orbit_kd.distillation import Resume, StopOnNonFinite
 from orbit_kd.errors import InputError
 from orbit_kd.files import write_file
-from orbit_kd.heads import cross_entropy
-from orbit_kd.labels import are_rows, class_numbers
+from orbit_kd.heads import heads
+from orbit_kd.labels import are_rows
 from orbit_kd.model_io import save_model
+from orbit_kd.outputs import check_classes, cross_entropy
 from orbit_kd.progress import duration
 
 log = logging.getLogger("orbit_kd")
@@ -164,6 +165,8 @@ def train(
 def check_fit(model: keras.Model, data: Data, *, labels: bool = True) -> None:
     """Refuses data that do not fit a classifier: image size, channels, number of classes (unless `labels` is False).
 
+    Also splits that lack classes, see `Data.check_classes`.
+
     Raises:
         InputError: with the flag that resolves it.
     """
@@ -182,20 +185,33 @@ def check_fit(model: keras.Model, data: Data, *, labels: bool = True) -> None:
             expected="one output a class, two or more",
             fix="put a Dense(2, 'softmax') with kernel [0, w], bias [0, b] in place of Dense(1, 'sigmoid') with w, b",
         )
+    if check_classes(model) == "labels":
+        raise InputError(
+            f"Model {model.name!r} ends in {heads(model)[0]}: independent labels, each yes or no.",
+            expected="a classifier: one class an image, a softmax over the classes or the scores before it",
+            fix="if one class an image is right, give the last layer activation=None in place of the sigmoid: the "
+            "largest output stays the same; else use the functions that `compress` is made of (see README)",
+        )
     shape = data.shape
     if None not in shape:
         preprocessing.check(Preprocess(), [int(n) for n in shape if n], model.input_shape[1:])
     classes = model.output_shape[-1]
-    found = len(data.class_names) or 1 + max(_largest_label(part) for part in (data.train, data.val))
-    if labels and (found > classes or (data.class_names and found != classes)):
+    if not labels:
+        return
+    found = len(data.class_names) or 1 + max(_largest_label(data, split) for split in ("train", "val", "test"))
+    if found > classes or (data.class_names and found != classes):
         raise InputError(
             f"The data has {found} classes and model {model.name!r} has {classes} outputs.",
             expected="one output a class",
-            fix="use the data set the model was trained on, or train a teacher for this one (tools/train.py)",
+            fix="use the data set the model was trained on, or train a teacher for this one (tools/train.py); "
+            "labels that begin at 1: .map(lambda x, y: (x, y - 1))",
         )
+    data.check_classes()
 
 
-def _largest_label(part: tf.data.Dataset) -> int:
+def _largest_label(data: Data, split: str) -> int:
     """Of class numbers, or rows (soft ones too, in training); -1 for an empty data set."""
-    labels = (batch[1] for batch in part.as_numpy_iterator())
-    return max((y.shape[-1] - 1 if are_rows(y.shape) else int(class_numbers(y).max()) for y in labels), default=-1)
+    told = data.contents[split]
+    if told.problem is not None:
+        raise told.problem
+    return told.width - 1 if told.width else max(told.classes or (), default=-1)

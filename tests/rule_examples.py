@@ -95,6 +95,16 @@ EXAMPLES[layers.Bidirectional] = (
     lambda x: layers.Bidirectional(layers.GRU(4))(layers.Reshape((64, 8))(layers.Conv2D(8, 1)(x))),
     IMAGE,
 )
+EXAMPLES[layers.RNN] = (
+    lambda x: layers.RNN([layers.LSTMCell(4), layers.GRUCell(3)])(layers.Reshape((64, 8))(layers.Conv2D(8, 1)(x))),
+    IMAGE,
+)
+EXAMPLES[layers.ConvLSTM1D] = (lambda x: layers.ConvLSTM1D(3, 3)(layers.Conv2D(8, 1)(x)), IMAGE)
+EXAMPLES[layers.ConvLSTM2D] = (lambda x: layers.ConvLSTM2D(3, 3)(layers.Conv3D(8, 1)(x)), VOLUME)
+EXAMPLES[layers.ConvLSTM3D] = (
+    lambda x: layers.ConvLSTM3D(2, 2)(layers.Reshape((2, 2, 4, 4, 8))(layers.Conv3D(8, 1)(x))),
+    VOLUME,
+)
 EXAMPLES[layers.TimeDistributed] = (lambda x: layers.TimeDistributed(layers.Dense(4))(layers.Conv2D(8, 1)(x)), IMAGE)
 
 _CONSTANT = np.linspace(-1, 1, 8).astype("float32")

@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -117,6 +118,18 @@ def test_a_killed_stage_keeps_its_folder_and_its_seconds(tmp_path):
         raise KeyboardInterrupt
     with Stages(tmp_path, "start").stage("one") as (folder, done):
         assert not done and (folder / "half").read_text() == "so far"
+
+
+def test_the_seconds_of_a_stage_add_up_over_its_kills_and_not_over_calls_that_find_it_done(tmp_path, monkeypatch):
+    clock = iter([0.0, 5.0, 100.0, 103.0, 200.0])
+    monkeypatch.setattr("orbit_kd.stages.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with pytest.raises(KeyboardInterrupt), Stages(tmp_path, "start").stage("one"):
+        raise KeyboardInterrupt
+    for _ in range(2):
+        stages = Stages(tmp_path, "start")
+        with stages.stage("one"):
+            pass
+        assert stages.seconds == [{"name": "one", "seconds": 8.0}]
 
 
 def test_progress_tells_the_time_left(caplog):

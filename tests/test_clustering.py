@@ -179,7 +179,7 @@ def test_what_cannot_be_clustered_is_refused():
         cluster(sparsify(net(), "2:4"))
     with pytest.raises(InputError, match="wrapped by ClusteredLayer"):
         cluster(cluster(net()))
-    with pytest.raises(InputError, match=r"strip_clusters\(clustered\)"):
+    with pytest.raises(InputError, match=r"strip_clusters\(model\)"):
         quantize_aware(cluster(net()))
     with pytest.raises(InputError, match="does not have"):
         cluster(net(), exclude=["nope"])

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras as keras
 from test_multi_worker import make_place
 from test_tools import process
 
-from orbit_kd import training
-from orbit_kd.distillation import Piecewise
+from orbit_kd import teaching, training
+from orbit_kd.datasets import Data
+from orbit_kd.distillation import LogitsDistillation, Piecewise
 from orbit_kd.distillation.losses import get_loss
 from orbit_kd.distillation.schedules import read_schedule
 from orbit_kd.errors import InputError
+from orbit_kd.preprocessing import Augment
+from orbit_kd.stages import Stages
 
 
 @pytest.fixture(scope="module")
@@ -145,3 +152,59 @@ def test_losses_and_schedules_are_read_from_text():
     for text in ("", "high", "0:1:2", "0:1,", "5:1,0:2"):
         with pytest.raises(InputError):
             read_schedule(text)
+
+
+def test_every_argument_runs_those_stages_again_that_use_it(tmp_path, monkeypatch):
+    """Of data of one's own, too, which have no fingerprint."""
+    ran = []
+
+    class Seen(Stages):
+        @contextlib.contextmanager
+        def stage(self, name, **settings):
+            with super().stage(name, **settings) as (folder, done):
+                ran.extend([] if done else [name])
+                yield folder, done
+
+    lessons = SimpleNamespace(steps=lambda size: 1)
+    for name, stand_in in (("Stages", Seen), ("cache_teacher", lambda *_, **__: lessons), ("fit", lambda *_, **__: {}),
+                           ("save_model", lambda *_: None)):  # fmt: skip
+        monkeypatch.setattr(teaching, name, stand_in)
+
+    def network(seed):
+        keras.utils.set_random_seed(seed)
+        return keras.Sequential([keras.Input((2, 2, 1)), keras.layers.Flatten(), keras.layers.Dense(2, name="logits")])
+
+    class Pictures(Data):
+        def views(self, k, **_):
+            return self.train
+
+    x, y = np.arange(24, dtype="float32").reshape(6, 2, 2, 1), np.arange(6) % 2
+
+    def data(labels):
+        return Pictures((x, labels), (x, y), (x, y))
+
+    one, two, three = network(1), network(2), network(3)
+    base = {
+        "student": one, "teacher": two, "data": data(y), "losses": [LogitsDistillation(2.0)], "alpha": 0.5, "seed": 0,
+        "label_free": False, "epochs": 2, "learning_rate": 0.1, "batch_size": 4, "views": 2, "augment": None,
+    }  # fmt: skip
+    both, last = ["lessons", "training"], ["training"]
+    changes = {
+        "student": (three, both), "teacher": (three, both), "data": (data(1 - y), both), "seed": (1, both),
+        "views": (3, both), "augment": (Augment(shift=1), both), "losses": ([LogitsDistillation(3.0)], last),
+        "alpha": (0.6, last), "label_free": (True, last), "epochs": (3, last), "learning_rate": (0.2, last),
+        "batch_size": (2, last),
+    }  # fmt: skip
+    named = set(inspect.signature(teaching.teach).parameters)
+    assert named - {"path", "strategy", "tensorboard"} == set(base) == set(changes)
+
+    def go(folder, **changed):
+        ran.clear()
+        how = base | changed
+        teaching.teach(how.pop("student"), how.pop("teacher"), path=folder / "s.keras", **how)
+        return list(ran)
+
+    assert go(tmp_path) == both and go(tmp_path) == []
+    for name, (value, again) in changes.items():
+        assert (name, go(tmp_path, **{name: value})) == (name, again)
+        assert go(tmp_path) == again

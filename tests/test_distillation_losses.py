@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from orbit_kd.distillation import (
     AttentionTransfer,
     DecoupledDistillation,
+    DistillationLoss,
     FeatureHints,
     LogitsDistillation,
     Piecewise,
@@ -22,6 +23,8 @@ from orbit_kd.distillation import (
 from orbit_kd.distillation.features import feature_shapes, find_layer, match_deepest, match_layers, recording
 from orbit_kd.distillation.losses import Context
 from orbit_kd.distillation.schedules import Scheduled
+from orbit_kd.distillation.teachers import Taught
+from orbit_kd.distillation.terms import feature_term, logits_term
 from orbit_kd.errors import InputError
 
 L = keras.layers
@@ -164,6 +167,8 @@ def test_every_loss_round_trips_its_config(name):
     options = {
         "logits": {"temperature": Piecewise(((0, 8.0), (4, 2.0))), "activation": "sigmoid"},
         "decoupled": {"temperature": keras.optimizers.schedules.PolynomialDecay(8.0, 10, 2.0), "nontarget_weight": 2.0},
+        "mse": {"outputs": ["boxes", 1]},
+        "mae": {"outputs": "boxes"},
         "hints": {"match": {"a": "b"}},
         "attention": {"match": ["a", "b"]},
         "relational": {"distance_weight": 1.0, "angle_weight": 2.0},
@@ -178,7 +183,7 @@ def test_every_loss_round_trips_its_config(name):
 
 
 def test_unknown_loss_lists_all():
-    with pytest.raises(InputError, match="attention, decoupled, hints, logits, relational, similarity"):
+    with pytest.raises(InputError, match="attention, decoupled, hints, logits, mae, mse, relational, similarity"):
         distillation_losses.get("magic")
 
 
@@ -302,3 +307,31 @@ def test_hints_project_only_unequal_widths():
     equal = FeatureHints()
     equal.build(net(4), net(4))
     assert equal.projectors == []
+
+
+def test_a_term_is_the_mean_over_pairs_of_layers_and_the_sum_over_outputs_with_sample_weights():
+    """Squared differences 1 and 4 in layer a, 9 and 16 in layer b."""
+    hints = FeatureHints(match=["a", "b"])
+    hints.pairs = [("a", "a"), ("b", "b")]
+    ours = {name: tf.zeros((2, 3)) for name in "ab"}
+    theirs = {"a": tf.constant([[1.0] * 3, [2.0] * 3]), "b": tf.constant([[3.0] * 3, [-4.0] * 3])}
+
+    def of_features(weight):
+        return float(feature_term(hints, ours, Taught((), theirs), step=0, sample_weight=weight))
+
+    assert of_features(None) == (2.5 + 12.5) / 2
+    assert of_features(tf.constant([2.0, 0.0])) == (1.0 + 9.0) / 2
+    assert of_features(tf.constant([[0.0], [1.0]])) == (2.0 + 8.0) / 2
+    assert of_features((tf.ones(2), tf.ones(2))) == 7.5  # weights that differ between outputs are not of layers
+
+    class Square(DistillationLoss):
+        def compute_loss(self, teacher, student):
+            return tf.reduce_sum((teacher - student) ** 2, -1)
+
+    def of_logits(*weights):
+        given = {"heads": ["linear"] * 2, "labels": [None] * 2, "sample_weights": weights}
+        taught = Taught(tuple(theirs.values()), {})
+        return float(logits_term(Square(), list(ours.values()), taught, step=0, **given))
+
+    assert of_logits(None, None) == 3 * (2.5 + 12.5)
+    assert of_logits(tf.constant([2.0, 0.0]), None) == 3 * (1.0 + 12.5)

@@ -236,6 +236,27 @@ def test_calibration_sample_takes_images_from_everywhere(size):
         assert not np.array_equal(sample, calibration_sample(x, samples=50, seed=2))
 
 
+@pytest.mark.parametrize(("target", "steps"), [("tflite_int8", 255), ("tflite_int16x8", 32767)])
+def test_the_calibration_seed_decides_which_images_set_the_ranges(tmp_path, target, steps):
+    """Five of a thousand images, each as bright as its number: the file's input range is that of the brightest."""
+    x = np.broadcast_to(np.arange(1000, dtype="float32").reshape(-1, 1, 1, 1), (1000, 4, 4, 1))
+    image = layers.Input((4, 4, 1))
+    model = keras.Model(image, layers.Dense(2)(layers.Flatten()(image)))
+    brightest, scales = [], []
+    for seed in (0, 1):
+        made = export(model, target, path=tmp_path / "m.tflite", calibration=x, samples=5, seed=seed)
+        assert (made.details["seed"], made.details["calibration_images"]) == (seed, 5)
+        brightest.append(calibration_sample(x, samples=5, seed=seed).max())
+        scales.append(parse(made.path.read_bytes()).subgraphs[0].tensors[0].quantization.scale[0])
+    assert brightest[0] != brightest[1] and scales == pytest.approx([b / steps for b in brightest], rel=1e-5)
+
+
+def test_a_sample_is_as_likely_to_hold_the_last_image_as_the_first():
+    drawn = np.concatenate([calibration_sample(np.arange(20.0)[:, None], samples=5, seed=s)[:, 0] for s in range(400)])
+    counts = np.bincount(drawn.astype(int), minlength=20)
+    assert counts.sum() == 2000 and 70 < counts.min() <= counts.max() < 130  # 100 each, to three standard deviations
+
+
 def test_calibration_sample_ends_on_an_endless_data_set():
     data = tf.data.Dataset.from_tensor_slices(np.ones((100, 1), np.float32)).batch(100).repeat()
     assert calibration_sample(data, samples=5).shape == (5, 1)

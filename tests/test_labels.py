@@ -21,7 +21,10 @@ def test_class_numbers_and_one_hot_rows_are_the_same_labels(labels):
     assert found.tolist() == [0, 2, 1] and found.dtype == np.int64
 
 
-@pytest.mark.parametrize("labels", [[0.7, 1.9], [[1, 1, 0]], [[0.9, 0.1]], [["cat"]], 3, [[[1, 0]]]])
+@pytest.mark.parametrize(
+    "labels",
+    [[0.7, 1.9], [[1, 1, 0]], [[1, 0, 0], [1, 1, 0]], [[0, 1], [0, 0]], [[0.9, 0.1]], [["cat"]], 3, [[[1, 0]]]],
+)
 def test_other_labels_are_refused(labels):
     with pytest.raises(InputError, match="labels"):
         class_numbers(labels)

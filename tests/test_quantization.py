@@ -145,15 +145,15 @@ def test_user_callbacks_in_any_order_see_the_zeros(tmp_path):
         assert_same_zeros(before, now)
 
 
-def test_zeros_of_layers_that_int8_does_not_know_are_kept_too():
+def test_zeros_of_layers_whose_kernel_is_not_rounded_are_kept_too():
     image = L.Input((8, 8, 4))
-    x = L.Conv3D(8, 2, name="conv3d")(L.Reshape((8, 8, 4, 1))(image))
-    plain = randomize(keras.Model(image, L.Dense(5)(L.Flatten()(x))))
-    plain.get_layer("conv3d").kernel.assign(plain.get_layer("conv3d").kernel * (np.arange(8) % 2))
+    layer = L.Conv1DTranspose(8, 2, name="up")
+    plain = randomize(keras.Model(image, L.Dense(5)(L.Flatten()(layer(L.Reshape((64, 4))(image))))))
+    layer.kernel.assign(layer.kernel * (np.arange(4) % 2))
     model = quantize_aware(plain)
     fit(model)
-    assert (zeros(model)["conv3d"] == zeros(plain)["conv3d"]).all() and zeros(plain)["conv3d"].mean() == 0.5
-    assert quantize_table(model)["conv3d"].quantized == ("output",)
+    assert (zeros(model)["up"] == zeros(plain)["up"]).all() and zeros(plain)["up"].mean() == 0.5
+    assert quantize_table(model)["up"].quantized == ("output",)
 
 
 def test_a_dense_model_has_no_mask_and_stays_dense():
@@ -360,7 +360,7 @@ def test_the_table_says_what_each_layer_got():
 def test_wrapped_models_are_refused_and_told_to_strip():
     with pytest.raises(InputError, match=r"(?s)wrapped by SparseLayer.*strip it first"):
         quantize_aware(sparsify(net(), "2:4"))
-    with pytest.raises(InputError, match="quantization-aware already"):
+    with pytest.raises(InputError, match=r"(?s)wrapped by QuantizedLayer.*strip_quantization"):
         quantize_aware(quantize_aware(net()))
 
 
@@ -368,7 +368,7 @@ def test_models_with_nothing_to_quantize_or_no_graph_are_refused():
     image = L.Input((8, 8, 4))
     with pytest.raises(InputError, match="no layer whose kernel"):
         quantize_aware(keras.Model(image, L.ReLU()(image)))
-    with pytest.raises(InputError, match="no tf_keras model"):
+    with pytest.raises(InputError, match="is a path"):
         quantize_aware("model.keras")
 
     class Own(keras.Model):
@@ -390,13 +390,12 @@ def test_an_export_without_ranges_is_refused(tmp_path):
         export(quantize_aware(net()), "tflite_int8", path=tmp_path / "m.tflite")
 
 
-def test_an_export_that_would_compute_in_float_is_refused_by_the_operators_name(tmp_path):
+def test_a_layer_that_would_compute_in_float_is_refused_by_the_operators_name():
     image = L.Input((8, 8, 4))
     x = L.LayerNormalization()(L.Conv2D(4, 3)(image))
     plain = randomize(keras.Model(image, L.Dense(5)(L.Flatten()(x))))
-    model = quantize_aware(plain, calibration=data()[0])
-    with pytest.raises(InputError, match="in float"):
-        export(model, "tflite_int8", path=tmp_path / "m.tflite")
+    with pytest.raises(InputError, match=r"SQUARED_DIFFERENCE.*in float"):
+        quantize_aware(plain)
 
 
 def test_a_float_export_is_refused_and_told_to_strip(tmp_path):

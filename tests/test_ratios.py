@@ -53,6 +53,31 @@ def test_what_costs_no_loss_goes_first_and_what_costs_much_stays(network):
     assert {name for name, ratio in found.items() if ratio} == {"block4_conv1", "block4_conv2"}
 
 
+def two_groups(a: tuple[float, ...], b: tuple[float, ...]) -> tuple[keras.Model, Scan]:
+    """Two equal 1x1 convolutions side by side, and a scan of these losses at 25, 50, 75 and 90%; 0.1 of the whole."""
+    image = keras.Input((4, 4, 2))
+    sides = [keras.layers.Conv2D(20, 1, name=name)(image) for name in ("a", "b")]
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Concatenate()(sides))
+    model = keras.Model(image, keras.layers.Dense(2, name="head")(x))
+    reason = next(g.reason for g in ChannelGraph(model).groups if g.name == "head")
+    curves = [Curve(n, (n,), 20, RATIOS, (0.5,) * 4, loss, (10,) * 4) for n, loss in (("a", a), ("b", b))]
+    return model, Scan("filters", 0.9, 0.1, 10, (*curves, Curve("head", ("head",), 2, reason=reason)))
+
+
+def test_a_curve_that_dips_at_a_higher_ratio_is_read_as_rising():
+    """What has cost 0.5 once costs no less from there on: a's last channels are free, not dear after a dip at 75%."""
+    model, scan = two_groups((0.6, 0.6, 0.2, 0.6), (0.7, 1.3, 1.9, 2.26))
+    assert model.count_params() == 202  # a channel is 2 weights and a bias, and 2 weights of the head
+    assert okd.ratios_for(scan, model, max_params=202 - 5 * 18) == {"a": 0.9, "b": 0.0}
+    weights = Scan("weights", 0.9, 0.1, 10, ())
+    assert okd.hybrid_for(scan, model, weights=weights, keep_params=(202 - 5 * 18) / 202 + 1e-9) == (
+        {"a": 0.9, "b": 0.0}, {}
+    )  # fmt: skip
+    # and a curve below the whole network's loss costs nothing, it does not pay
+    model, scan = two_groups((0.0, 0.0, 0.0, 0.0), (0.1, 0.1, 0.1, 0.1))
+    assert sorted(okd.ratios_for(scan, model, max_params=201).values()) == [0.0, 0.05]
+
+
 def test_no_group_goes_further_than_the_scan_or_below_min_channels(network):
     found = okd.ratios_for(a_scan(network, {}), network, keep_params=0.1, min_channels=12)
     widths = {g.name: g.width for g in ChannelGraph(network).groups}

@@ -222,7 +222,7 @@ def test_zeros_of_int8_rounding_are_not_claimed(tmp_path):
     data["student"]["measured_from"] = "tflite_int8"
     page, _ = saved(data, tmp_path)
     assert "gone" not in page.texts["table"] and "of the parameters gone" not in page.texts["span"]
-    assert "Non-zero parameters (tflite_int8)" in page.texts["table"]
+    assert "Non-zero parameters (tflite_float32 → tflite_int8)" in page.texts["table"]
     del data["student"]["measured_from"]
     page, _ = saved(data, tmp_path)
     assert "% gone" in page.texts["table"] and "of the parameters gone" in page.texts["span"]
@@ -234,8 +234,8 @@ def test_terminal_table_is_aligned_and_complete():
     end = head.index("teacher") + len("teacher")
     assert all(row[end - 1] != " " and row[end : end + 2] == "  " for row in rows)
     labels = "\n".join(rows)
-    for label in ("Parameters", "Non-zero parameters", "MACs", "File (tflite_int8)", "Accuracy, tflite_int8",
-                  "Speed (latency)", "TFLite Micro arena"):  # fmt: skip
+    for label in ("Parameters", "Non-zero parameters", "MACs", "File (tflite_float32 → tflite_int8)",
+                  "Accuracy (tflite_float32 → tflite_int8)", "Speed (latency)", "TFLite Micro arena"):  # fmt: skip
         assert label in labels
     assert re.search(r"Speed \(latency\)\s+1x\s+18.2x\s+\(17.7x to 19.0x\)", labels)
 
@@ -354,7 +354,12 @@ def test_what_is_no_report_is_refused(tmp_path):
         (text.times(1.999), "1.99x"), (text.percent(0.97691), "97.69%"), (text.percent(0.999999, down=True), "99.99%"),
         (text.percent(0.29, down=True), "29.00%"), (text.count(14_981_066), "14.98 M"), (text.count(43_210), "43,210"),
         (text.points(0.98, 0.977), "-0.30 points"), (text.points(0.9, 0.9), "no change"), (text.seconds(185), "3m05s"),
-        (text.fewer(100, 101), "1.01x more"), (text.fewer(5, 0), text.NONE), (text.size(math.nan), text.NONE),
+        (text.fewer(100, 101), "1.01x more"),
+        (text.fewer(1000, 1004), "1.01x more"), (text.fewer(1000, 1010), "1.01x more"),
+        (text.fewer(1, 2), "2.00x more"),
+        (text.fewer(1004, 1000), "1.00x fewer"), (text.fewer(345.99, 1), "345x fewer"), (text.fewer(7, 7), "same"),
+        (text.fewer(3, 1, "smaller", "larger"), "3.00x smaller"), (text.fewer(0, 5), text.NONE),
+        (text.fewer(5, 0), text.NONE), (text.size(math.nan), text.NONE),
         (text.count(None), text.NONE), (text.p_value(0.0), "p < 0.001"), (text.p_value(0.314), "p = 0.31"),
     ],
 )  # fmt: skip

@@ -14,8 +14,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tf_keras as keras
 
+from orbit_kd import training
 from orbit_kd.distillation import Resume
 from orbit_kd.errors import InputError
 from orbit_kd.training import Progress
@@ -195,6 +197,32 @@ def test_state_of_another_model_and_unwritable_folder_are_told(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match="cannot be written"):
         fit(model(), tmp_path / "file")
+
+
+def test_the_learning_rate_falls_to_zero_on_a_cosine_over_all_epochs(tmp_path):
+    x, y = arrays()
+    batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+    rates = []
+
+    class Rates(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            optimizer = self.model.optimizer
+            rates.append(float(optimizer._learning_rate(optimizer.iterations)))
+
+    how = {"val": batches, "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True), "seed": 0}
+    history = training.fit(
+        model(),
+        lambda start: batches.repeat(),
+        steps=4,
+        epochs=2,
+        learning_rate=0.2,
+        folder=tmp_path,
+        label="run",
+        callbacks=[Rates()],
+        **how,
+    )
+    assert rates == pytest.approx([0.1 * (1 + np.cos(np.pi * step / 8)) for step in range(8)], abs=1e-6)
+    assert set(history) == {"loss", "accuracy", "val_loss", "val_accuracy"} and len(history["loss"]) == 2
 
 
 SCRIPT = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -169,6 +170,15 @@ def test_latency_compares_to_the_first_file(tmp_path, images):
     assert second.milliseconds < first.milliseconds
 
 
+def test_files_are_timed_in_an_order_that_rotates(monkeypatch):
+    called: list[int] = []
+    monkeypatch.setattr(timing, "_repeats", lambda call: 1)
+    calls = [lambda i=i: called.append(i) or time.sleep(0.002 * (i + 1)) for i in range(3)]
+    times = timing.interleaved(calls, runs=4)
+    assert called == [0, 1, 2, 1, 2, 0, 2, 0, 1, 0, 1, 2]
+    assert times.shape == (4, 3) and (np.diff(np.median(times, 0)) > 0).all()  # each time is of its own call
+
+
 def test_a_file_that_aborts_ends_only_its_own_process(files, monkeypatch):
     runtimes.probe(files["tflite_int8"])
     run = subprocess.run
@@ -217,3 +227,18 @@ def test_native_stderr_is_caught_and_given_back(capfd):
     os.write(2, b"after")
     assert log.text == "from C++, more"
     assert capfd.readouterr().err == "after"
+
+
+@pytest.mark.parametrize("zero_point", [0, 3, -128])
+def test_inputs_half_way_between_two_steps_go_to_the_even_one_and_what_is_beyond_saturates(zero_point):
+    port = runtimes.Port((), np.dtype(np.int8), 0.5, zero_point)
+    steps = [0, 0, 2, 2, 4, 0, -2, -2, 3, -3]
+    x = np.array([0.0, 0.25, 0.75, 1.25, 1.75, -0.25, -0.75, -1.25, 1.26, -1.74], np.float32)
+    q = port.quantize(x)
+    assert q.dtype == np.int8 and q.tolist() == [max(-128, s + zero_point) for s in steps]
+    assert port.quantize(np.array([1e3, -1e3])).tolist() == [127, -128]
+    assert port.dequantize(np.array([127, zero_point, -128], np.int8)).tolist() == [
+        0.5 * (127 - zero_point), 0.0, 0.5 * (-128 - zero_point)
+    ]  # fmt: skip
+    plain = runtimes.Port((), np.dtype(np.float32), 0.0, 0)
+    assert plain.quantize(x).tolist() == plain.dequantize(x).tolist() == x.tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 
 import numpy as np
@@ -243,3 +244,84 @@ def test_a_group_is_found_by_its_own_name_before_a_layer_of_another():
 def test_an_excluded_layer_that_is_not_there_is_refused(network, data, of):
     with pytest.raises(InputError, match=r"block9_\*"):
         okd.sensitivity(network, data, of=of, exclude=["stage*", "block9_*"])
+
+
+def test_the_group_made_first_and_read_last_is_measured_as_the_others_are():
+    """Jobs run from the front of the network to its end: what is kept of it must not be of behind their place."""
+    image = keras.Input((6, 6, 2))
+    a = layers.Conv2D(6, 3, padding="same", name="a")(image)
+    b = layers.Conv2D(6, 3, padding="same", name="b")(layers.ReLU()(image))
+    b = layers.Conv2D(6, 3, padding="same", name="reads_b", activation="relu")(b)
+    b = layers.ReLU()(layers.ReLU()(b))
+    a = layers.Conv2D(6, 3, padding="same", name="reads_a")(layers.ReLU()(layers.ReLU()(layers.ReLU()(a))))
+    x = layers.GlobalAveragePooling2D()(layers.Add()([a, b]))
+    model = randomize(keras.Model(image, layers.Dense(4, name="logits")(x)))
+    x = np.random.default_rng(0).normal(size=(32, 6, 6, 2)).astype("float32")
+    few = tf.data.Dataset.from_tensor_slices((x, model(x).numpy().argmax(-1))).batch(16)
+    found = okd.sensitivity(model, few, ratios=(0.67,))
+    made = [c.name for c in found.curves if not c.reason]
+    calls = [call.layer.name for call in Segments(model).calls]
+    assert made.index("a") < made.index("b") and calls.index("reads_a") > calls.index("reads_b")
+    for name in made:
+        assert (found[name].accuracy[0], found[name].loss[0]) == pytest.approx(
+            slow_way(model, few, name, 0.67), rel=1e-4
+        )
+    assert found["b"].accuracy[0] < 1
+
+
+SCAN = {"ratios": (0.4,), "criterion": "l1_norm", "images": 16, "lost": None, "exclude": (), "seed": 0}
+# argument -> (what the first scan has in place of SCAN, what the next one has; whether that is another scan)
+CHANGES = {
+    "model": ({}, {}, True),
+    "data": ({}, {}, True),
+    "ratios": ({}, {"ratios": (0.4, 0.8)}, True),
+    "of": ({}, {"of": "weights"}, True),
+    "criterion": ({}, {"criterion": "random"}, True),
+    "train": ({"criterion": "taylor"}, {"criterion": "taylor"}, True),
+    "images": ({}, {"images": 24}, True),
+    "lost": ({"images": 24}, {"images": 24, "lost": 0.99}, True),
+    "memory": ({}, {"memory": 1}, False),
+    "exclude": ({"exclude": ("one",)}, {}, True),
+    "unknown": ({}, {"unknown": "keep"}, False),  # every layer here has a rule
+    "seed": ({"criterion": "random"}, {"criterion": "random", "seed": 1}, True),
+}
+
+
+def test_every_argument_of_a_scan_is_one_of_its_changes():
+    assert set(CHANGES) == set(inspect.signature(okd.sensitivity).parameters) - {"path"}
+
+
+@pytest.fixture(scope="module")
+def small() -> tuple[keras.Model, np.ndarray, np.ndarray]:
+    image = keras.Input((4, 4, 2))
+    x = layers.Conv2D(8, 1, name="two", activation="relu")(layers.Conv2D(8, 1, name="one", activation="relu")(image))
+    model = keras.Model(image, layers.Dense(4, name="head")(layers.Flatten()(x)))
+    keras.utils.set_random_seed(7)
+    x = np.random.default_rng(1).normal(size=(24, 4, 4, 2)).astype("float32")
+    return randomize(model), x, np.arange(24) % 4
+
+
+@pytest.mark.parametrize(("argument", "of"), [*((argument, "filters") for argument in CHANGES), ("exclude", "weights")])
+def test_a_scan_never_goes_on_from_curves_of_another_question(small, argument, of, tmp_path, monkeypatch):
+    (model, x, y), (first, then, differs) = small, CHANGES[argument]
+    path, measured, real = tmp_path / "scan.json", [], scanning._scan
+    monkeypatch.setattr(scanning, "_scan", lambda job, *args: measured.append(job) or real(job, *args))
+
+    def go(path, changed):
+        how = {"of": of} | SCAN | (then if changed else first)
+        train = tf.data.Dataset.from_tensors((-x if changed and argument == "train" else x, y))
+        asked = model
+        if changed and argument == "model":
+            asked = keras.models.clone_model(model)
+            asked.set_weights([-w for w in model.get_weights()])
+        data = [(x, np.roll(y, 1) if changed and argument == "data" else y)]
+        measured.clear()
+        return okd.sensitivity(asked, data, train=train, path=path, **how)
+
+    before = go(path, False)
+    assert measured
+    assert go(path, False) == before and not measured
+    after = go(path, True)
+    assert bool(measured) == differs
+    assert after == go(None, True)
+    assert (after != before) == differs or argument == "lost"  # which stops at ends of batches: there is one

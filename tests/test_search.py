@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
+import tensorflow as tf
 import tf_keras as keras
 from oracle import randomize
 
@@ -30,9 +33,11 @@ def teacher() -> keras.Model:
 
 @pytest.fixture(scope="module")
 def val(teacher):
-    """Images and the teacher's own answers: the teacher is right on all of them."""
+    """Images and the teacher's own answers, all of one class but the first: the teacher is right on the others."""
     x = np.random.default_rng(0).uniform(0, 255, (24, 16, 16, 1)).astype("float32")
-    return [(x, teacher(x).numpy().argmax(-1))]
+    labels = teacher(x).numpy().argmax(-1)
+    labels[0] = (labels[0] + 1) % 4
+    return [(x, labels)]
 
 
 class Graded:
@@ -148,6 +153,44 @@ def test_another_question_does_not_go_on_from_the_old_answers(teacher, val, grad
     retrain = graded(teacher.count_params())
     smallest(teacher, retrain, data=val, max_drop=0.1, path=tmp_path, min_channels=8)
     assert len(retrain.tried) > 1
+
+
+ASKED = {"max_drop": 0.1, "epochs": (6, 24), "images": 8, "criterion": "l1_norm", "round_to": 1, "min_channels": 1,
+         "exclude": (), "unknown": "error"}  # fmt: skip
+OTHERS = {"max_drop": 0.2, "epochs": (6, 25), "images": 9, "criterion": "l2_norm", "round_to": 2, "min_channels": 2,
+          "exclude": ("conv1",), "unknown": "keep"}  # fmt: skip
+
+
+def test_every_argument_of_the_search_makes_it_another_one(teacher, val, graded, tmp_path):
+    """A search that has no time shows what it would go on from: the trials of the same question, or nothing."""
+    named = set(inspect.signature(smallest).parameters)
+    assert named == {*ASKED, *OTHERS, "teacher", "retrain", "data", "train", "seconds", "path"}
+    (x, y), first = val[0], graded(0)
+
+    def stopped(student, epochs):
+        if first.tried:
+            raise KeyboardInterrupt
+        first(student, epochs)
+
+    def known(path, network=teacher, data=val, train=None, **changed):
+        how = ASKED | changed
+        return len(smallest(network, None, data=data, train=train, path=path, seconds=0.0, **how).trials)
+
+    with pytest.raises(KeyboardInterrupt):
+        smallest(teacher, stopped, data=val, path=tmp_path / "l1", **ASKED)
+    assert known(tmp_path / "l1") == 1
+    assert {name: known(tmp_path / "l1", **{name: value}) for name, value in OTHERS.items()} == dict.fromkeys(OTHERS, 0)
+    assert known(tmp_path / "l1", data=[(x[::-1], y)]) == known(tmp_path / "l1", data=[(x, (y + 1) % 4)]) == 0
+    other = keras.models.clone_model(teacher)
+    other.set_weights([w + 1e-3 for w in teacher.get_weights()])
+    assert known(tmp_path / "l1", other) == 0
+    batches = tf.data.Dataset.from_tensors((x, y))
+    assert known(tmp_path / "l1", train=batches) == 1  # which a criterion on weights does not read
+    first.tried.clear()
+    with pytest.raises(KeyboardInterrupt):
+        smallest(teacher, stopped, data=val, train=batches, path=tmp_path / "t", **ASKED | {"criterion": "taylor"})
+    assert known(tmp_path / "t", train=batches, criterion="taylor") == 1
+    assert known(tmp_path / "t", train=tf.data.Dataset.from_tensors((x[::-1], y)), criterion="taylor") == 0
 
 
 def test_no_trial_starts_that_would_end_too_late(teacher, val, graded):

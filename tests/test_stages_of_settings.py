@@ -119,7 +119,7 @@ def keys(made, tmp_path_factory):
             yield made, True
 
     patch.setattr(Stages, "stage", stage)
-    patch.setattr(Data, "views", lambda *a, **k: None)
+    patch.setattr(Data, "renderings", lambda *a, **k: None)
     patch.setattr(pipeline, "cache_teacher", lambda *a, **k: SimpleNamespace(steps=lambda n: 1))
     for name in ("save_model", "story", "_sparse"):
         patch.setattr(pipeline, name, lambda *a, **k: {})
@@ -181,8 +181,8 @@ def test_a_changed_setting_reruns_exactly_its_stages(keys):
         "Written by `ORBIT_KD_WRITE=1 python -m pytest tests/test_stages_of_settings.py`, which also checks it. Each "
         "field of `Recipe` says which stages it changes (`orbit_kd/recipe.py`), a stage says which ones it follows. "
         "Every exported file names its recipe, so that each change writes and measures the files again. Ratios, "
-        "sparsities and epochs that a budget or the clock decides are held here: where a decision comes out otherwise, what "
-        "follows from it runs anew too.\n"
+        "sparsities and epochs that a budget or the clock decides are held here: where a decision comes out otherwise, "
+        "what follows from it runs anew too.\n"
         + "\n".join(rows) + "\n"
     )  # fmt: skip
     if os.environ.get("ORBIT_KD_WRITE"):

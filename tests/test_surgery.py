@@ -203,6 +203,16 @@ def test_recalibration_gives_the_statistics_of_the_data_and_nothing_else_moves()
     assert norm.momentum == 0.99 and np.array_equal(dense[0], model.layers[-1].get_weights()[0])
 
 
+def test_statistics_are_those_of_all_images_also_where_batches_differ():
+    norm = layers.BatchNormalization(momentum=0.9)
+    model = keras.Sequential([keras.Input((1,)), norm, layers.Dense(2)])
+    data = tf.data.Dataset.from_tensor_slices(np.array([[0.0], [2.0], [10.0], [12.0]], "float32")).batch(2)
+    recalibrate_batchnorm(model, data)
+    assert (float(norm.moving_mean[0]), float(norm.moving_variance[0])) == (6.0, 26.0)  # 1 within, 25 between
+    recalibrate_batchnorm(model, data, batches=1)
+    assert (float(norm.moving_mean[0]), float(norm.moving_variance[0]), norm.momentum) == (1.0, 1.0, 0.9)
+
+
 # ---------------------------------------------------------------- how much, and by which criterion
 
 

@@ -176,6 +176,49 @@ def test_stale_cache_is_never_used(change, tmp_path):
     np.testing.assert_array_equal(got[1], y)
 
 
+@pytest.mark.parametrize("data_key", [None, "known"])
+def test_layers_and_mixing_weights_make_another_cache(data_key, tmp_path):
+    one, two, (x, _) = teacher(seed=1), teacher(seed=2), samples()
+
+    def cache(models=one, **how):
+        return cache_teacher(models, dataset(), path=tmp_path, data_key=data_key, **how)
+
+    def features(of):
+        return np.concatenate([y["teacher"]["features"]["body"].numpy() for _, y in of.dataset])
+
+    assert not cache().hit and cache().hit
+    with_body = cache(layers=["body"])  # where what lies there has none
+    assert not with_body.hit
+    np.testing.assert_allclose(features(with_body), one.get_layer("body")(x), rtol=2e-3, atol=1e-3)
+    assert cache(layers=["body"]).hit and cache(layers=["body", "body"]).hit and cache().hit
+    assert not cache(layers=["last"]).hit  # as many, of the same names but one
+    both = cache(layers=["last", "body"])
+    assert not both.hit and cache(layers=["body", "last"]).hit  # in any order
+    np.testing.assert_allclose(features(both), one.get_layer("body")(x), rtol=2e-3, atol=1e-3)
+
+    for weights in ((1, 3), (3, 1), None):
+        a, b = (1, 1) if weights is None else weights
+        mixed = cache([one, two], weights=weights)
+        assert not mixed.hit
+        np.testing.assert_allclose(gather(mixed.dataset)[2], (a * one(x) + b * two(x)) / (a + b), rtol=2e-3, atol=1e-3)
+    assert cache([one, two], weights=(2, 6)).hit  # the same shares
+    assert not cache([two, one], weights=(1, 3)).hit
+
+
+def test_a_data_key_vouches_for_one_view_and_one_shard_alone(tmp_path):
+    (x, y), how = samples(), {"path": tmp_path, "data_key": "known"}
+    views = [dataset(x, y), dataset(x + 1, y)]
+    two = cache_teacher(teacher(), views, **how)
+    again = cache_teacher(teacher(), views, **how)
+    assert again.hit and two.data == again.data
+    rows = gather(again.epochs(shuffle=False), 6)[0]  # two epochs: each view of each sample
+    assert {tuple(r) for r in rows} == {tuple(r) for r in np.concatenate([x, x + 1])}
+    np.testing.assert_array_equal(gather(cache_teacher(teacher(), dataset(), **how).dataset)[0], x)
+    for index in (0, 1):
+        part = cache_teacher(teacher(), dataset(), shard=(index, 2), **how)
+        np.testing.assert_array_equal(gather(part.dataset)[0], x[index::2])
+
+
 def test_cache_is_found_whatever_names_keras_gave_the_layers(tmp_path):
     def unnamed():
         inputs = L.Input((5,))
@@ -243,6 +286,12 @@ def test_views_are_mixed_in_an_epoch_and_each_is_seen_in_turn(on_disk, tmp_path)
         np.testing.assert_allclose(got[2], expected, rtol=2e-3, atol=5e-2)  # the teacher saw the same rendering
     assert (seen == 1).all()
 
+    def first_views(seed):
+        x = gather(cache.epochs(seed=seed, shuffle=False), 3)[0]
+        return np.round(x.mean(1) / 10).astype(int).tolist()
+
+    assert first_views(1) == first_views(1) != first_views(2)
+
 
 def test_views_that_are_not_the_same_samples_are_refused():
     x, y = samples()
@@ -292,7 +341,7 @@ def test_fit_evaluate_and_validate_on_a_cache():
 def test_label_free_cache():
     model = teacher()
     cache = cache_teacher(model, dataset(samples()[0]))
-    trained = Distiller(student(), teacher=model)
+    trained = Distiller(student(), teacher=model, losses=["logits"])
     trained.compile(keras.optimizers.Adam(0.05), loss=None)
     losses = trained.fit(cache, epochs=5, verbose=0).history["loss"]
     assert losses[-1] < losses[0]
@@ -332,7 +381,7 @@ def test_outputs_too_large_for_half_precision_are_kept_in_single():
 
 
 def test_empty_data_nan_and_unwritable_folder_are_told(tmp_path):
-    with pytest.raises(InputError, match="no sample"):
+    with pytest.raises(InputError, match="data is empty"):
         cache_teacher(teacher(), dataset().take(0))
     x, y = samples()
     x[3] = np.nan

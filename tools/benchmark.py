@@ -21,26 +21,30 @@ flags.DEFINE_integer("runs", 50, "Rounds; each times every file once.", lower_bo
 flags.DEFINE_boolean("per_op", False, "Time every operator, too, each in a file of its own.")
 
 
-def files(macs: list[int], times: Any) -> None:
+def files(macs: list[float], times: Any) -> None:
     """One line a file: how the speed-up compares to what the MACs promise."""
+    from orbit_kd.tflite_reader import count_text
+
     print(f"{'file':<44}{'MACs':>14}{'ms':>10}{'faster':>9}{'quartiles':>15}{'MACs ratio':>12}{'of it':>7}")
     for path, count, time in zip(FLAGS.models, macs, times, strict=True):
         promised = macs[0] / count if count else float("nan")
         print(
-            f"{path[-43:]:<44}{count:>14,}{time.milliseconds:>10.3f}{time.ratio:>8.2f}x"
+            f"{path[-43:]:<44}{count_text(count):>14}{time.milliseconds:>10.3f}{time.ratio:>8.2f}x"
             f"{f'{time.low:.2f}-{time.high:.2f}':>15}{promised:>11.2f}x{time.ratio / promised:>7.2f}"
         )
 
 
 def operators(times: Any) -> None:
     """Operators side by side: the first file's, and against it each other file's."""
+    from orbit_kd.tflite_reader import count_text
+
     for path, file in zip(FLAGS.models, times, strict=True):
         print(f"\n{path}: operators, each timed alone; their sum is {file.covered:.2f} of the whole file's time")
         print(f"{'operator':<20}{'output':<34}{'MACs':>14}{'ms':>10}{'faster':>9}{'MACs ratio':>12}{'of it':>7}")
         for op, first in zip_longest(file.ops, times[0].ops):
             if op is None:
                 continue
-            line = f"{op.op:<20}{op.name.split(';')[-1][-33:]:<34}{op.macs:>14,}{op.milliseconds:>10.4f}"
+            line = f"{op.op:<20}{op.name.split(';')[-1][-33:]:<34}{count_text(op.macs):>14}{op.milliseconds:>10.4f}"
             if file is not times[0] and first is not None and first.op == op.op:
                 faster = first.milliseconds / op.milliseconds
                 line += f"{faster:>8.2f}x"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import logging
 import os
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -58,6 +60,11 @@ def collect(cls: type) -> Any:
     """
     values = {f.name: _parse(f, FLAGS[f.name].value) for f in dataclasses.fields(cls) if f.name in FLAGS}
     return cls(**values)
+
+
+def given(cls: type) -> Any:
+    """What `collect` gives where at least one of its flags was given, else None."""
+    return collect(cls) if any(f.name in FLAGS and FLAGS[f.name].present for f in dataclasses.fields(cls)) else None
 
 
 def _parse(field: dataclasses.Field, value: Any) -> Any:
@@ -138,6 +145,68 @@ def given_budgets() -> dict[str, float]:
     return {name: FLAGS[name].value for name in BUDGETS if FLAGS[name].value is not None}
 
 
+def define_trust() -> None:
+    """The flags of `load`: what of a model file may run."""
+    flags.DEFINE_boolean("trust_model_code", False, "Load a model file that could run its author's code.")
+    flags.DEFINE_list(
+        "custom_objects",
+        [],
+        "Classes and functions of your own that the model is made of, as file.py:Name or module:Name, comma-separated. "
+        "These files are run; channel rules may stand in them too.",
+    )
+
+
+def load(path: str) -> Any:
+    """The model in a file, with what --custom_objects names; nothing else in it runs unasked.
+
+    Raises:
+        InputError: what `load_model` refuses; a custom object that is not there.
+    """
+    from tf_keras.saving import get_custom_objects
+
+    from orbit_kd.model_io import load_model
+
+    custom = custom_objects(FLAGS.custom_objects)
+    get_custom_objects().update(custom)  # for the files that a run writes and reads again
+    return load_model(path, trust_code=FLAGS.trust_model_code, custom_objects=custom)
+
+
+def custom_objects(names: list[str]) -> dict[str, Any]:
+    """Name -> class or function, from file.py:Name or module:Name; a file runs once.
+
+    Raises:
+        InputError: no such form, file, module or name.
+    """
+    found: dict[str, Any] = {}
+    for text in names:
+        where, _, name = text.rpartition(":")
+        try:
+            found[name] = getattr(_module(where), name)
+        except (ImportError, AttributeError, OSError, ValueError) as e:
+            raise InputError(
+                f"--custom_objects={text}: {e}.",
+                expected="file.py:Name or module:Name, such as my_layers.py:MyLayer",
+                fix="correct the path and the name of the class",
+            ) from e
+    return found
+
+
+def _module(where: str) -> Any:
+    if not where.endswith(".py"):
+        return importlib.import_module(where)
+    name = Path(where).stem
+    known = sys.modules.get(name)
+    if known is not None and Path(getattr(known, "__file__", None) or "").resolve() == Path(where).resolve():
+        return known
+    spec = importlib.util.spec_from_file_location(name, where)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{where} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.modules[name] = module
+    return module
+
+
 def define_data(*, teacher: bool = True) -> None:
     """The flags of `load_data` and `load_teacher`."""
     flags.DEFINE_string(
@@ -147,37 +216,39 @@ def define_data(*, teacher: bool = True) -> None:
     flags.DEFINE_float("validation", 0.1, "Part of the training images for validation where there is no such split.")
     flags.DEFINE_integer("limit", None, "At most so many images of each split, for quick trials.", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "Of everything random.")
-    flags.DEFINE_boolean("trust_model_code", False, "Load a model file that could run its author's code.")
+    define_trust()
     define(Preprocess)
     if teacher:
         flags.DEFINE_string("teacher", None, "The trained model: .keras, .h5 or a SavedModel folder.")
 
 
-def load_data() -> Any:
-    """The data set of the flags; --data_dir alone is a folder of images.
+def load_data(*, preprocess: Preprocess | None = None) -> Any:
+    """The data set of the flags; --data_dir alone is a folder of images. `preprocess` comes before the flags'.
 
     Raises:
         InputError: neither --data nor --data_dir, or what `datasets.load` refuses.
+    """
+    from orbit_kd.datasets import load
+
+    name, where = data_flags()
+    return load(name, preprocess=preprocess or collect(Preprocess), **where)
+
+
+def data_flags() -> tuple[str, dict[str, Any]]:
+    """The data set's name or folder, and which part of it.
+
+    Raises:
+        InputError: neither --data nor --data_dir.
     """
     name = FLAGS.data or FLAGS.data_dir
     if not name:
         raise InputError(
             "There is no data.", expected="--data=FOLDER, --data_dir=FOLDER or --data=NAME", fix="give one"
         )
-    from orbit_kd.datasets import load
-
-    return load(
-        name,
-        preprocess=collect(Preprocess),
-        validation=FLAGS.validation,
-        seed=FLAGS.seed,
-        data_dir=FLAGS.data_dir if FLAGS.data else None,
-        limit=FLAGS.limit,
-    )
+    kept = FLAGS.data_dir if FLAGS.data else None
+    return name, {"validation": FLAGS.validation, "seed": FLAGS.seed, "data_dir": kept, "limit": FLAGS.limit}
 
 
 def load_teacher() -> Any:
     """The model of --teacher, and the check that nothing in it runs unasked."""
-    from orbit_kd.model_io import load_model
-
-    return load_model(FLAGS.teacher, trust_code=FLAGS.trust_model_code)
+    return load(FLAGS.teacher)

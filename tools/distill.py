@@ -19,7 +19,7 @@ from absl import flags
 
 from orbit_kd.errors import InputError
 from orbit_kd.preprocessing import Augment
-from orbit_kd_tools.common import FLAGS, collect, define, define_data, load_data, load_teacher, required, run
+from orbit_kd_tools.common import FLAGS, collect, define, define_data, load, load_data, load_teacher, required, run
 
 flags.DEFINE_string("student", None, "The model to train: .keras, .h5 or a SavedModel folder; or give --plan.")
 flags.DEFINE_string("plan", None, "JSON file of a removal plan (tools/prune.py): the student is the teacher after it.")
@@ -83,20 +83,25 @@ def main() -> None:
 def make_student(teacher: Any, data: Any) -> Any:
     """The model of --student, the teacher after --plan, or a new --network."""
     from orbit_kd import networks
-    from orbit_kd.model_io import load_model
     from orbit_kd.planning import RemovalPlan
     from orbit_kd.surgery import recalibrate_batchnorm, remove_filters
 
     if sum(bool(FLAGS[name].value) for name in ("student", "plan", "network")) != 1:
         raise InputError(
-            "It is not clear what to train.", expected="one of --student, --plan, --network", fix="give one"
+            "It is not clear what to train.",
+            expected="one of --student, --plan, --network",
+            fix="give one of them alone; --student for a network of your own",
         )
     if FLAGS.student:
-        return load_model(FLAGS.student, trust_code=FLAGS.trust_model_code)
+        return load(FLAGS.student)
     if FLAGS.network:
         return networks.build(FLAGS.network, data.shape, classes=teacher.output_shape[-1], width=FLAGS.width)
     if not Path(FLAGS.plan).is_file():
-        raise InputError(f"There is no plan at {FLAGS.plan}.", expected="JSON from tools/prune.py", fix="make one")
+        raise InputError(
+            f"There is no plan at {FLAGS.plan}.",
+            expected="JSON from tools/prune.py",
+            fix=f"make it: python tools/prune.py --model={FLAGS.teacher} --ratio=0.5 --plan={FLAGS.plan}",
+        )
     student = remove_filters(teacher, RemovalPlan.from_json(Path(FLAGS.plan).read_text()))
     recalibrate_batchnorm(student, data.train)
     return student

@@ -14,7 +14,7 @@ from typing import Any
 from absl import flags
 
 from orbit_kd.errors import InputError
-from orbit_kd_tools.common import FLAGS, define_data, load_data, required, run
+from orbit_kd_tools.common import FLAGS, define_data, load, load_data, required, run
 
 flags.DEFINE_string(
     "model", None, "A .keras or .h5 file or a SavedModel folder; a .tflite file for targets made of one."
@@ -25,6 +25,7 @@ flags.DEFINE_integer("calibration", 256, "Training images that set the int8 rang
 flags.DEFINE_integer("max_flash", None, "Bytes the model may take of a microcontroller's flash (tflm).", lower_bound=1)
 flags.DEFINE_integer("max_arena", None, "Bytes the tensor arena may take of its RAM (tflm).", lower_bound=1)
 flags.DEFINE_boolean("compress", None, "Store clustered weights as indices into a table (tflm).")
+flags.DEFINE_integer("tolerance", None, "Steps by which TFLite Micro may differ from LiteRT (tflm).", lower_bound=0)
 define_data(teacher=False)
 
 _NO_DATA = {"tflite_float32", "tflite_float16", "tflite_dynamic"}  # nothing in them is calibrated
@@ -35,13 +36,12 @@ def main() -> None:
 
     from orbit_kd.exporters import export_all, find
     from orbit_kd.exporters.metadata import note
-    from orbit_kd.model_io import load_model
 
     options = given_options([find(target)[0].write for target in FLAGS.targets])
     if FLAGS.model.endswith(".tflite"):  # its ranges are set; an image of the data, where given, is the golden input
         model, calibrate = FLAGS.model, bool(FLAGS.data or FLAGS.data_dir)
     else:
-        model = load_model(FLAGS.model, trust_code=FLAGS.trust_model_code)
+        model = load(FLAGS.model)
         calibrate = not set(FLAGS.targets) <= _NO_DATA
     data = load_data() if calibrate else None
     if data and not isinstance(model, str):  # a file keeps the note it has
@@ -64,7 +64,7 @@ def given_options(writers: list[Callable]) -> dict[str, Any]:
     Raises:
         InputError: one that none of the targets knows.
     """
-    options = {name: FLAGS[name].value for name in ("max_flash", "max_arena", "compress")}
+    options = {name: FLAGS[name].value for name in ("max_flash", "max_arena", "compress", "tolerance")}
     options = {name: value for name, value in options.items() if value is not None}
     for name in options:
         if not any(name in inspect.signature(write).parameters for write in writers):

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from absl import flags
 
-from orbit_kd_tools.common import FLAGS, required, run
+from orbit_kd_tools.common import FLAGS, define_trust, load, required, run
 
 flags.DEFINE_string("model", None, "A .keras or .h5 file, a SavedModel folder, or a .tflite file.")
-flags.DEFINE_boolean("trust_model_code", False, "Load a model file that could run its author's code.")
+define_trust()
 
 
 def main() -> None:
@@ -21,11 +21,10 @@ def main() -> None:
         print(read(FLAGS.model))
         return
 
-    from orbit_kd.model_io import load_model
     from orbit_kd.planning import plan_removal
     from orbit_kd.profiling import profile
 
-    model = load_model(FLAGS.model, trust_code=FLAGS.trust_model_code)
+    model = load(FLAGS.model)
     print(profile(model), "\n\ncoupled groups", plan_removal(model, unknown="keep"), sep="\n")
 
 

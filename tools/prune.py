@@ -12,7 +12,17 @@ from absl import flags
 
 from orbit_kd.errors import InputError
 from orbit_kd.recipe import Recipe
-from orbit_kd_tools.common import FLAGS, collect, define, define_budgets, given_budgets, required, run
+from orbit_kd_tools.common import (
+    FLAGS,
+    collect,
+    define,
+    define_budgets,
+    define_trust,
+    given_budgets,
+    load,
+    required,
+    run,
+)
 
 HOW = ("criterion", "ratio", "ratios", "round_to", "min_channels", "exclude", "unknown")
 
@@ -21,7 +31,7 @@ flags.DEFINE_string("plan", "", "JSON file of the plan: read where it exists, el
 flags.DEFINE_string("output", "", "The .keras file to write; empty for the plan alone.")
 flags.DEFINE_string("scope", "local", "Shrink all groups alike (local) or rank all channels together (global).")
 flags.DEFINE_float("max_ratio", 1.0, "No group loses more than this part of its channels.")
-flags.DEFINE_boolean("trust_model_code", False, "Load a model file that could run its author's code.")
+define_trust()
 define_budgets()
 define(Recipe, skip=tuple(set(Recipe.__dataclass_fields__) - set(HOW)))
 
@@ -31,11 +41,11 @@ def main() -> None:
     recipe = collect(Recipe)
 
     from orbit_kd.files import write_file
-    from orbit_kd.model_io import load_model, save_model
+    from orbit_kd.model_io import save_model
     from orbit_kd.planning import RemovalPlan, plan_removal
     from orbit_kd.surgery import remove_filters
 
-    model = load_model(FLAGS.model, trust_code=FLAGS.trust_model_code)
+    model = load(FLAGS.model)
     budget = given_budgets()
     file = Path(FLAGS.plan) if FLAGS.plan else None
     if file and file.is_file():

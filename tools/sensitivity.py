@@ -13,7 +13,7 @@ from __future__ import annotations
 from absl import flags
 
 from orbit_kd.errors import InputError
-from orbit_kd_tools.common import FLAGS, define_budgets, define_data, given_budgets, load_data, required, run
+from orbit_kd_tools.common import FLAGS, define_budgets, define_data, given_budgets, load, load_data, required, run
 
 flags.DEFINE_string("model", None, "A .keras or .h5 file or a SavedModel folder.")
 flags.DEFINE_string("output", None, "Files to write, without their endings.")
@@ -41,12 +41,11 @@ def ratios_of(texts: list[str]) -> list[float]:
 def main() -> None:
     required("model", "output")
 
-    from orbit_kd.model_io import load_model
     from orbit_kd.ratios import ratios_for
     from orbit_kd.scanning import sensitivity
     from orbit_kd.training import check_fit
 
-    data, model = load_data(), load_model(FLAGS.model, trust_code=FLAGS.trust_model_code)
+    data, model = load_data(), load(FLAGS.model)
     check_fit(model, data)
     scan = sensitivity(
         model,

@@ -15,6 +15,7 @@ from orbit_kd.datasets import data as _data
 from orbit_kd.datasets import folders, splits
 from orbit_kd.datasets.data import Data
 from orbit_kd.datasets.images import MEMORY_LIMIT, Images
+from orbit_kd.datasets.renderings import Renderings
 from orbit_kd.errors import InputError
 from orbit_kd.preprocessing import Augment
 from orbit_kd.recipe import Preprocess
@@ -23,7 +24,7 @@ from orbit_kd.registry import Registry
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
-__all__ = ["DATASETS", "Augment", "Data", "load"]
+__all__ = ["DATASETS", "Augment", "Data", "load", "renderings"]
 
 DATASETS: Registry[Callable[[str], tfds.core.DatasetBuilder]] = Registry("data set")
 """Name -> a function from the folder for prepared data to a TFDS builder."""
@@ -88,13 +89,13 @@ def load(
     preprocess = preprocess or Preprocess()
     if batch_size < 1:
         raise InputError(f"batch_size={batch_size}.", expected="an integer >= 1", fix="use batch_size=64")
-    folder = Path(name_or_dir).expanduser()
-    source = folders.read(folder) if folder.is_dir() else _named(os.fspath(name_or_dir), data_dir)
+    source = _source(name_or_dir, data_dir)
     parts = splits.split(source, validation=validation, seed=seed, limit=limit)
 
     # Only what is used is decoded.
     used = np.concatenate(list(parts.values()))
-    images = Images([source.items[i] for i in used], [source.names[i] for i in used], memory_limit=MEMORY_LIMIT)
+    items, names = ([values[i] for i in used] for values in (source.items, source.names))
+    images = Images(items, names, preprocess=preprocess, memory_limit=MEMORY_LIMIT)
     ends = np.cumsum([len(index) for index in parts.values()])
     parts = dict(zip(parts, np.split(np.arange(len(used)), ends[:-1]), strict=True))
 
@@ -109,6 +110,45 @@ def load(
         class_names=source.class_names,
         fingerprint=hashlib.sha256(told.encode("utf-8", "surrogateescape")).hexdigest(),
     )
+
+
+def renderings(
+    name_or_dir: str | os.PathLike[str],
+    *,
+    split: str = "",
+    validation: float = 0.1,
+    seed: int = 0,
+    data_dir: str | os.PathLike[str] | None = None,
+    limit: int | None = None,
+) -> Renderings:
+    """One split of what `load` loads, to be read in more than one way.
+
+    Args:
+        name_or_dir: as for `load`, and so are the others.
+        split: "train", "val", "test", "all", or "" for the test split where the data has one of its own and else for
+            all images.
+        validation: share of the training images for validation.
+        seed: which of them.
+        data_dir: where TFDS finds or prepares its data.
+        limit: at most so many examples.
+
+    Raises:
+        InputError: see `load`; or no such split.
+    """
+    source = _source(name_or_dir, data_dir)
+    split = split or ("test" if "test" in source.splits else "all")
+    if split == "all":
+        everything = np.arange(len(source.labels))
+        return Renderings(source, everything[splits.take(source.labels, limit, seed=splits.TEST_SEED)], split)
+    parts = splits.split(source, validation=validation, seed=seed, limit=limit)
+    if split not in parts:
+        raise InputError(f"split={split!r}.", expected=f"{', '.join(parts)} or all", fix="name one of these (--split)")
+    return Renderings(source, parts[split], split)
+
+
+def _source(name_or_dir: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None) -> splits.Source:
+    folder = Path(name_or_dir).expanduser()
+    return folders.read(folder) if folder.is_dir() else _named(os.fspath(name_or_dir), data_dir)
 
 
 def _named(name: str, data_dir: str | os.PathLike[str] | None) -> splits.Source:

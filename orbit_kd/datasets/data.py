@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from orbit_kd import preprocessing
+from orbit_kd.datasets import contents
 from orbit_kd.datasets.images import Images
 from orbit_kd.errors import InputError
+from orbit_kd.labels import check_alike
 from orbit_kd.preprocessing import Augment
 from orbit_kd.recipe import Preprocess
 
 if TYPE_CHECKING:
     import tensorflow as tf
+
+    from orbit_kd.datasets.batches import Batches
+
+log = logging.getLogger("orbit_kd")
+SPLITS = ("train", "val", "test")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +45,11 @@ class Data:
     """Training, validation and test examples of one image classification task.
 
     `load` makes one; so does `Data(train, val, test)` from anything of your own that Keras' `fit` takes: a batched
-    `tf.data.Dataset` of (x, y), a pair of arrays (x, y), or a `keras.utils.Sequence`.
+    `tf.data.Dataset` of (x, y), shuffled or not, a pair of arrays (x, y), a list of batches, a `keras.utils.Sequence`
+    or `PyDataset`, or `ImageDataGenerator().flow(...)`.
 
     Attributes:
-        train, val, test: batched `tf.data.Dataset` of (x, y) in a fixed order, without augmentation. From `load`: x
+        train, val, test: batched `tf.data.Dataset` of (x, y). From `load`: in a fixed order, without augmentation; x
             float32 (batch, height, width, channels) after Preprocess, y int32 (batch,).
         class_names: what the labels mean; may be empty.
         preprocess: what was done to the images, if known.
@@ -57,8 +67,9 @@ class Data:
     examples: Examples | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("train", "val", "test"):
+        for name in SPLITS:
             object.__setattr__(self, name, _dataset(getattr(self, name), name))
+        check_alike({name: getattr(self, name).element_spec[1].shape for name in SPLITS})
 
     @property
     def shape(self) -> tuple[int | None, ...]:
@@ -69,25 +80,71 @@ class Data:
     def key(self) -> str:
         """Hexadecimal SHA-256 that tells this data from other data: the fingerprint, or else all that it yields.
 
-        Images that differ from one pass to the next (random augmentation in a pipeline of one's own) do not count.
+        The order of the examples does not count, nor do images that differ from one pass to the next (random
+        augmentation in a pipeline of one's own).
 
         Raises:
-            InputError: examples in another order at each pass.
+            InputError: see `contents`.
         """
         if self.fingerprint:
             return self.fingerprint
-        told: list[str] = []
-        for name in ("train", "val", "test"):
-            part = getattr(self, name)
-            (labels, images), again = _read(part.take(2)), _read(part.take(2))
-            if labels != again[0]:
-                raise InputError(
-                    f"The {name} data comes in another order each time.",
-                    expected="the same order at each pass: results are kept and found again by it",
-                    fix="leave out .shuffle() (image_dataset_from_directory: shuffle=False); training shuffles itself",
-                )
-            told += _read(part)[: 2 if images == again[1] else 1]
+        told = [f"{c.labels if c.varies else c.examples:032x}" for c in self.contents.values()]
         return hashlib.sha256("".join(told).encode()).hexdigest()
+
+    @functools.cached_property
+    def contents(self) -> dict[str, contents.Contents]:
+        """What each split holds, from one pass over each.
+
+        Raises:
+            InputError: examples that move between the splits from pass to pass.
+        """
+        found = {name: contents.read(getattr(self, name)) for name in SPLITS}
+        for name, other in ((a, b) for a in SPLITS for b in SPLITS if a != b):
+            moved = set(found[name].again) - found[name].known
+            if moved & found[other].known:
+                raise InputError(
+                    f"The splits change: examples that were in {other} come up in {name} at the next pass.",
+                    expected="splits that hold the same examples at each pass",
+                    fix="shuffle after .take() and .skip(), or with .shuffle(..., reshuffle_each_iteration=False)",
+                )
+        return found
+
+    def check_classes(self) -> None:
+        """Refuses splits that cannot tell how well a network does, and warns of what may falsify it.
+
+        Raises:
+            InputError: a split with one class only, or training data without a class that is tested.
+        """
+        if self.examples is not None:  # `load` splits each class alike
+            return
+        found = {name: set(c.classes or ()) for name, c in self.contents.items()}
+        every = set().union(*found.values())
+        advice = (
+            "split each class alike: okd.load(folder) does so; image_dataset_from_directory(validation_split=...) "
+            "does it nearly with shuffle=True and one seed, and takes the last classes with shuffle=False"
+        )
+        for name, classes in found.items():
+            missing = sorted(every - classes)
+            if len(classes) == 1 and missing:
+                raise InputError(
+                    f"The {name} data holds one class only ({min(classes)}) of {len(every)}.",
+                    expected="examples of all classes in each split",
+                    fix=advice,
+                )
+            if missing and name == "train":
+                raise InputError(
+                    f"The train data lacks {_classes(missing, self.class_names)}, which other splits have.",
+                    expected="examples of all classes in the training data",
+                    fix=advice,
+                )
+            if missing:
+                log.warning("data: %s lacks %s: its accuracy says nothing about them", name,
+                            _classes(missing, self.class_names))  # fmt: skip
+        train = self.contents["train"].known
+        for name in ("val", "test"):
+            known = self.contents[name].known
+            if both := len(known & train):
+                log.warning("data: %d of %d %s images are training images too", both, len(known), name)
 
     def steps(self, batch_size: int | None = None) -> int:
         """Batches in one epoch of training, the last and smaller one included: `fit(..., steps_per_epoch=...)`."""
@@ -106,7 +163,7 @@ class Data:
 
         Order and augmentation are functions of (seed, epoch, place in the epoch) only: a run that is resumed with
         `start=k` sees what the uninterrupted run saw from its epoch k on. Data made from your own datasets is only
-        repeated; its order is its own affair.
+        repeated; its order is its own affair (`TeacherCache.epochs` gives it one).
 
         Args:
             seed: of order and augmentation.
@@ -158,6 +215,21 @@ class Data:
         index = tf.data.Dataset.from_tensor_slices((examples.train, seeds)).batch(size)
         return _rendered(examples, index, augment if k else None)
 
+    def renderings(self, count: int, *, seed: int, augment: Augment | None = None) -> list[tf.data.Dataset]:
+        """The first `count` views, but those that are copies of another.
+
+        Data of your own has no more than one rendering if it does not augment by itself; nor if it comes in another
+        order at each pass, as the images of one view cannot be found in another then.
+        """
+        if self.examples is None and count > 1:
+            told = self.contents["train"]
+            if told.varies and told.shuffled:
+                log.warning("data: the training images are augmented and shuffled, so the teacher sees one rendering "
+                            "of them; leave out .shuffle() and it sees %d", count)  # fmt: skip
+            if told.shuffled or not told.varies:
+                count = 1
+        return [self.views(k, seed=seed, augment=augment) for k in range(count)]
+
 
 def from_examples(
     images: Images,
@@ -183,6 +255,10 @@ def from_examples(
         batches = tf.data.Dataset.from_tensor_slices((index.astype(np.int64), seeds)).batch(batch_size)
         plain[name] = _rendered(whole, batches, None)
     counts = {name: len(index) for name, index in splits.items()}
+    for name, index in splits.items():  # each class has its part in each split, unless `limit` leaves no room for it
+        if missing := sorted(set(labels.tolist()) - set(labels[index].tolist())):
+            log.warning("data: %s lacks %s: its accuracy says nothing about them", name,
+                        _classes(missing, known.get("class_names", ())))  # fmt: skip
     return Data(
         plain["train"], plain["val"], plain["test"], preprocess=preprocess, counts=counts, examples=whole, **known
     )
@@ -230,23 +306,17 @@ def _seeds(key: tf.Tensor, count: int) -> tf.Tensor:
 def _dataset(given: Any, name: str) -> tf.data.Dataset:
     """Whatever `fit` takes as batches of (x, y), as a dataset."""
     import tensorflow as tf
-    import tf_keras as keras
 
-    if isinstance(given, (tuple, list)) and len(given) == 2 and all(hasattr(a, "shape") for a in given):
-        given = tf.data.Dataset.from_tensor_slices(tuple(given)).batch(64)
-    elif isinstance(given, keras.utils.Sequence):
-        given = _from_sequence(given)
-    spec = getattr(given, "element_spec", None)
-    if not (
-        isinstance(given, tf.data.Dataset)
-        and isinstance(spec, tuple)
-        and len(spec) in (2, 3)
-        and all(isinstance(part, tf.TensorSpec) for part in spec)
-    ):
+    from orbit_kd.datasets.batches import TAKEN, as_batches
+
+    if not isinstance(given, tf.data.Dataset):
+        given = _from_batches(as_batches(given, what=f"{name} data", labels=True, again=True))
+    spec = given.element_spec
+    if not (isinstance(spec, tuple) and len(spec) in (2, 3) and all(isinstance(p, tf.TensorSpec) for p in spec)):
         raise InputError(
-            f"Data cannot use {type(given).__name__} as its {name} data.",
-            expected="a batched tf.data.Dataset of (x, y), a pair of arrays (x, y), or a keras.utils.Sequence",
-            fix="wrap your data with tf.data.Dataset.from_tensor_slices((x, y)).batch(64)",
+            f"Data cannot use what its {name} dataset yields: {spec}.",
+            expected=f"{TAKEN}: one array of images and one of labels in each batch",
+            fix="map it to that: .map(lambda d: (d['image'], d['label'])), with your keys; labels are needed",
         )
     if None in (spec[0].shape.rank, spec[1].shape.rank) or not (spec[1].dtype.is_integer or spec[1].dtype.is_floating):
         raise InputError(
@@ -270,21 +340,21 @@ def _dataset(given: Any, name: str) -> tf.data.Dataset:
     return given
 
 
-def _read(batches: tf.data.Dataset) -> tuple[str, str]:
-    """Digests of all labels, and of all images."""
-    labels, images = hashlib.sha256(), hashlib.sha256()
-    for x, y, *_ in batches.as_numpy_iterator():
-        labels.update(np.ascontiguousarray(y).tobytes())
-        images.update(np.ascontiguousarray(x).tobytes())
-    return labels.hexdigest(), images.hexdigest()
-
-
-def _from_sequence(sequence: Any) -> tf.data.Dataset:
+def _from_batches(given: Batches) -> tf.data.Dataset:
     import tensorflow as tf
 
-    first = (np.asarray(part) for part in sequence[0][:2])
+    def arrays() -> Iterator[tuple[np.ndarray, ...]]:
+        return (tuple(np.asarray(part) for part in batch if part is not None) for batch in given)
+
+    first = next(arrays())
+    if given.arrays is not None:
+        return tf.data.Dataset.from_tensor_slices(given.arrays).batch(64)
     signature = tuple(tf.TensorSpec((None, *part.shape[1:]), part.dtype) for part in first)
-    batches = tf.data.Dataset.from_generator(
-        lambda: (tuple(sequence[i][:2]) for i in range(len(sequence))), output_signature=signature
-    )
-    return batches.apply(tf.data.experimental.assert_cardinality(len(sequence)))
+    found = tf.data.Dataset.from_generator(arrays, output_signature=signature)
+    return found if given.count is None else found.apply(tf.data.experimental.assert_cardinality(given.count))
+
+
+def _classes(missing: Sequence[int], names: Sequence[str]) -> str:
+    told = [names[c] if c < len(names) else str(c) for c in missing]
+    some = ", ".join(told[:10]) + (f" and {len(told) - 10} more" if len(told) > 10 else "")
+    return f"class {some}" if len(told) == 1 else f"the classes {some}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from orbit_kd.datasets.images import SUFFIXES
 from orbit_kd.datasets.splits import Source
 from orbit_kd.errors import InputError
+from orbit_kd.progress import log
 
 LAYOUT = "train/<class>/* and test/<class>/* (optional val/<class>/*), or <class>/*"
 KINDS = f"images ({', '.join(SUFFIXES)})"
@@ -68,6 +70,13 @@ def read(folder: Path) -> Source:
             fix="point to the folder above the class folders",
         )
 
+    inner = [root for path in parts.values() for c in _classes(path) for root, _, _ in os.walk(c) if Path(root) != c]
+    if below := [file for root in inner for file in _images(Path(root))]:
+        log.warning(
+            "%d images in folders below the class folders are left out, such as %s; Keras takes them",
+            len(below),
+            below[0],
+        )
     files: list[Path] = []
     labels: list[int] = []
     splits = {}

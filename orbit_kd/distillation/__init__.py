@@ -9,14 +9,14 @@ from orbit_kd.distillation.feature_losses import (
     RelationalDistillation,
     SimilarityPreserving,
 )
-from orbit_kd.distillation.losses import (
-    DecoupledDistillation,
-    DistillationLoss,
-    LogitsDistillation,
-    distillation_losses,
-    get_loss,
-)
+from orbit_kd.distillation.losses import DistillationLoss, distillation_losses, get_loss
 from orbit_kd.distillation.monitor import StopOnNonFinite
+from orbit_kd.distillation.output_losses import (
+    DecoupledDistillation,
+    LogitsDistillation,
+    MAEDistillation,
+    MSEDistillation,
+)
 from orbit_kd.distillation.resume import Resume
 from orbit_kd.distillation.schedules import Piecewise
 from orbit_kd.distillation.teachers import Teachers
@@ -29,6 +29,8 @@ __all__ = [
     "Distiller",
     "FeatureHints",
     "LogitsDistillation",
+    "MAEDistillation",
+    "MSEDistillation",
     "Piecewise",
     "RelationalDistillation",
     "Resume",

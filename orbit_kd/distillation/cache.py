@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,11 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
+from orbit_kd.datasets.batches import as_batches, inputs_of, is_batch
 from orbit_kd.distillation import chunks
 from orbit_kd.distillation.cache_filling import Filler, Structure
 from orbit_kd.distillation.teachers import Teachers
 from orbit_kd.errors import InputError
-from orbit_kd.labels import are_rows
 
 
 class TeacherCache:
@@ -193,9 +193,10 @@ def cache_teacher(
 
     Args:
         teacher: a model, several (their logits are averaged with `weights`), or Teachers.
-        dataset: a tf.data.Dataset or another iterable of (x, y) or (x, y, sample_weight) batches, in a fixed order if
-            the files are to be found again; or a list of such, one for each view, of equal samples in equal order.
-            (x,) batches serve label-free distillation.
+        dataset: a tf.data.Dataset, arrays, a Sequence, a list of batches or whatever else `datasets.batches` takes, of
+            (x, y) or (x, y, sample_weight); x alone serves label-free distillation. In a fixed order if the files are
+            to be found again, or with a `data_key`. Or a list of data sets, one for each view, of equal samples in
+            equal order; a view that is another in another order is left out.
         path: folder of the cache files, read as they are needed; None keeps everything in memory.
         layers: teacher layers whose outputs are kept too, for losses on features (these can be large).
         weights: relative weight of each of several teachers.
@@ -206,24 +207,28 @@ def cache_teacher(
             shuffling, those of the data set.
 
     Raises:
-        InputError: an empty data set, or one with fewer samples than shards; views that differ in labels, length or
-            order; a teacher that gives NaN; an unwritable path.
+        InputError: an empty data set, one without end, one that does not fit the teacher, or one with fewer samples
+            than shards; views that differ in labels, length or order; a teacher that gives NaN; an unwritable path.
     """
     teachers = teacher if isinstance(teacher, Teachers) else Teachers(teacher, weights=weights)
-    datasets = list(dataset) if isinstance(dataset, (list, tuple)) else [dataset]
+    several = isinstance(dataset, (list, tuple)) and len(dataset) > 0 and not any(is_batch(v) for v in dataset)
+    inputs = inputs_of(teachers.models[0])
+    datasets = [as_batches(v, what="training data", inputs=inputs) for v in (dataset if several else [dataset])]
     key = teachers.fingerprint()
     filler = Filler(teachers, tuple(layers), None if path is None else Path(path) / key[:16], shard)
     views = []
     for number, source in enumerate(datasets, 1):
         label = "teacher cache" if len(datasets) == 1 else f"teacher cache, view {number} of {len(datasets)}"
         views.append(filler.view(source, label, None if data_key is None else f"{data_key} {number}/{len(datasets)}"))
+    first = views[0]
     for number, view in enumerate(views[1:], 2):
-        if view.labels != views[0].labels:
+        if view.labels != first.labels and (view.examples != first.examples or not first.examples):
             raise InputError(
                 f"View {number} has other labels than view 1, or the same in another order.",
                 expected="the same samples in the same order in every view",
-                fix="render the views from a data set that is not shuffled",
+                fix="leave .shuffle() out of what the views are made of: TeacherCache.epochs shuffles in each epoch",
             )
+    views = [first, *(view for view in views[1:] if view.labels == first.labels)]
     return TeacherCache(
         [chunks.Records(view.chunks, merge=path is None) for view in views],
         structure=views[0].structure,
@@ -235,34 +240,3 @@ def cache_teacher(
         total=views[0].total,
         shards=shard[1],
     )
-
-
-def with_class_weight(dataset: tf.data.Dataset, class_weight: Mapping[int, float]) -> tf.data.Dataset:
-    """Class weights as sample weights, on elements of a teacher cache (Keras does it for plain labels only).
-
-    Raises:
-        InputError: classes that are not 0, 1, 2, ...; more than one output.
-    """
-    if sorted(class_weight) != list(range(len(class_weight))):
-        raise InputError(
-            f"class_weight has the classes {sorted(class_weight)}.",
-            expected="a weight for each class 0, 1, 2, ... without a gap",
-            fix="add the classes that are missing, with weight 1.0",
-        )
-    spec = dataset.element_spec[1].get("labels")
-    if spec is None or tf.nest.is_nested(spec):
-        raise InputError(
-            "class_weight needs one label for each sample.",
-            expected="a model with a single output and labels",
-            fix="give a sample_weight in the data set instead",
-        )
-    table = tf.constant([class_weight[c] for c in range(len(class_weight))], tf.float32)
-
-    def weigh(x: Any, y: Any, weight: Any = None) -> Any:
-        labels = y["labels"]
-        if are_rows(labels.shape):
-            labels = tf.argmax(labels, -1)
-        chosen = tf.gather(table, tf.cast(tf.reshape(labels, [-1]), tf.int64))
-        return x, y, chosen if weight is None else chosen * tf.cast(tf.reshape(weight, [-1]), tf.float32)
-
-    return dataset.map(weigh, num_parallel_calls=2, deterministic=True)

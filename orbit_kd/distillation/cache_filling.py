@@ -12,13 +12,15 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-import tf_keras as keras
 
+from orbit_kd.datasets.batches import Batches
+from orbit_kd.datasets.contents import digests, total
 from orbit_kd.distillation import chunks
 from orbit_kd.distillation.teachers import Teachers
 from orbit_kd.errors import InputError
 from orbit_kd.files import write_file
 from orbit_kd.progress import track
+from orbit_kd.tracing import traced
 
 _VERSION = "1"
 
@@ -56,6 +58,7 @@ class View:
     chunks: list[np.ndarray]
     names: list[str]
     labels: str
+    examples: str  # digest of samples and labels, whatever their order; "" where it is not known
     total: int  # samples of all shards
     structure: Structure
     batch_size: int
@@ -75,28 +78,24 @@ class Filler:
             taught = teachers(x, layers=self._layers)
             return [*taught.logits, *(taught.features[name] for name in self._layers)]
 
-        self._teach = tf.function(run, reduce_retracing=True, autograph=False)
+        self._teach = traced(run, autograph=False)
 
-    def view(self, source: Any, label: str, data_key: str | None) -> View:
+    def view(self, source: Batches, label: str, data_key: str | None) -> View:
         """One pass over one rendering of the data; over its first batch alone where `data_key` vouches for it."""
         batches = iter(source)
-        first = next(batches, None)
-        if first is None:
-            raise InputError(
-                "There is no sample to cache the teacher's outputs of.",
-                expected="a data set with at least one batch",
-                fix="check the data folder and the split",
-            )
+        first = next(batches)
+        if self._shards > 1:
+            _check_order(first, source)
         structure = self._structure(_sample(first))
         batch_size = -(-_rows(_sample(first)) // self._shards)
         index = self._index(data_key)
         known = self._known(index)
         if known is not None:
             return View(*known, structure, batch_size)
-        found, names, labels, total = [], [], hashlib.sha256(), 0
-        for batch in track(itertools.chain([first], batches), label, total=_batches(source)):
+        found, names, labels, examples, rows = [], [], hashlib.sha256(), 0, 0
+        for batch in track(itertools.chain([first], batches), label, total=source.count):
             sample = _sample(batch)
-            total, before = total + _rows(sample), total
+            rows, before = rows + _rows(sample), rows
             if self._shards > 1:
                 sample = self._part(sample, before)
                 if not _rows(sample):
@@ -104,17 +103,20 @@ class Filler:
             flat = [np.asarray(v) for v in tf.nest.flatten(sample)]
             for values in tf.nest.flatten(sample[1]):
                 labels.update(np.ascontiguousarray(values).data)
+            examples = total([examples, *digests(*flat)])
             names.append(chunks.digest(flat, salt=repr((_VERSION, self._layers))))
             found.append(self._chunk(names[-1], sample[0], flat))
         if not found:
             raise InputError(
-                f"{total} samples for {self._shards} workers.",
+                f"{rows} samples for {self._shards} workers.",
                 expected="at least one sample for each",
                 fix="start fewer workers",
             )
+        told = f"{examples:032x}"
         if index is not None:
-            write_file(index, json.dumps({"names": names, "labels": labels.hexdigest(), "total": total}))
-        return View(found, names, labels.hexdigest(), total, structure, batch_size)
+            about = {"names": names, "labels": labels.hexdigest(), "examples": told, "total": rows}
+            write_file(index, json.dumps(about))
+        return View(found, names, labels.hexdigest(), told, rows, structure, batch_size)
 
     def _part(self, sample: Any, before: int) -> Any:
         """This shard's samples of a batch that comes after `before` others."""
@@ -144,29 +146,36 @@ class Filler:
         salt = repr((_VERSION, self._layers, data_key, *shard)).encode()
         return self._folder / f"{hashlib.sha256(salt).hexdigest()}.json"
 
-    def _known(self, index: Path | None) -> tuple[list[np.ndarray], list[str], str, int] | None:
-        """The chunks that an index lists, if all are there, their names, labels, and the samples of all shards."""
+    def _known(self, index: Path | None) -> tuple[list[np.ndarray], list[str], str, str, int] | None:
+        """The chunks that an index lists, if all are there, with what else a view holds of them."""
         if index is None or self._folder is None or not index.is_file():
             return None
         listed = json.loads(index.read_text())
         found = [chunks.load(self._folder / f"{name}.npy") for name in listed["names"]]
         whole = [c for c in found if c is not None]
-        total = listed.get("total", sum(map(len, whole)))  # not listed by version 0.1
-        return (whole, listed["names"], listed["labels"], total) if len(whole) == len(found) else None
+        rows = listed.get("total", sum(map(len, whole)))  # not listed by version 0.1, as the examples
+        about = listed["names"], listed["labels"], listed.get("examples", ""), rows
+        return (whole, *about) if len(whole) == len(found) else None
 
 
 def _sample(batch: Any) -> tuple[Any, Any, Any]:
     """(x, labels, weight) of a batch, () for what it has not."""
-    x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
+    x, y, weight = batch
     return x, () if y is None else y, () if weight is None else weight
+
+
+def _check_order(first: Any, source: Batches) -> None:
+    """Raises InputError where workers would shuffle samples into each other's parts."""
+    if source.once:
+        return
+    once, twice = ([np.asarray(v) for v in tf.nest.flatten(b[1])] for b in (first, next(iter(source))))
+    if not all(map(np.array_equal, once, twice)):
+        raise InputError(
+            "The data comes in another order at each pass, and is to be shared among workers.",
+            expected="one order for all workers, or a sample would be two workers' or none's",
+            fix="leave .shuffle() out: TeacherCache.epochs shuffles in each epoch",
+        )
 
 
 def _rows(sample: Any) -> int:
     return len(tf.nest.flatten(sample)[0])
-
-
-def _batches(source: Any) -> int | None:
-    if isinstance(source, tf.data.Dataset):
-        count = int(source.cardinality())
-        return count if count >= 0 else None
-    return len(source) if hasattr(source, "__len__") else None

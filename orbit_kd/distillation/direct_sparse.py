@@ -9,11 +9,14 @@ from typing import Any
 
 import tf_keras as keras
 
+from orbit_kd.conversion import as_tf_keras
+from orbit_kd.datasets.fit_input import for_fit
 from orbit_kd.distillation.distiller import Distiller
-from orbit_kd.distillation.losses import DistillationLoss, get_loss
+from orbit_kd.distillation.losses import Losses, chosen
 from orbit_kd.distillation.resume import Resume
 from orbit_kd.distillation.schedules import Number
 from orbit_kd.errors import InputError
+from orbit_kd.keras3_objects import to_tf_keras
 from orbit_kd.sparsity import sparsify, strip
 
 
@@ -50,6 +53,8 @@ class DST:
         InputError: as `sparsify` and `Distiller`, at once and not after hours.
     """
 
+    network_behind = "dst.student"
+
     def __init__(
         self,
         student: keras.Model,
@@ -60,9 +65,10 @@ class DST:
         group_size: int | None = None,
         exclude: Iterable[str] = (),
         refresh: bool = False,
-        losses: Sequence[DistillationLoss | str] | None = None,
+        losses: Losses | None = None,
         alpha: Number = 0.8,
     ) -> None:
+        student = as_tf_keras(student, name="student", in_place=True)
         self.dense, self.teacher, self.alpha = student, teacher, alpha
         self._how: dict[str, Any] = {
             "pattern": pattern,
@@ -71,7 +77,7 @@ class DST:
             "exclude": tuple(exclude),
             "schedule": "sr_ste" if refresh else "one_shot",
         }
-        self._losses = None if losses is None else [get_loss(v) for v in losses]
+        self._losses = None if losses is None else chosen(losses)
         self.sparse: keras.Model | None = None
         self._compiled: dict[str, Any] | None = None
         self._optimizer: dict[str, Any] = {}
@@ -91,8 +97,8 @@ class DST:
 
     def compile(self, optimizer: Any = "adam", **options: Any) -> None:
         """As `keras.Model.compile`; each stage starts with a fresh copy of the optimizer and its schedule."""
-        self._optimizer = keras.optimizers.serialize(keras.optimizers.get(optimizer))
-        self._compiled = options
+        self._optimizer = keras.optimizers.serialize(keras.optimizers.get(to_tf_keras(optimizer)))
+        self._compiled = to_tf_keras(options)
 
     def fit(
         self,
@@ -129,6 +135,8 @@ class DST:
                 f"sparse_epochs={sparse_epochs}.", expected="at least 1: the teacher teaches the sparse student",
                 fix="give it as many epochs as the dense stage",
             )  # fmt: skip
+
+        for_fit(x, epochs=epochs + sparse_epochs, steps=options.get("steps_per_epoch"))  # before hours, what it refuses
 
         def stage(name: str, model: keras.Model, count: int) -> dict[str, list[float]]:
             distiller = self._distiller(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -10,17 +11,26 @@ import tensorflow as tf
 import tf_keras as keras
 
 import orbit_kd.distillation.feature_losses  # noqa: F401  registers its losses
-from orbit_kd.distillation.cache import TeacherCache, with_class_weight
+from orbit_kd.conversion import as_tf_keras
+from orbit_kd.datasets.batches import inputs_of
+from orbit_kd.datasets.fit_input import for_fit
+from orbit_kd.distillation.cache import TeacherCache
+from orbit_kd.distillation.choice import Outputs, check_losses, fitting_losses
+from orbit_kd.distillation.class_weights import class_weights, for_maps, sample_weights
 from orbit_kd.distillation.features import find_layer, recording
-from orbit_kd.distillation.losses import DistillationLoss, LogitsDistillation, get_loss, named_apart
+from orbit_kd.distillation.losses import Context, DistillationLoss, Losses, chosen
 from orbit_kd.distillation.monitor import StopOnNonFinite
+from orbit_kd.distillation.output_losses import LogitsDistillation
 from orbit_kd.distillation.resume import Resume
 from orbit_kd.distillation.schedules import Epochs, Number, Scheduled, deserialize
-from orbit_kd.distillation.teachers import Taught, Teachers, check_outputs, has_lessons, unpack
-from orbit_kd.distillation.terms import feature_term, logits_term
+from orbit_kd.distillation.teachers import Taught, Teachers, check_outputs, unpack
+from orbit_kd.distillation.terms import feature_term, logits_term, masked
 from orbit_kd.distillation.workers import own_batches, place, together
 from orbit_kd.errors import InputError
-from orbit_kd.heads import heads, logits_of
+from orbit_kd.heads import heads, logits_of, output_names
+from orbit_kd.keras3_objects import to_tf_keras
+from orbit_kd.labels import check_alike
+from orbit_kd.outputs import of_output
 
 
 @keras.saving.register_keras_serializable("orbit_kd")
@@ -37,39 +47,54 @@ class Distiller(keras.Model):
     and regularizers, without the cost of the teacher; with `compile(loss=None)` it is the distillation losses.
     sample_weight and class_weight weigh the task term and every distillation loss that has a value for each sample.
 
+    What is learned from each output follows from what it holds, where `losses` does not say. Softmax: scores of
+    classes. Sigmoid: independent labels. Else the loss tells, that given to `compile`, or the one that the teacher is
+    compiled with: a cross-entropy means scores, `mse`, `mae` or `huber` numbers. Scores are compared as softened
+    probabilities (LogitsDistillation), numbers as they are (MSEDistillation). Where nothing tells, or a loss does not
+    fit, `compile` refuses.
+
     `distiller.student` is what to save. The Distiller itself can be saved and continued too: after `load_model`, give
     the teacher again with `distiller.set_teacher(teacher)`.
 
     Args:
         student: the model to train; its outputs may be logits or probabilities.
         teacher: a trained model of the same task, or several (the mean of their logits); None only to evaluate.
-        losses: distillation losses, or their registered names; logits at T = 5 where not given.
+        losses: distillation losses, or their registered names, each for all outputs or those that it names; or a
+            mapping of output (name or number) to its loss or losses: {"boxes": "mse:0.5", "scores": "logits"}, where an
+            output left out teaches nothing. Where not given those that fit, scores at T = 5.
         alpha: share of the distillation losses in [0, 1]: a number, a function of the epoch, or a Keras schedule.
         teacher_weights: relative weight of each of several teachers.
         name: of this model.
 
     Raises:
-        InputError: a bad argument; teacher and student outputs that do not agree.
+        InputError: a bad argument; teacher and student outputs that do not agree; a Keras 3 student (a teacher of Keras
+            3 is taken).
     """
+
+    network_behind = "distiller.student"
 
     def __init__(
         self,
         student: keras.Model,
         teacher: keras.Model | Sequence[keras.Model] | None = None,
         *,
-        losses: Sequence[DistillationLoss | str] | None = None,
+        losses: Losses | None = None,
         alpha: Number = 0.8,
         teacher_weights: Sequence[float] | None = None,
         name: str = "distiller",
     ) -> None:
+        student = as_tf_keras(student, name="student", graph=False, in_place=True, refuse=())
         # autocast would round float32 inputs before the student decides about them; the policy is only there so that
         # `compile` puts a LossScaleOptimizer around the optimizer of a float16 student
         super().__init__(name=name, dtype=_policy(student), autocast=False)
         self.student = student
         # plain objects in a plain namespace: Keras would track, save and train what it found in a list or a model
         self._untracked = SimpleNamespace(
-            losses=named_apart([get_loss(v) for v in losses or [LogitsDistillation()]]),
+            losses=chosen(losses or [LogitsDistillation()]),
+            by_default=not losses,
             teachers=None,
+            outputs=None,
+            class_weight=None,
             alpha=Scheduled(alpha, name="alpha", low=0.0, high=1.0),
         )
         mean = keras.metrics.Mean
@@ -80,6 +105,7 @@ class Distiller(keras.Model):
         for schedule in self._schedules():
             schedule.build()
         self.output_names = getattr(student, "output_names", None)
+        self._untracked.heads, self._untracked.names = heads(student), output_names(student)
         if teacher is not None:
             self.set_teacher(teacher, weights=teacher_weights)
         else:
@@ -122,8 +148,51 @@ class Distiller(keras.Model):
         for loss in self.distillation_losses:
             loss.build(self.student, teachers.models[0])
         self._untracked.teachers = teachers
+        self._choose()
         self._track_projectors()
         self.train_function = self.test_function = None  # the compiled steps hold the former teacher
+
+    def compile(
+        self,
+        optimizer: Any = "rmsprop",
+        loss: Any = None,
+        metrics: Any = None,
+        loss_weights: Any = None,
+        weighted_metrics: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """As `keras.Model.compile`; with `loss=None` the student learns from the teacher alone.
+
+        Optimizers, schedules, losses and metrics of Keras 3 become those of tf_keras.
+
+        Raises:
+            InputError: distillation losses that do not fit the outputs, or none given and nothing that says what fits;
+                an object of Keras 3 that tf_keras has no equal of.
+        """
+        optimizer, loss, metrics, weighted_metrics = map(to_tf_keras, (optimizer, loss, metrics, weighted_metrics))
+        super().compile(optimizer, loss, metrics, loss_weights, weighted_metrics, **kwargs)
+        self._choose()
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles a Distiller that is loaded; Keras does so only where nobody has a `compile` of their own."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.built and hasattr(self.optimizer, "build"):
+            self.optimizer.build(self.trainable_variables)
+
+    def _choose(self) -> None:
+        """Finds what the outputs hold and the losses that fit; until `compile` has run they are a guess."""
+        if self._untracked.teachers is None:
+            return
+        loss = self.loss if self._is_compiled else None
+        self._untracked.outputs = outputs = Outputs.of(self.student, self.teachers, loss=loss)
+        if self._untracked.by_default and (self._is_compiled or all(outputs.kinds)):
+            losses = fitting_losses(outputs)
+            if [v.get_config() for v in losses] != [v.get_config() for v in self.distillation_losses]:
+                self._untracked.losses = losses
+                with self.distribute_strategy.scope():
+                    self._untracked.terms = [keras.metrics.Mean(name=f"{v.name}_loss") for v in losses]
+        if self._is_compiled:
+            check_losses(self.distillation_losses, outputs)
 
     def _track_projectors(self) -> None:
         self.projectors = [layer for loss in self.distillation_losses for layer in loss.projectors]
@@ -166,6 +235,8 @@ class Distiller(keras.Model):
     ) -> keras.callbacks.History:
         """As `keras.Model.fit`; `x` may also be a `TeacherCache`, and then the teacher is not run.
 
+        Also a Keras 3 `PyDataset`, its `ImageDataGenerator().flow(...)`, a list of batches, or a pair (x, y).
+
         A `Resume` among the callbacks is put last, saves the other callbacks' state too, and makes the same call after
         a kill go on where the last whole epoch ended. A loss that is not finite raises. With several workers (a
         MultiWorkerMirroredStrategy) give each a cache of its own, `cache_teacher(..., shard=(index, count))`, or all
@@ -187,12 +258,20 @@ class Distiller(keras.Model):
             kwargs.setdefault("steps_per_epoch", x.steps(batch_size))
             x = x.epochs(start=start, batch_size=batch_size)
             batch_size = None
-        if kwargs.get("class_weight") and isinstance(x, tf.data.Dataset) and has_lessons(x.element_spec):
-            x = with_class_weight(x, kwargs.pop("class_weight"))
+        else:
+            steps, passes = kwargs.get("steps_per_epoch"), epochs - kwargs.get("initial_epoch", 0)
+            x, y = for_fit(x, y, inputs=inputs_of(self.student), steps=steps, epochs=passes)
+        table = class_weights(kwargs.pop("class_weight", None), self._untracked.outputs, self.student)
+        if table != self._untracked.class_weight:
+            self._untracked.class_weight, self.train_function = table, None  # it is part of the compiled step
         if shards > 1:
             x = self._shard(x, shards)
         if isinstance(kwargs.get("validation_data"), TeacherCache):
             kwargs["validation_data"] = kwargs["validation_data"].dataset
+        elif kwargs.get("validation_data") is not None and not isinstance(kwargs["validation_data"], tuple):
+            steps = kwargs.get("validation_steps")
+            kwargs["validation_data"] = for_fit(kwargs["validation_data"], steps=steps)[0]
+        _check_labels(x, kwargs.get("validation_data"))
         self._untracked.fitting, self._untracked.testing = True, False
         try:
             with together(self.distribute_strategy):
@@ -202,9 +281,14 @@ class Distiller(keras.Model):
 
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.evaluate`, on the student alone; `x` may also be a `TeacherCache`."""
+        to_tf_keras(kwargs.get("callbacks"))  # refuses those of Keras 3
         self._untracked.testing = True
+        if isinstance(x, TeacherCache):
+            x = x.dataset
+        elif not args:
+            x, kwargs["y"] = for_fit(x, kwargs.get("y"), inputs=inputs_of(self.student), steps=kwargs.get("steps"))
         try:
-            return super().evaluate(x.dataset if isinstance(x, TeacherCache) else x, *args, **kwargs)
+            return super().evaluate(x, *args, **kwargs)
         finally:  # `metrics_names` stays that of the last call, but a fit goes on with its own
             self._untracked.testing = not self._untracked.fitting
 
@@ -231,6 +315,7 @@ class Distiller(keras.Model):
         if isinstance(callbacks, keras.callbacks.CallbackList):
             return callbacks
         given = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks] if callbacks else []
+        given = to_tf_keras(given)
         resumes = [c for c in given if isinstance(c, Resume)]
         others = [c for c in given if not isinstance(c, Resume)]
         for resume in resumes:
@@ -241,8 +326,10 @@ class Distiller(keras.Model):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         y, taught = unpack(y)
         taught = taught or self._require_teacher()(x, layers=self._teacher_layers())
+        sample_weight = sample_weights(self._untracked.class_weight, y, sample_weight, self.student)
         with tf.GradientTape() as tape, recording(self._student_layers()) as features:
             y_pred = self(x, training=True)
+            sample_weight = for_maps(sample_weight, y_pred)
             loss = self._total(y, y_pred, sample_weight, features, taught)
         self.optimizer.minimize(loss, self.trainable_variables, tape=tape)
         return self._results(x, y, y_pred, sample_weight)
@@ -254,6 +341,7 @@ class Distiller(keras.Model):
             taught = self._untracked.teachers(x, layers=self._teacher_layers())
         with recording(self._student_layers() if taught else {}) as features:
             y_pred = self(x, training=False)
+        sample_weight = for_maps(sample_weight, y_pred)
         self._total(y, y_pred, sample_weight, features, taught if self._no_task else None)
         return self._results(x, y, y_pred, sample_weight)
 
@@ -292,16 +380,20 @@ class Distiller(keras.Model):
     def _logits_term(
         self, loss: DistillationLoss, step: Any, y: Any, y_pred: Any, sample_weight: Any, taught: Taught
     ) -> tf.Tensor:
-        logits = logits_of(y_pred, heads(self.student))
-        kinds = self._untracked.teachers.heads if self._untracked.teachers else ("linear",) * len(logits)
-        labels, weights = ([self._of_output(v, i) for i in range(len(logits))] for v in (y, sample_weight))
-        return logits_term(loss, logits, taught, step=step, heads=kinds, labels=labels, sample_weights=weights)
-
-    def _of_output(self, structure: Any, index: int) -> Any:
-        """The part of labels or sample weights that belongs to one output; None where there is none."""
-        if isinstance(structure, dict):
-            return structure.get((self.output_names or sorted(structure))[index])
-        return structure[index] if isinstance(structure, (list, tuple)) else structure
+        logits = logits_of(y_pred, self._untracked.heads)
+        known, places = self._untracked.outputs, range(len(logits))
+        contexts = [Context(step, labels=of_output(y, i, self._untracked.names)) for i in places]
+        if known is not None and len(known.kinds) == len(logits):
+            contexts = [
+                dataclasses.replace(c, head=head, kind=kind)
+                for c, head, kind in zip(contexts, known.teacher, known.kinds, strict=True)
+            ]
+            places = known.compared_by(loss)
+        weights = [
+            masked(of_output(sample_weight, i, self._untracked.names), output)
+            for i, output in enumerate(tf.nest.flatten(y_pred))
+        ]
+        return logits_term(loss, logits, taught, contexts=contexts, sample_weights=weights, outputs=places)
 
     def _student_layers(self) -> dict[str, keras.layers.Layer]:
         names = {ours for loss in self.distillation_losses for ours, _ in loss.pairs}
@@ -330,12 +422,18 @@ class Distiller(keras.Model):
         )
 
 
+def _check_labels(train: Any, validation: Any) -> None:
+    """Raises InputError where validation has labels of another kind, which Keras finds after the first epoch."""
+    specs = {
+        name: data.element_spec[1]
+        for name, data in (("train", train), ("validation", validation))
+        if isinstance(data, tf.data.Dataset) and isinstance(data.element_spec, tuple) and len(data.element_spec) > 1
+    }
+    labels = {name: y["labels"] if isinstance(y, dict) and "labels" in y else y for name, y in specs.items()}
+    if all(isinstance(y, tf.TensorSpec) and y.shape.rank for y in labels.values()):
+        check_alike({name: y.shape for name, y in labels.items()})
+
+
 def _policy(student: keras.Model) -> keras.mixed_precision.Policy:
-    if not isinstance(student, keras.Model):
-        raise InputError(
-            f"student={student!r} is no tf_keras model.",
-            expected="a tf_keras model",
-            fix="load it with okd.load_model(path), which also converts Keras 3 models",
-        )
     names = {m.dtype_policy.name for m in student.submodules if isinstance(m, keras.layers.Layer)}
     return keras.mixed_precision.Policy("mixed_float16" if "mixed_float16" in names else "float32")

@@ -1,9 +1,10 @@
-"""What the student learns from the teacher's outputs, and the base class of every distillation loss."""
+"""The base class of every distillation loss, and the ways to give several."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,12 +12,13 @@ import tensorflow as tf
 import tf_keras as keras
 
 from orbit_kd.distillation.features import feature_shapes, find_layer, match_deepest, match_layers
-from orbit_kd.distillation.schedules import Number, Scheduled, deserialize
+from orbit_kd.distillation.schedules import Scheduled, deserialize
 from orbit_kd.errors import InputError
 from orbit_kd.registry import Registry
 
 distillation_losses: Registry[type[DistillationLoss]] = Registry("distillation loss")
 Match = str | Sequence[str] | Mapping[str, str]
+Output = str | int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +29,13 @@ class Context:
         step: the optimizer's iteration count.
         head: activation of the teacher's output, "softmax", "sigmoid" or "linear".
         labels: the task's labels for this output, integer or one-hot; None where there are none.
+        kind: what the output holds: "classes", "labels" or "values" (see `orbit_kd.outputs`), "" where nothing says.
     """
 
     step: tf.Tensor | int = 0
     head: str = "linear"
     labels: tf.Tensor | None = None
+    kind: str = ""
 
 
 class DistillationLoss:
@@ -42,6 +46,7 @@ class DistillationLoss:
     Args:
         weight: factor in the sum of distillation losses, >= 0.
         name: its metric is logged as `<name>_loss`.
+        outputs: names or numbers of the outputs that it compares, for losses on logits; None for all.
         match: for losses on features, which layers: "auto" pairs them by name (a filter-pruned or sparsified student
             keeps the teacher's names), a list gives names that both have, a mapping student layer -> teacher layer.
 
@@ -55,8 +60,17 @@ class DistillationLoss:
 
     on_features = False
     as_vectors = False  # features are compared whole: match="auto" takes the deepest pair, else one a resolution
+    on_scale = False  # compares numbers as they are: student and teacher must end alike
+    kinds: tuple[str, ...] = ()  # of outputs that it can compare, see `orbit_kd.outputs`; () for any
 
-    def __init__(self, *, weight: float = 1.0, name: str | None = None, match: Match = "auto") -> None:
+    def __init__(
+        self,
+        *,
+        weight: float = 1.0,
+        name: str | None = None,
+        outputs: Output | Sequence[Output] | None = None,
+        match: Match = "auto",
+    ) -> None:
         if not float(weight) >= 0:
             raise InputError(f"weight={weight!r} of a loss.", expected="a number >= 0", fix="leave it out for 1.0")
         if isinstance(match, str) and match != "auto":
@@ -67,6 +81,7 @@ class DistillationLoss:
             )
         self.weight = float(weight)
         self.name = name or _snake_case(type(self).__name__)
+        self.outputs = (outputs,) if isinstance(outputs, (str, int)) else None if outputs is None else tuple(outputs)
         self.match = match
         self.pairs: list[tuple[str, str]] = []
         self.context = Context()
@@ -121,6 +136,8 @@ class DistillationLoss:
 
     def get_config(self) -> dict[str, Any]:
         config: dict[str, Any] = {"weight": self.weight, "name": self.name}
+        if self.outputs is not None:
+            config["outputs"] = list(self.outputs)
         if self.on_features:
             config["match"] = dict(self.match) if isinstance(self.match, Mapping) else self.match
             config["pairs"] = [list(pair) for pair in self.pairs]
@@ -167,127 +184,35 @@ def get_loss(loss: str | DistillationLoss, **options: Any) -> DistillationLoss:
 
 
 def _snake_case(name: str) -> str:
-    return "".join("_" + c.lower() if c.isupper() and i else c.lower() for i, c in enumerate(name))
+    return re.sub("(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
-@distillation_losses.register("logits")
-@keras.saving.register_keras_serializable("orbit_kd")
-class LogitsDistillation(DistillationLoss):
-    """T^2 * KL(teacher || student) of the outputs softened by T (Hinton, Vinyals, Dean 2015, arXiv:1503.02531).
-
-    Logits of any rank; the last axis holds the classes. The factor T^2 keeps the gradient's size when T changes.
-
-    Args:
-        temperature: T > 0; a number, a function of the epoch, or a Keras schedule of the step.
-        activation: "softmax", or "sigmoid" for independent labels (their mean is taken, as Keras' binary cross-entropy
-            does); "auto" takes sigmoid where the teacher ends in it or has one output, else softmax.
-        weight, name: see DistillationLoss.
-    """
-
-    def __init__(self, temperature: Number = 5.0, *, activation: str = "auto", **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        if activation not in ("auto", "softmax", "sigmoid"):
-            raise InputError(
-                f"activation={activation!r}.",
-                expected='"auto", "softmax" or "sigmoid"',
-                fix="leave it out unless the teacher has independent labels and ends in logits",
-            )
-        self.temperature = Scheduled(temperature, name="temperature", low=1e-3, high=1e6)
-        self.activation = activation
-
-    def compute_loss(self, teacher: tf.Tensor, student: tf.Tensor) -> tf.Tensor:
-        t = self.temperature.at(self.context.step)
-        if self._independent(teacher):
-            return t**2 * tf.reduce_mean(_bernoulli_kl(teacher / t, student / t), -1)
-        return t**2 * _kl(tf.nn.log_softmax(teacher / t), tf.nn.log_softmax(student / t))
-
-    def _independent(self, teacher: tf.Tensor) -> bool:
-        if self.activation != "auto":
-            return self.activation == "sigmoid"
-        return teacher.shape[-1] == 1 or self.context.head == "sigmoid"
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "temperature": self.temperature.serialize(), "activation": self.activation}
+Losses = Sequence[DistillationLoss | str] | Mapping[Output, DistillationLoss | str | Sequence[DistillationLoss | str]]
 
 
-@distillation_losses.register("decoupled")
-@keras.saving.register_keras_serializable("orbit_kd")
-class DecoupledDistillation(DistillationLoss):
-    """Decoupled knowledge distillation (Zhao et al. 2022, arXiv:2203.08679).
-
-    The KL divergence of the softened outputs is split into that of (target, rest) and that among the other classes,
-    each with a weight of its own; plain distillation ties the second to how unsure the teacher is. The target is the
-    label; without labels, the teacher's strongest class. Times T^2.
+def chosen(losses: Losses) -> list[DistillationLoss]:
+    """Distillation losses as a list, each with a name of its own, from all ways to give them.
 
     Args:
-        temperature: T > 0, as in LogitsDistillation.
-        target_weight: of the (target, rest) part; alpha in the paper.
-        nontarget_weight: of the part among the other classes; beta in the paper, 8 there for CIFAR-100.
-        weight, name: see DistillationLoss.
+        losses: a sequence, or a mapping of output (name or number) to a loss or several; losses by name or as objects.
+
+    Raises:
+        InputError: as `get_loss`; a loss on features given for an output; one object twice.
     """
-
-    def __init__(
-        self,
-        temperature: Number = 4.0,
-        *,
-        target_weight: float = 1.0,
-        nontarget_weight: float = 8.0,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.temperature = Scheduled(temperature, name="temperature", low=1e-3, high=1e6)
-        self.target_weight, self.nontarget_weight = float(target_weight), float(nontarget_weight)
-
-    def compute_loss(self, teacher: tf.Tensor, student: tf.Tensor) -> tf.Tensor:
-        t = self.temperature.at(self.context.step)
-        target = self._target(teacher)
-        teacher_binary, teacher_rest = _decouple(teacher / t, target)
-        student_binary, student_rest = _decouple(student / t, target)
-        return t**2 * (
-            self.target_weight * _kl(teacher_binary, student_binary)
-            + self.nontarget_weight * _kl(teacher_rest, student_rest)
-        )
-
-    def _target(self, teacher: tf.Tensor) -> tf.Tensor:
-        classes = teacher.shape[-1]
-        labels = self.context.labels
-        if labels is None:
-            index = tf.argmax(teacher, -1)
-        elif labels.shape.rank == teacher.shape.rank and labels.shape[-1] == classes:
-            index = tf.argmax(labels, -1)
-        else:  # Keras takes integer labels with or without a last axis of 1
-            index = tf.reshape(tf.cast(labels, tf.int64), tf.shape(teacher)[:-1])
-        return tf.one_hot(index, classes, on_value=True, off_value=False, dtype=tf.bool)
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "temperature": self.temperature.serialize(),
-            "target_weight": self.target_weight,
-            "nontarget_weight": self.nontarget_weight,
-        }
-
-
-def _kl(log_p: tf.Tensor, log_q: tf.Tensor) -> tf.Tensor:
-    """KL(p || q) along the last axis, from logarithms."""
-    return tf.reduce_sum(tf.exp(log_p) * (log_p - log_q), -1)
-
-
-def _bernoulli_kl(p: tf.Tensor, q: tf.Tensor) -> tf.Tensor:
-    """KL between the Bernoulli variables of two logits, element by element."""
-    log_p, log_p_not = tf.math.log_sigmoid(p), tf.math.log_sigmoid(-p)
-    return tf.exp(log_p) * (log_p - tf.math.log_sigmoid(q)) + tf.exp(log_p_not) * (log_p_not - tf.math.log_sigmoid(-q))
-
-
-def _decouple(logits: tf.Tensor, target: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Log-probabilities of (target, rest), and those among the rest, where the target's share is zero."""
-    low = tf.constant(-1e9, logits.dtype)
-    rest = tf.where(target, low, logits)
-    total = tf.reduce_logsumexp(logits, -1)
-    of_target = tf.reduce_sum(tf.where(target, logits, 0.0), -1) - total
-    binary = tf.stack([of_target, tf.reduce_logsumexp(rest, -1) - total], -1)
-    # the target's own entry must be equal on both sides, as exp(-1e9) * (difference of two such) may be 0 * inf
-    return binary, tf.where(target, low, tf.nn.log_softmax(rest))
+    if not isinstance(losses, Mapping):
+        return named_apart([get_loss(v) for v in ([losses] if isinstance(losses, (str, DistillationLoss)) else losses)])
+    found = []
+    for output, given in losses.items():
+        for loss in map(get_loss, [given] if isinstance(given, (str, DistillationLoss)) else given):
+            if loss.on_features or loss.outputs not in (None, (output,)):
+                raise InputError(
+                    f"{type(loss).__name__} is given for output {output!r}.",
+                    expected="losses on that output",
+                    fix='give a list, losses=[okd.MSEDistillation(outputs="boxes"), okd.FeatureHints()] for example',
+                )
+            loss.outputs = (output,)
+            found.append(loss)
+    return named_apart(found)
 
 
 def named_apart(losses: list[DistillationLoss]) -> list[DistillationLoss]:

@@ -13,6 +13,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from orbit_kd.errors import InputError
+from orbit_kd.keras3_objects import to_tf_keras
 
 Schedule = keras.optimizers.schedules.LearningRateSchedule
 Number = float | Callable[[Any], Any]  # a Keras schedule is callable too
@@ -60,10 +61,11 @@ class Scheduled:
     """
 
     def __init__(self, value: Any, *, name: str, low: float = -math.inf, high: float = math.inf) -> None:
-        self.value, self.name, self.low, self.high = value, name, low, high
+        # a schedule of Keras 3 would pass for a function of the epoch
+        self.value, self.name, self.low, self.high = to_tf_keras(value), name, low, high
         self._variable: tf.Variable | None = None
-        if not callable(value) and not isinstance(value, Schedule):
-            self._check(value)
+        if not callable(self.value) and not isinstance(self.value, Schedule):
+            self._check(self.value)
 
     @property
     def by_epoch(self) -> bool:

@@ -12,9 +12,10 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
+from orbit_kd.conversion import as_tf_keras
 from orbit_kd.distillation.features import find_layer, recording
 from orbit_kd.errors import InputError
-from orbit_kd.heads import heads, logits_of
+from orbit_kd.heads import heads, logits_of, output_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,13 +50,10 @@ class Teachers:
     """
 
     def __init__(self, models: keras.Model | Sequence[keras.Model], *, weights: Sequence[float] | None = None) -> None:
-        self.models: list[Any] = list(models) if isinstance(models, (list, tuple)) else [models]
-        if not self.models or not all(isinstance(m, keras.Model) for m in self.models):
-            raise InputError(
-                f"teacher={models!r} is no tf_keras model.",
-                expected="a tf_keras model, or a list of them",
-                fix="load it with okd.load_model(path), which also converts Keras 3 models",
-            )
+        given = list(models) if isinstance(models, (list, tuple)) else [models]
+        if not given:
+            raise InputError("There is no teacher in the list.", expected="at least one model", fix="give one")
+        self.models: list[Any] = [as_tf_keras(m, name="teacher", graph=False, refuse=()) for m in given]
         chosen = [1.0] * len(self.models) if weights is None else [float(w) for w in weights]
         if len(chosen) != len(self.models) or min(chosen) < 0 or sum(chosen) <= 0:
             raise InputError(
@@ -64,8 +62,9 @@ class Teachers:
                 fix="leave teacher_weights out for the plain mean",
             )
         self.weights = [w / sum(chosen) for w in chosen]
-        self.heads = heads(self.models[0])
-        if any(len(heads(m)) != len(self.heads) for m in self.models):
+        self._heads = [heads(m) for m in self.models]
+        self.heads = self._heads[0]
+        if any(len(ends) != len(self.heads) for ends in self._heads):
             raise InputError(
                 "The teachers have different numbers of outputs.",
                 expected="teachers of one task",
@@ -75,9 +74,10 @@ class Teachers:
     def __call__(self, x: Any, *, layers: Sequence[str] = ()) -> Taught:
         """Logits (float32) and the features of the named layers, for a batch as the models take it."""
         with recording({name: find_layer(self.models[0], name) for name in layers}) as record:
-            logits = logits_of(self.models[0](x, training=False), heads(self.models[0]))
+            logits = logits_of(self.models[0](x, training=False), self.heads)
         if len(self.models) > 1:
-            every = [logits] + [logits_of(m(x, training=False), heads(m)) for m in self.models[1:]]
+            others = zip(self.models[1:], self._heads[1:], strict=True)
+            every = [logits] + [logits_of(m(x, training=False), ends) for m, ends in others]
             logits = tuple(
                 tf.add_n([w * z for w, z in zip(self.weights, zs, strict=True)]) for zs in zip(*every, strict=True)
             )
@@ -113,6 +113,13 @@ def check_outputs(student: keras.Model, teacher: keras.Model) -> None:
     theirs = [tuple(t.shape) for t in getattr(teacher, "outputs", None) or []]
     if not ours or not theirs:
         return  # subclassed: known only once it has run
+    names, others = output_names(student), output_names(teacher)
+    if names != others and sorted(names) == sorted(others):
+        raise InputError(
+            f"The student's outputs are {', '.join(names)}, and the teacher's {', '.join(others)}.",
+            expected="the same outputs in the same order: they are compared one by one",
+            fix="build one of the two with keras.Model(inputs, outputs) in the order of the other",
+        )
     agree = len(ours) == len(theirs) and all(
         len(a) == len(b) and all(None in (m, n) or m == n for m, n in zip(a, b, strict=True))
         for a, b in zip(ours, theirs, strict=True)
@@ -132,11 +139,6 @@ def unpack(y: Any) -> tuple[Any, Taught | None]:
     said = y["teacher"]
     features = {name: tf.cast(v, tf.float32) for name, v in said["features"].items()}
     return y.get("labels"), Taught(tuple(said["logits"]), features)
-
-
-def has_lessons(spec: Any) -> bool:
-    """Whether batches of this element spec bring what the teacher said."""
-    return isinstance(spec, tuple) and len(spec) > 1 and _with_lessons(spec[1])
 
 
 def _with_lessons(y: Any) -> bool:

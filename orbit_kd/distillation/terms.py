@@ -35,25 +35,39 @@ def feature_term(
 
 
 def logits_term(
-    loss: DistillationLoss, logits: Sequence[tf.Tensor], taught: Taught, *, step: Any, heads: Sequence[str],
-    labels: Sequence[Any], sample_weights: Sequence[Any],
+    loss: DistillationLoss, logits: Sequence[tf.Tensor], taught: Taught, *, contexts: Sequence[Context],
+    sample_weights: Sequence[Any], outputs: Sequence[int],
 ) -> tf.Tensor:  # fmt: skip
-    """A loss on logits: the sum over the outputs, a scalar.
+    """A loss on logits: the sum over the outputs that it compares, a scalar.
 
     Args:
         loss: without `on_features`.
         logits: the student's, one tensor (batch, ..., classes) for each output.
         taught: what the teachers say about the batch.
-        step: the optimizer's iteration count.
-        heads: activation of each of the teacher's outputs.
-        labels: of each output, or None.
+        contexts: what the loss may know of each output.
         sample_weights: of each output, or None.
+        outputs: which ones.
     """
     values = []
-    for theirs, ours, head, y, weight in zip(taught.logits, logits, heads, labels, sample_weights, strict=True):
-        loss.context = Context(step, head, y)
-        values.append(_mean(loss.compute_loss(tf.cast(theirs, tf.float32), ours), weight))
+    for i in outputs:
+        loss.context = contexts[i]
+        values.append(_mean(loss.compute_loss(tf.cast(taught.logits[i], tf.float32), logits[i]), sample_weights[i]))
     return tf.add_n(values)
+
+
+def masked(weight: tf.Tensor | None, output: tf.Tensor) -> tf.Tensor | None:
+    """Sample weights of an output with the mask of its padded steps, scaled as Keras does for the task's loss."""
+    mask = getattr(output, "_keras_mask", None)
+    if mask is None:
+        return weight
+    mask = tf.cast(mask, tf.float32)
+    mask *= tf.math.divide_no_nan(tf.cast(tf.size(mask), tf.float32), tf.reduce_sum(mask))
+    if weight is None:
+        return mask
+    weight = tf.cast(weight, tf.float32)
+    while weight.shape.rank < mask.shape.rank:
+        weight = weight[..., None]
+    return weight * mask
 
 
 def _mean(values: tf.Tensor, weight: tf.Tensor | None) -> tf.Tensor:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from orbit_kd.conversion import to_export
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import (  # noqa: F401  each files its targets
     c_array,
@@ -32,6 +33,7 @@ from orbit_kd.tflite_reader import read, read_bytes
 __all__ = [
     "Artifact",
     "Target",
+    "check",
     "export",
     "export_all",
     "file_of",
@@ -58,8 +60,9 @@ def export(
     """Writes `model` in the format `target`.
 
     Args:
-        model: a tf_keras model with one input, (batch, ...) float32; it is not changed. Targets that are made of
-            a .tflite file ("c_array", "vela", ...) also take that file, or its Artifact.
+        model: a model of tf_keras or Keras 3 with one input, (batch, ...) float32; it is not changed. Wrappers of
+            sparsity and clustering are taken off a copy. Targets that are made of a .tflite file ("c_array", "vela",
+            ...) also take that file, or its Artifact.
         target: a name in `targets`: "tflite_float32", "tflite_int8", "c_array", ...; with a variant where the target
             has some: "vela:ethos-u85-256".
         path: the file to write; folders are made.
@@ -71,6 +74,8 @@ def export(
         InputError: unknown target or option; missing or unusable calibration data; a path that cannot be written.
     """
     form, variant = find(target)
+    if not (form.made_of and isinstance(model, (Artifact, str, os.PathLike))):
+        model = to_export(model, quantized="tflite_int8" in (target, form.made_of))
     arguments = dict(options, path=path, calibration=calibration) | ({"variant": variant} if variant else {})
     known = inspect.signature(form.write).parameters
     unknown = [name for name in options if name not in known]
@@ -81,6 +86,20 @@ def export(
             fix="leave it out, or correct its name",
         )
     return form.write(model, **arguments)
+
+
+def check(model: Any, names: Iterable[str]) -> None:
+    """Refuses a model that a target cannot hold, before data are read or hours are spent; nothing is written.
+
+    Args:
+        model: a tf_keras model.
+        names: targets. Of one that is made of another's file, that one is asked.
+
+    Raises:
+        InputError: as `export`, where it is the model's fault.
+    """
+    for name in dict.fromkeys(find(name)[0].made_of or name for name in names):
+        find(name)[0].check(model)
 
 
 def file_of(target: str, folder: str | os.PathLike[str], *, stem: str) -> Path:

@@ -26,12 +26,14 @@ class Target:
         suffix: of the file it writes; "" for a folder.
         made_of: the target whose file it takes in place of a Keras model; "" for none.
         runtime: in `orbit_kd.runtimes`, that runs what it writes; "" where nothing here does.
+        check: (model) -> None, raises InputError for a model that `write` would refuse whatever the data.
     """
 
     write: Callable[..., Artifact]
     suffix: str
     made_of: str
     runtime: str
+    check: Callable[[Any], None] = lambda model: None
 
 
 targets: Registry[Target] = Registry("export target")
@@ -39,12 +41,17 @@ Writer = TypeVar("Writer", bound=Callable[..., Any])
 
 
 def target(
-    name: str, *, suffix: str = ".tflite", made_of: str = "", runtime: str = "litert"
+    name: str,
+    *,
+    suffix: str = ".tflite",
+    made_of: str = "",
+    runtime: str = "litert",
+    check: Callable[[Any], None] = lambda model: None,
 ) -> Callable[[Writer], Writer]:
     """Decorator that files a function as an export target; see `Target` for the arguments."""
 
     def file(write: Writer) -> Writer:
-        targets.register(name)(Target(write, suffix, made_of, runtime))
+        targets.register(name)(Target(write, suffix, made_of, runtime, check))
         return write
 
     return file

@@ -24,6 +24,7 @@ from orbit_kd.errors import InputError
 from orbit_kd.exporters.artifact import Artifact, target
 from orbit_kd.exporters.keras_source import calibration_images, input_shape
 from orbit_kd.exporters.packing import pack_bits
+from orbit_kd.exporters.tflite import refuse_quantization_aware
 from orbit_kd.extras import require
 from orbit_kd.files import unwritable, write_file
 
@@ -88,6 +89,7 @@ def export_hls4ml(
         raise InputError("g++ is not installed.", expected="a C++ compiler, for hls4ml's bit-exact simulation",
                          fix="install g++ (Debian: apt-get install g++)")  # fmt: skip
     _check_options(io_type, strategy, reuse_factor, bits, weight_bits, samples, compare)
+    refuse_quantization_aware(model, "hls4ml sets widths of its own (bits, weight_bits)")
     shape, folder = input_shape(model), Path(path)
     if folder.exists() and not (folder.is_dir() and ((folder / NOTE).is_file() or not any(folder.iterdir()))):
         raise InputError(f"{folder} holds something else.", expected="a new folder, or one that this target wrote",
@@ -243,7 +245,7 @@ def count_adders(kernels: dict[str, np.ndarray], *, limit: int, seed: int = 0) -
     if not small:
         return told
     rng = np.random.default_rng(seed)
-    twins = {n: np.where(k == 0, rng.choice(k[k != 0], k.shape), k) for n, k in small.items()}
+    twins = {n: np.where(k == 0, rng.choice(k[k != 0], k.shape), k) for n, k in small.items() if not k.all()}
     with tempfile.TemporaryDirectory() as scratch:
         arrays = {f"{n}/sparse": k for n, k in small.items()} | {f"{n}/dense": k for n, k in twins.items()}
         keys = {f"k{i}": name for i, name in enumerate(arrays)}
@@ -253,7 +255,11 @@ def count_adders(kernels: dict[str, np.ndarray], *, limit: int, seed: int = 0) -
     cost = {keys[key]: count for key, count in found.items()}
     for name, kernel in small.items():
         zeros = int((kernel == 0).sum())
-        told[name] = {"adders": cost[f"{name}/sparse"], "dense_adders": cost[f"{name}/dense"], "zeros": zeros}
+        told[name] = {
+            "adders": cost[f"{name}/sparse"],
+            "dense_adders": cost.get(f"{name}/dense", cost[f"{name}/sparse"]),
+            "zeros": zeros,
+        }
     return {name: told[name] for name in kernels}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ def fixed_shape(model: Any, given: tuple[int, ...] | None = None) -> tuple[int, 
         raise InputError(
             f"Model {model.name!r} has {len(model.inputs or [])} inputs.",
             expected="exactly one: an image batch",
-            fix="build the model (call it once), or wrap it in one with a single input",
+            fix="a subclassed model: okd.as_graph(model); several inputs: wrap them in one that is cut apart inside",
         )
     own = tuple(model.inputs[0].shape)[1:]
     shape = own if given is None else tuple(given)
@@ -75,39 +75,47 @@ def check_finite(model: Any) -> None:
         )
 
 
-def calibration_sample(calibration: Any, *, samples: int = 256, seed: int = 0) -> np.ndarray:
+def calibration_sample(
+    calibration: Any, *, samples: int = 256, seed: int = 0, inputs: Mapping[str, Any] | None = None
+) -> Any:
     """A uniform random sample of the images, in one pass (reservoir sampling, Vitter 1985).
 
     Args:
-        calibration: a tf.data.Dataset or other iterable of batches x or (x, y), or an array (n, ...).
+        calibration: whatever `datasets.batches` takes: a tf.data.Dataset of batches x or (x, y), arrays x or (x, y),
+            a Sequence, TFLite's `representative_dataset`. At most 20,000 images are gone through.
         samples: how many to take; all where there are fewer.
         seed: which ones; the order of `calibration` matters too.
+        inputs: name -> shape of each of several inputs, without the batch.
 
     Returns:
-        float32 array (at most `samples`, ...).
+        float32 array (at most `samples`, ...); of several inputs a list of them, in the order of `inputs`.
 
     Raises:
         InputError: none given, none in it, or one that is not finite.
     """
+    from orbit_kd.datasets.batches import as_batches, in_order  # loads TensorFlow
+
     if calibration is None:
         raise InputError(
             "No calibration data was given.",
-            expected="some hundred training images: a tf.data.Dataset of batches x or (x, y), or an array (n, ...)",
+            expected="some hundred training images: a tf.data.Dataset of batches x or (x, y), arrays, a Sequence, "
+            "or a function like TFLite's representative_dataset",
             fix="pass calibration=train",
         )
     if samples < 1:
         raise InputError(f"samples={samples}.", expected="at least 1", fix="200 to 300 are usual")
     rng = np.random.default_rng(seed)
-    chosen: list[np.ndarray] = []
+    chosen: list[tuple[np.ndarray, ...]] = []
     seen = 0
-    for batch in _batches(calibration):
-        if not np.isfinite(batch).all():
+    for x, *_ in as_batches(calibration, what="calibration data", inputs=inputs):
+        batch = [np.asarray(part, np.float32) for part in in_order(x, inputs)]
+        if not all(np.isfinite(part).all() for part in batch):
             raise InputError(
-                f"The calibration data holds NaN or Inf, within images {seen} to {seen + len(batch) - 1}.",
+                f"The calibration data holds NaN or Inf, within images {seen} to {seen + len(batch[0]) - 1}.",
                 expected="finite numbers, as in training",
                 fix="remove the damaged images, or mend the preprocessing",
             )
-        for image in batch:
+        for image in zip(*batch, strict=True):
             place = seen if seen < samples else int(rng.integers(seen + 1))
             if place < samples:
                 chosen[place : place + 1] = [image]
@@ -116,7 +124,8 @@ def calibration_sample(calibration: Any, *, samples: int = 256, seed: int = 0) -
             break
     if not chosen:
         raise InputError("The calibration data is empty.", expected="at least one image", fix="pass calibration=train")
-    return np.stack(chosen)
+    parts = [np.stack(part) for part in zip(*chosen, strict=True)]
+    return parts[0] if len(parts) == 1 else parts
 
 
 def calibration_images(calibration: Any, *, shape: tuple[int, ...], samples: int, seed: int) -> np.ndarray:
@@ -125,18 +134,4 @@ def calibration_images(calibration: Any, *, shape: tuple[int, ...], samples: int
     Raises:
         InputError: as `calibration_sample`; or images of another shape.
     """
-    images = calibration_sample(calibration, samples=samples, seed=seed)
-    if images.shape[1:] != shape:
-        raise InputError(
-            f"The calibration images have shape {images.shape[1:]}.",
-            expected=f"{shape}, the model's input without the batch",
-            fix="give the training data after its Preprocess (crop, resize, channels)",
-        )
-    return images
-
-
-def _batches(calibration: Any) -> Iterator[np.ndarray]:
-    if isinstance(calibration, np.ndarray):
-        calibration = [calibration]
-    for batch in calibration:
-        yield np.asarray(batch[0] if isinstance(batch, (tuple, list)) else batch, np.float32)
+    return calibration_sample(calibration, samples=samples, seed=seed, inputs={"image": shape})

@@ -19,7 +19,7 @@ from orbit_kd.errors import InputError
 from orbit_kd.exporters.artifact import Artifact, target
 from orbit_kd.exporters.keras_source import calibration_images, input_shape
 from orbit_kd.exporters.metadata import to_text
-from orbit_kd.exporters.tflite import quiet
+from orbit_kd.exporters.tflite import quiet, refuse_quantization_aware
 from orbit_kd.extras import require
 from orbit_kd.files import write_file
 from orbit_kd.native_log import native_stderr
@@ -62,6 +62,7 @@ def export_onnx(
             onnxruntime lacks, metadata JSON cannot hold, or results more than 1e-5 of the largest output apart.
     """
     require("tf2onnx", "onnx", "onnxruntime", extra="fpga")
+    refuse_quantization_aware(model, "ONNX has no operator for its rounding of kernels")
     shape = input_shape(model)
     if opset < 13 or (batch is not None and batch < 1):
         raise InputError(

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+
 from orbit_kd.errors import InputError
 from orbit_kd.exporters.artifact import Artifact, target
+from orbit_kd.exporters.integer_inputs import check_whole, ready_for_integers
 from orbit_kd.exporters.keras_source import calibration_images, check_finite, fixed_shape
+from orbit_kd.exporters.loops import has_loop, refuse_loops
 from orbit_kd.exporters.metadata import add_metadata
+from orbit_kd.exporters.tflite_mending import mend_scales
 from orbit_kd.files import write_file
 from orbit_kd.native_log import native_stderr
 from orbit_kd.tflite_reader import parse, read
@@ -41,11 +47,11 @@ def export_float32(
         InputError: more than one input, open sizes, weights that are not finite, or an operator TFLite lacks.
     """
     refuse_quantization_aware(model, "its float file would round to 8 bits at every layer")
-    data = convert(model, input_shape, lambda converter: None)
+    data = convert(trace(model, fixed_shape(model, input_shape)))
     return save(data, "tflite_float32", path, metadata, {})
 
 
-@target("tflite_int8")
+@target("tflite_int8", check=lambda model: check_integers(model, target="tflite_int8"))
 def export_int8(
     model: Any,
     *,
@@ -80,21 +86,26 @@ def export_int8(
     import tensorflow as tf
 
     shape = fixed_shape(model, input_shape)
+    traced = trace_for_integers(model, shape, target="tflite_int8")
     # Trained with quantization, a model brings its ranges, and the converter would not look at calibration data.
     trained = is_quantization_aware(model)
     images = None if trained else calibration_images(calibration, shape=shape, samples=samples, seed=seed)
+    if images is not None:
+        check_whole(images, model)
 
     def settings(converter: Any) -> None:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if images is not None:
-            converter.representative_dataset = lambda: ([image[None]] for image in images)
+            converter.representative_dataset = traced.calibration(images)
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         if not float_io:
-            converter.inference_input_type = converter.inference_output_type = tf.int8
+            converter.inference_output_type = tf.int8
+            if traced.function.inputs[0].dtype.is_floating:  # indices stay what they are
+                converter.inference_input_type = tf.int8
 
     if trained:
         _check_ranges(model)
-    data = convert(model, shape, settings)
+    data = convert(traced, settings)
     if images is not None:
         details = {"calibration_images": len(images), "seed": seed}
     else:
@@ -138,37 +149,105 @@ def _check_all_int8(data: bytes, model: Any) -> None:
         )
 
 
-def convert(model: Any, input_shape: tuple[int, ...] | None, settings: Callable[[Any], None]) -> bytes:
-    """Runs the converter, quietly, and packs what it wrote closer; `settings` sets its options.
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """A model's graph for a batch of 1, and what keeps its variables alive for the converter."""
+
+    model: Any
+    function: Any
+    holder: Any
+
+    def calibration(self, images: np.ndarray) -> Callable[[], Iterator[list[np.ndarray]]]:
+        """What the converter takes for a representative data set."""
+        batches = images[:, None].astype(self.function.inputs[0].dtype.as_numpy_dtype)
+        return lambda: ([batch] for batch in batches)
+
+
+def trace(model: Any, shape: tuple[int, ...], dtype: Any = "float32") -> Traced:
+    """The graph of a model with finite weights, for one image of a shape.
+
+    Raises:
+        InputError: weights that are not finite, or a layer that cannot be traced.
+    """
+    import tensorflow as tf
+
+    check_finite(model)
+    function = tf.function(lambda image: model(image, training=False), autograph=False)
+    # The holder keeps the variables alive for the converter, and nothing else: saving the whole Keras model would trace
+    # every layer again.
+    holder = tf.Module()
+    holder.variables_ = list(model.variables)
+    with _converting(model):
+        signature = tf.TensorSpec((1, *shape), dtype, name="image")
+        return Traced(model, function.get_concrete_function(signature), holder)
+
+
+def trace_for_integers(model: Any, shape: tuple[int, ...], *, target: str) -> Traced:
+    """`trace` of a model that is to be quantized; one that the converter would die of is refused.
+
+    Raises:
+        InputError: as `trace`; or a loop.
+    """
+    ready = ready_for_integers(model)
+    traced = trace(ready, shape, ready.inputs[0].dtype)
+    if has_loop(traced.function):
+        refuse_loops(model, convert(traced), target=target)
+    return traced
+
+
+def check_integers(model: Any, *, target: str) -> None:
+    """Raises InputError where a model cannot be quantized, whatever the calibration data."""
+    trace_for_integers(model, fixed_shape(model), target=target)
+
+
+def check_trained(model: Any, shape: tuple[int, ...]) -> None:
+    """Raises InputError where the int8 file of a quantization-aware model would compute in float."""
+    import tensorflow as tf
+
+    def settings(converter: Any) -> None:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+
+    traced = trace_for_integers(model, fixed_shape(model, shape), target="tflite_int8")
+    _check_all_int8(convert(traced, settings), model)
+
+
+def convert(traced: Traced, settings: Callable[[Any], None] = lambda converter: None) -> bytes:
+    """Runs the converter, quietly, mends what it does wrong, and packs it closer; `settings` sets its options.
 
     Raises:
         InputError: as `export_float32`.
     """
     import tensorflow as tf
 
-    shape = fixed_shape(model, input_shape)
-    check_finite(model)
+    with _converting(traced.model):
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([traced.function], traced.holder)
+        settings(converter)
+        data = converter.convert()
+    file = parse(data)
+    mend_scales(file)
+    return pack(file)
+
+
+@contextlib.contextmanager
+def _converting(model: Any) -> Iterator[None]:
+    """Quiet; what fails within it becomes an InputError."""
     with quiet(), native_stderr() as log:
         try:
-            function = tf.function(lambda image: model(image, training=False), autograph=False)
-            signature = tf.TensorSpec((1, *shape), tf.float32, name="image")
-            # The holder keeps the variables alive for the converter, and nothing else: saving the whole Keras model
-            # would trace every layer again.
-            holder = tf.Module()
-            holder.variables_ = list(model.variables)
-            converter = tf.lite.TFLiteConverter.from_concrete_functions(
-                [function.get_concrete_function(signature)], holder
-            )
-            settings(converter)
-            data = converter.convert()
+            yield
         except Exception as error:
             reason = next((line for line in str(error).splitlines() if "error" in line.lower()), str(error))
+            if "AssignVariable" in str(error):
+                raise InputError(
+                    f"Model {model.name!r} keeps state from one call to the next, in a variable that it assigns.",
+                    expected="a network that sees each input by itself",
+                    fix="build recurrent layers with stateful=False, and set the same weights; other state has to "
+                    "come in as part of the input",
+                ) from error
             raise InputError(
                 f"TFLite cannot hold model {model.name!r}: {reason.strip()[:300]}",
                 expected="layers made of TFLite's builtin operators, with shapes known for a batch of 1",
                 fix="replace that layer; the converter's whole report is the `__cause__` of this error",
             ) from RuntimeError(f"{error}\n{log.text}")
-    return pack(parse(data))
 
 
 def save(

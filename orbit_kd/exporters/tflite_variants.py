@@ -13,8 +13,16 @@ import numpy as np
 
 from orbit_kd.errors import InputError
 from orbit_kd.exporters.artifact import Artifact, target
+from orbit_kd.exporters.integer_inputs import check_whole
 from orbit_kd.exporters.keras_source import calibration_images, fixed_shape
-from orbit_kd.exporters.tflite import convert, refuse_quantization_aware, save
+from orbit_kd.exporters.tflite import (
+    check_integers,
+    convert,
+    refuse_quantization_aware,
+    save,
+    trace,
+    trace_for_integers,
+)
 from orbit_kd.tflite_reader import parse
 
 
@@ -46,7 +54,7 @@ def export_float16(
         converter.target_spec.supported_types = [tf.float16]
 
     refuse_quantization_aware(model, "its float file would round to 8 bits at every layer")
-    data = convert(model, input_shape, settings)
+    data = convert(trace(model, fixed_shape(model, input_shape)), settings)
     _check_float16(data, model)
     return save(data, "tflite_float16", path, metadata, {})
 
@@ -101,10 +109,10 @@ def export_dynamic(
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
 
     refuse_quantization_aware(model, "its activations would be rounded twice")
-    return save(convert(model, input_shape, settings), "tflite_dynamic", path, metadata, {})
+    return save(convert(trace(model, fixed_shape(model, input_shape)), settings), "tflite_dynamic", path, metadata, {})
 
 
-@target("tflite_int16x8")
+@target("tflite_int16x8", check=lambda model: check_integers(model, target="tflite_int16x8"))
 def export_int16x8(
     model: Any,
     *,
@@ -137,16 +145,18 @@ def export_int16x8(
 
     refuse_quantization_aware(model, "the ranges it has trained are of 8 bits, not of 16")
     shape = fixed_shape(model, input_shape)
+    traced = trace_for_integers(model, shape, target="tflite_int16x8")
     images = calibration_images(calibration, shape=shape, samples=samples, seed=seed)
+    check_whole(images, model)
 
     def settings(converter: Any) -> None:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.representative_dataset = lambda: ([image[None]] for image in images)
+        converter.representative_dataset = traced.calibration(images)
         converter.target_spec.supported_ops = [
             tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
         ]
         if not float_io:
             converter.inference_input_type = converter.inference_output_type = tf.int16
 
-    data = convert(model, shape, settings)
+    data = convert(traced, settings)
     return save(data, "tflite_int16x8", path, metadata, {"calibration_images": len(images), "seed": seed})

@@ -81,7 +81,7 @@ def peak(data: bytes) -> tuple[str, list[tuple[str, int]]]:
     steps = subgraph.operators
     born, dies = {int(i): 0 for i in subgraph.inputs}, {int(i): 0 for i in subgraph.inputs}
     for step, operator in enumerate(steps):
-        for i in map(int, operator.outputs):
+        for i in graph.outputs(operator):
             born[i] = dies[i] = step
         for i in map(int, () if operator.inputs is None else operator.inputs):
             if i in born:
@@ -89,7 +89,8 @@ def peak(data: bytes) -> tuple[str, list[tuple[str, int]]]:
     dies |= {int(i): len(steps) for i in subgraph.outputs if int(i) in born}
 
     def bytes_of(index: int) -> int:
-        return math.prod(graph.shape(index)) * np.dtype(graph.dtype(index)).itemsize
+        kind = graph.dtype(index)  # a handle of a variable is no array
+        return 0 if kind == "resource" else math.prod(graph.shape(index)) * np.dtype(kind).itemsize
 
     def alive(step: int) -> list[int]:
         return [i for i in born if born[i] <= step <= dies[i]]
@@ -135,7 +136,8 @@ def layer_name(graph: Graph, op: Any) -> str:
 
 
 def _stored(graph: Graph, index: int) -> int:
-    return len(graph._buffers[graph.tensors[index].buffer].data)
+    data = graph.data(index)
+    return 0 if data is None else len(data)
 
 
 def _up(size: int, step: int) -> int:

@@ -137,7 +137,7 @@ int main() {{
     return Fail("output scale");
   }}
 
-  std::memcpy(input->data.raw, kGoldenInput, sizeof(kGoldenInput));
+{reset}  std::memcpy(input->data.raw, kGoldenInput, sizeof(kGoldenInput));
   if (interpreter.Invoke() != kTfLiteOk) return Fail("an operator");
   const Output* found = reinterpret_cast<const Output*>(output->data.raw);
   for (std::size_t i = 0; i < kOutputSize; ++i) {{
@@ -148,6 +148,10 @@ int main() {{
               static_cast<int>(interpreter.arena_used_bytes()), static_cast<int>(kTensorArenaSize));
   return 0;
 }}
+"""
+_RESET = """\
+  // The network has variables (LSTM). Before each input they have to be set back, or one leaves its traces in the next.
+  if (interpreter.Reset() != kTfLiteOk) return Fail("reset");
 """
 
 
@@ -161,7 +165,7 @@ class Golden:
 
 
 def sources(
-    *, input: Port, output: Port, golden: Golden, methods: Sequence[str], arena: int, margin: int
+    *, input: Port, output: Port, golden: Golden, methods: Sequence[str], arena: int, margin: int, variables: bool
 ) -> dict[str, str]:
     """File name -> text, of all but the model's array.
 
@@ -172,6 +176,7 @@ def sources(
         methods: of `MicroMutableOpResolver`, see `tflm_operators.add_methods`.
         arena: bytes measured.
         margin: bytes on top; the size written is rounded up to 16.
+        variables: whether the file has variable tensors, which main.cc then resets.
     """
     calls = " &&\n         ".join(f"resolver.{method}() == kTfLiteOk" for method in methods)
     settings = _SETTINGS.format(
@@ -187,7 +192,7 @@ def sources(
         "model_operators.h": _OPERATORS.format(note=_NOTE, count=len(methods), calls=calls),
         "golden.h": _GOLDEN_HEADER.format(note=_NOTE, origin=golden.origin),
         "golden.cc": _GOLDEN_SOURCE.format(note=_NOTE, input=_rows(golden.input), output=_rows(golden.output)),
-        "main.cc": _MAIN.format(note=_NOTE),
+        "main.cc": _MAIN.format(note=_NOTE, reset=_RESET if variables else ""),
     }
 
 

@@ -24,7 +24,7 @@ from orbit_kd.exporters.vela_twins import dense_twin, first_bad_group, kernels, 
 from orbit_kd.extras import require
 from orbit_kd.files import write_file
 from orbit_kd.nm_check import NMCheck, check_n_m
-from orbit_kd.tflite_reader import Op, parse, read
+from orbit_kd.tflite_reader import Graph, Op, parse, read
 
 ACCELERATORS = (
     *(f"ethos-u55-{macs}" for macs in (32, 64, 128, 256)),
@@ -165,13 +165,14 @@ def compile_with_vela(data: bytes, flags: dict[str, str]) -> tuple[bytes, VelaRe
 
 
 def _rows(data: bytes, report: VelaReport) -> list[dict[str, Any]]:
-    graph = parse(data).subgraphs[0]
-    known = {op.name: op for op in read(data).ops}
+    model = parse(data)
+    graph, names = model.subgraphs[0], Graph(model)
+    known = {op.name: op for op in read(data).ops if not op.graph}
     checks = {check.name: check for check in check_n_m(data)}
     arrays = kernels(data)
     rows = []
     for op in report.ops:
-        name = graph.tensors[graph.operators[op.index].outputs[0]].name.decode()
+        name = names.output_name(graph.operators[op.index])
         source = known.get(name)
         rows.append(
             {
