@@ -172,7 +172,9 @@ NO_DATA = {
     "strip_clusters", "strip_quantization",
 }  # fmt: skip
 JUDGES = ("evaluate", "sensitivity", "smallest")  # say how accurate a network is
-ENDLESS = ("plan_removal", "recalibrate_batchnorm", "remove_in_rounds")  # look at the first batches only
+ENDLESS = (  # look at the first batches, or the first 20,000 images
+    "export", "plan_removal", "quantize_aware", "recalibrate_batchnorm", "remove_in_rounds",
+)  # fmt: skip
 ONCE = (
     "Distiller", "cache_teacher", "export", "plan_removal", "quantize_aware", "recalibrate_batchnorm", "sensitivity",
     "smallest",
