@@ -73,11 +73,7 @@ def flow():
     return ImageDataGenerator().flow(X, Y, batch_size=8, shuffle=False)
 
 
-def our_flow():
-    return keras.preprocessing.image.ImageDataGenerator().flow(X, Y, batch_size=8, shuffle=False)
-
-
-RIGHT = {"sequence": OurSequence, "pydataset": TheirDataset, "flow": our_flow, "keras3 flow": flow, "list": listed}
+RIGHT = {"sequence": OurSequence, "pydataset": TheirDataset, "flow": flow, "list": listed}
 BAD = {
     "endless": (lambda: plain().repeat(), "no end|for ever"),
     "unbatched": (lambda: tf.data.Dataset.from_tensor_slices((X, Y)), "single examples"),
