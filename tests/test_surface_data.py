@@ -162,11 +162,11 @@ ARRAYS = {"predict"}  # images alone, as one array: test_field_runtimes.py
 ONLY_DATA = {"compress": of_compress}  # takes an okd.Data, which is in the table above
 NO_DATA = {
     "Artifact", "AttentionTransfer", "Augment", "DecoupledDistillation", "DistillationLoss", "FeatureHints",
-    "InputError", "LogitsDistillation", "MAEDistillation", "MSEDistillation", "Piecewise", "Preprocess", "Recipe", "RelationalDistillation",
-    "RemovalPlan", "Report", "Resume", "Scan", "SimilarityPreserving", "StopOnNonFinite", "TeacherCache",
-    "as_graph", "channel_rule", "check_preprocess", "cluster", "hybrid_for", "keep_zeros", "load", "load_model", "profile",
-    "quantize_table", "ratios_for", "remove_filters", "save_model", "sparsify", "sparsity_table", "strip",
-    "strip_clusters", "strip_quantization",
+    "InputError", "LogitsDistillation", "MAEDistillation", "MSEDistillation", "Piecewise", "Preprocess", "Recipe",
+    "RelationalDistillation", "RemovalPlan", "Report", "Resume", "Scan", "SimilarityPreserving", "StopOnNonFinite",
+    "TeacherCache", "as_graph", "channel_rule", "check_preprocess", "cluster", "hybrid_for", "keep_zeros", "load",
+    "load_model", "profile", "quantize_table", "ratios_for", "remove_filters", "save_model", "sparsify",
+    "sparsity_table", "strip", "strip_clusters", "strip_quantization",
 }  # fmt: skip
 JUDGES = ("evaluate", "sensitivity", "smallest")  # say how accurate a network is
 ENDLESS = (  # look at the first batches, or the first 20,000 images
