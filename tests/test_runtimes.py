@@ -74,7 +74,7 @@ def test_inputs_are_quantized_and_outputs_dequantized_as_the_file_says(files, im
     np.testing.assert_allclose(real, (np.array(expected, np.float32) - zero) * scale, rtol=1e-6)
 
 
-def test_values_beyond_the_range_saturate(files, images):
+def test_values_beyond_the_range_saturate(files):
     runner = runtimes.load(files["tflite_int8"])
     assert runner.input.quantize(np.full((1, 12, 12, 3), 1e9)).max() == 127
     assert runner.input.quantize(np.full((1, 12, 12, 3), -1e9)).min() == -128

@@ -107,7 +107,7 @@ def calibration_sample(
     rng = np.random.default_rng(seed)
     chosen: list[tuple[np.ndarray, ...]] = []
     seen = 0
-    for x, *_ in as_batches(calibration, what="calibration data", inputs=inputs):
+    for x, *_ in as_batches(calibration, what="calibration data", endless=True, inputs=inputs):
         batch = [np.asarray(part, np.float32) for part in in_order(x, inputs)]
         if not all(np.isfinite(part).all() for part in batch):
             raise InputError(

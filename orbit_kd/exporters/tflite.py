@@ -14,9 +14,7 @@ import numpy as np
 
 from orbit_kd.errors import InputError
 from orbit_kd.exporters.artifact import Artifact, target
-from orbit_kd.exporters.integer_inputs import check_whole, ready_for_integers
 from orbit_kd.exporters.keras_source import calibration_images, check_finite, fixed_shape
-from orbit_kd.exporters.loops import has_loop, refuse_loops
 from orbit_kd.exporters.metadata import add_metadata
 from orbit_kd.exporters.tflite_mending import mend_scales
 from orbit_kd.files import write_file
@@ -89,9 +87,7 @@ def export_int8(
     traced = trace_for_integers(model, shape, target="tflite_int8")
     # Trained with quantization, a model brings its ranges, and the converter would not look at calibration data.
     trained = is_quantization_aware(model)
-    images = None if trained else calibration_images(calibration, shape=shape, samples=samples, seed=seed)
-    if images is not None:
-        check_whole(images, model)
+    images = None if trained else whole_images(model, calibration, shape=shape, samples=samples, seed=seed)
 
     def settings(converter: Any) -> None:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -188,11 +184,27 @@ def trace_for_integers(model: Any, shape: tuple[int, ...], *, target: str) -> Tr
     Raises:
         InputError: as `trace`; or a loop.
     """
+    from orbit_kd.exporters.integer_inputs import ready_for_integers
+    from orbit_kd.exporters.loops import has_loop, refuse_loops
+
     ready = ready_for_integers(model)
     traced = trace(ready, shape, ready.inputs[0].dtype)
     if has_loop(traced.function):
         refuse_loops(model, convert(traced), target=target)
     return traced
+
+
+def whole_images(model: Any, calibration: Any, *, shape: tuple[int, ...], samples: int, seed: int) -> np.ndarray:
+    """`calibration_images` that are whole numbers where the model's input is.
+
+    Raises:
+        InputError: as `calibration_images`; or numbers that an integer input would cut off.
+    """
+    from orbit_kd.exporters.integer_inputs import check_whole
+
+    images = calibration_images(calibration, shape=shape, samples=samples, seed=seed)
+    check_whole(images, model)
+    return images
 
 
 def check_integers(model: Any, *, target: str) -> None:

@@ -13,8 +13,7 @@ import numpy as np
 
 from orbit_kd.errors import InputError
 from orbit_kd.exporters.artifact import Artifact, target
-from orbit_kd.exporters.integer_inputs import check_whole
-from orbit_kd.exporters.keras_source import calibration_images, fixed_shape
+from orbit_kd.exporters.keras_source import fixed_shape
 from orbit_kd.exporters.tflite import (
     check_integers,
     convert,
@@ -22,6 +21,7 @@ from orbit_kd.exporters.tflite import (
     save,
     trace,
     trace_for_integers,
+    whole_images,
 )
 from orbit_kd.tflite_reader import parse
 
@@ -146,8 +146,7 @@ def export_int16x8(
     refuse_quantization_aware(model, "the ranges it has trained are of 8 bits, not of 16")
     shape = fixed_shape(model, input_shape)
     traced = trace_for_integers(model, shape, target="tflite_int16x8")
-    images = calibration_images(calibration, shape=shape, samples=samples, seed=seed)
-    check_whole(images, model)
+    images = whole_images(model, calibration, shape=shape, samples=samples, seed=seed)
 
     def settings(converter: Any) -> None:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
