@@ -15,7 +15,6 @@ from orbit_kd import budgets
 from orbit_kd.channel_graph import ChannelGraph
 from orbit_kd.datasets import Data
 from orbit_kd.errors import InputError
-from orbit_kd.files import write_file
 from orbit_kd.model_io import load_model, save_model
 from orbit_kd.ratios import hybrid_for, ratios_for
 from orbit_kd.recipe import Recipe, digest
@@ -23,7 +22,8 @@ from orbit_kd.retraining import Retraining
 from orbit_kd.scan import Scan
 from orbit_kd.scanning import sensitivity
 from orbit_kd.search import RATIOS, smallest
-from orbit_kd.stages import Stages
+from orbit_kd.support.files import write_file
+from orbit_kd.support.stages import Stages
 from orbit_kd.surgery import recalibrate_batchnorm
 
 log = logging.getLogger("orbit_kd")

@@ -22,12 +22,12 @@ from orbit_kd.exporters.c_array import read_c_array
 from orbit_kd.exporters.keras_source import calibration_sample
 from orbit_kd.labels import check_several, class_numbers
 from orbit_kd.metrics import accuracy, confusion_matrix, mcnemar
-from orbit_kd.progress import track
 from orbit_kd.report_text import shipped
 from orbit_kd.reporting import Report
+from orbit_kd.support.progress import track
+from orbit_kd.support.versions import versions
 from orbit_kd.tflite_reader import TfliteSummary, read, read_bytes
 from orbit_kd.tflm_parity import tflm_parity
-from orbit_kd.versions import versions
 
 log = logging.getLogger("orbit_kd")
 

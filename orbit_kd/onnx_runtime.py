@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from orbit_kd.errors import InputError
-from orbit_kd.extras import require
 from orbit_kd.runtimes import Port, Runner, runtimes
+from orbit_kd.support.extras import require
 
 _BATCH = 32
 

@@ -21,7 +21,6 @@ from orbit_kd.errors import InputError
 from orbit_kd.evaluation import evaluate, logits, model_bytes
 from orbit_kd.exporters import Artifact, check, export_all
 from orbit_kd.exporters.metadata import bytes_of, note
-from orbit_kd.files import write_file
 from orbit_kd.importance import criteria
 from orbit_kd.iterative import ratio_of_round
 from orbit_kd.metrics import accuracy
@@ -33,8 +32,9 @@ from orbit_kd.reporting import Report
 from orbit_kd.retraining import Retraining, lesson_layers, losses_of
 from orbit_kd.scan_evaluation import Evaluator, batches_of
 from orbit_kd.sparsity import sparsify, strip
-from orbit_kd.stages import Stages, log
 from orbit_kd.story import story
+from orbit_kd.support.files import write_file
+from orbit_kd.support.stages import Stages, log
 from orbit_kd.surgery import recalibrate_batchnorm, remove_filters
 from orbit_kd.training import check_fit
 

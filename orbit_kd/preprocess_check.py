@@ -16,8 +16,8 @@ from orbit_kd.errors import InputError
 from orbit_kd.heads import heads
 from orbit_kd.metrics import confusion_matrix, wilson
 from orbit_kd.model_io import load_model
-from orbit_kd.progress import track
 from orbit_kd.recipe import LOADERS, Preprocess
+from orbit_kd.support.progress import track
 
 # What the networks of keras.applications want: modes "tf", "caffe" and "torch" of preprocess_input; and rescale=1/255.
 VALUES: tuple[dict[str, Any], ...] = (

@@ -30,7 +30,7 @@ from orbit_kd.quantization_layers import KERNELS, QuantizedLayer, observing
 from orbit_kd.quantization_placement import PASS_ON, has_fixed_range, is_one_operator, place
 from orbit_kd.sparsity import keep_zeros
 from orbit_kd.sparsity_models import copy_layer, named_layers, rebuild
-from orbit_kd.text_table import aligned
+from orbit_kd.support.text_table import aligned
 from orbit_kd.wrapped_models import CLUSTERED, QUANTIZED, SPARSE, refuse_wrapped, unwrapped_copy, wrappers_in
 
 __all__ = ["QuantizationRow", "QuantizationTable", "quantize_aware", "quantize_table", "strip_quantization"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from orbit_kd.progress import duration
+from orbit_kd.support.progress import duration
 
 NONE = "–"
 TEACHER_TARGET = "tflite_float32"

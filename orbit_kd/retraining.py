@@ -13,10 +13,10 @@ import tf_keras as keras
 
 from orbit_kd.datasets import Data
 from orbit_kd.distillation import DistillationLoss, Distiller, TeacherCache, get_loss
-from orbit_kd.files import write_file
 from orbit_kd.model_io import load_model, save_model
 from orbit_kd.recipe import Recipe
-from orbit_kd.stages import Stages
+from orbit_kd.support.files import write_file
+from orbit_kd.support.stages import Stages
 from orbit_kd.training import classification_loss, fit
 
 

@@ -15,9 +15,9 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from orbit_kd.errors import InputError
-from orbit_kd.extras import require
-from orbit_kd.native_log import native_stderr
 from orbit_kd.registry import Registry
+from orbit_kd.support.extras import require
+from orbit_kd.support.native_log import native_stderr
 from orbit_kd.tflite_reader import Graph, State, parse, read_bytes, state_of
 
 Model = str | os.PathLike[str] | bytes

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from orbit_kd.errors import InputError
-from orbit_kd.files import write_file
+from orbit_kd.support.files import write_file
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from orbit_kd.files import replace_file
+from orbit_kd.support.files import replace_file
 
 if TYPE_CHECKING:
     from orbit_kd.scan import Scan

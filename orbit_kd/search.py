@@ -24,7 +24,6 @@ from orbit_kd.channel_graph import ChannelGraph
 from orbit_kd.conversion import as_tf_keras
 from orbit_kd.datasets.batches import as_batches, inputs_of
 from orbit_kd.errors import InputError
-from orbit_kd.files import write_file
 from orbit_kd.importance import needs_data
 from orbit_kd.model_io import fingerprint, load_model, save_model
 from orbit_kd.outputs import check_classes, compiled_loss, loss_name
@@ -34,6 +33,7 @@ from orbit_kd.recipe import digest
 from orbit_kd.scan import Curve, Scan
 from orbit_kd.scan_evaluation import Evaluator, batches_of, told_apart
 from orbit_kd.scanning import sensitivity
+from orbit_kd.support.files import write_file
 from orbit_kd.surgery import remove_filters
 
 log = logging.getLogger("orbit_kd")

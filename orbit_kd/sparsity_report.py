@@ -13,7 +13,7 @@ from orbit_kd.layer_wrappers import kernel_rule
 from orbit_kd.sparsity_layers import SparseLayer, reason_dense
 from orbit_kd.sparsity_models import has_matrix, named_layers
 from orbit_kd.sparsity_patterns import Magnitude, NofM, Pattern
-from orbit_kd.text_table import aligned
+from orbit_kd.support.text_table import aligned
 from orbit_kd.wrapped_models import unwrapped_copy, wrappers_in
 
 

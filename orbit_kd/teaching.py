@@ -16,11 +16,11 @@ from orbit_kd.datasets import Data
 from orbit_kd.distillation import Distiller, cache_teacher, workers
 from orbit_kd.distillation.schedules import Scheduled
 from orbit_kd.errors import InputError
-from orbit_kd.files import write_file
 from orbit_kd.model_io import fingerprint, save_model
 from orbit_kd.preprocessing import Augment
 from orbit_kd.recipe import digest
-from orbit_kd.stages import Stages
+from orbit_kd.support.files import write_file
+from orbit_kd.support.stages import Stages
 from orbit_kd.tensorboard_logs import TensorBoardLogs
 from orbit_kd.training import check_fit, classification_loss, fit
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from orbit_kd import runtimes
 from orbit_kd.errors import InputError
-from orbit_kd.native_log import native_stderr
 from orbit_kd.registry import Registry
+from orbit_kd.support.native_log import native_stderr
 from orbit_kd.tflite_reader import parse, read_bytes
 
 Call = Callable[[], Any]

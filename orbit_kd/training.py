@@ -16,12 +16,12 @@ import tf_keras as keras
 from orbit_kd.datasets import Data
 from orbit_kd.distillation import Resume, StopOnNonFinite
 from orbit_kd.errors import InputError
-from orbit_kd.files import write_file
 from orbit_kd.heads import heads
 from orbit_kd.labels import are_rows
 from orbit_kd.model_io import save_model
 from orbit_kd.outputs import check_classes, cross_entropy
-from orbit_kd.progress import duration
+from orbit_kd.support.files import write_file
+from orbit_kd.support.progress import duration
 
 log = logging.getLogger("orbit_kd")
 

@@ -13,11 +13,11 @@ import pytest
 
 import orbit_kd
 from orbit_kd.errors import InputError
-from orbit_kd.progress import duration, track
 from orbit_kd.recipe import STAGES, Preprocess, Recipe
 from orbit_kd.registry import Registry
-from orbit_kd.stages import Stages
-from orbit_kd.text_table import aligned
+from orbit_kd.support.progress import duration, track
+from orbit_kd.support.stages import Stages
+from orbit_kd.support.text_table import aligned
 
 
 def test_every_public_name_resolves_and_is_what_type_checkers_see():
@@ -122,7 +122,7 @@ def test_a_killed_stage_keeps_its_folder_and_its_seconds(tmp_path):
 
 def test_the_seconds_of_a_stage_add_up_over_its_kills_and_not_over_calls_that_find_it_done(tmp_path, monkeypatch):
     clock = iter([0.0, 5.0, 100.0, 103.0, 200.0])
-    monkeypatch.setattr("orbit_kd.stages.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr("orbit_kd.support.stages.time", SimpleNamespace(monotonic=lambda: next(clock)))
     with pytest.raises(KeyboardInterrupt), Stages(tmp_path, "start").stage("one"):
         raise KeyboardInterrupt
     for _ in range(2):

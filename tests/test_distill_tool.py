@@ -21,7 +21,7 @@ from orbit_kd.distillation.losses import get_loss
 from orbit_kd.distillation.schedules import read_schedule
 from orbit_kd.errors import InputError
 from orbit_kd.preprocessing import Augment
-from orbit_kd.stages import Stages
+from orbit_kd.support.stages import Stages
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ import orbit_kd as okd
 from orbit_kd import runtimes
 from orbit_kd.errors import InputError
 from orbit_kd.exporters.c_array import read_c_array
-from orbit_kd.native_log import native_stderr
 from orbit_kd.op_timing import op_latency
 from orbit_kd.profiling import profile
+from orbit_kd.support.native_log import native_stderr
 from orbit_kd.tflite_reader import State, parse, read, state_of
 
 layers = keras.layers

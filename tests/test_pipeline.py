@@ -20,7 +20,7 @@ from orbit_kd.model_io import fingerprint
 from orbit_kd.pipeline import compress
 from orbit_kd.recipe import Recipe, digest
 from orbit_kd.retraining import Retraining
-from orbit_kd.stages import Stages
+from orbit_kd.support.stages import Stages
 
 RECIPE = Recipe(ratio=0.5, rounds=2, epochs=16, pattern="2:4", sparse_epochs=6, views=2, batch_size=16, calibration=32)
 

@@ -23,7 +23,7 @@ from orbit_kd.planning import plan_removal
 from orbit_kd.recipe import Preprocess, Recipe
 from orbit_kd.scan import Curve, Scan
 from orbit_kd.search import Found
-from orbit_kd.stages import Stages
+from orbit_kd.support.stages import Stages
 from orbit_kd.surgery import remove_filters
 
 SHARED = {"pattern": "magnitude", "epochs": 5, "sparse_epochs": 3, "targets": ("tflite_int8",)}

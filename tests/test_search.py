@@ -17,7 +17,7 @@ from orbit_kd.errors import InputError
 from orbit_kd.model_io import fingerprint
 from orbit_kd.retraining import Retraining
 from orbit_kd.search import smallest
-from orbit_kd.stages import Stages
+from orbit_kd.support.stages import Stages
 
 
 @pytest.fixture(scope="module")

@@ -18,12 +18,12 @@ from orbit_kd import decisions, pipeline, retraining
 from orbit_kd.datasets import Data
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import export_all
-from orbit_kd.files import write_file
 from orbit_kd.model_io import load_model, save_model
 from orbit_kd.preprocessing import Augment
 from orbit_kd.recipe import Preprocess, Recipe
 from orbit_kd.scan import Scan
-from orbit_kd.stages import Stages
+from orbit_kd.support.files import write_file
+from orbit_kd.support.stages import Stages
 
 PAGE = Path(__file__).parent.parent / "docs" / "recipe_stages.md"
 

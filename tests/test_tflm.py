@@ -21,7 +21,7 @@ from orbit_kd.exporters import Artifact, export, export_all, open_artifact, read
 from orbit_kd.exporters.c_array import read_c_array
 from orbit_kd.exporters.tflm_memory import arena_margin, peak
 from orbit_kd.exporters.tflm_operators import ADD_METHODS, add_methods
-from orbit_kd.native_log import native_stderr
+from orbit_kd.support.native_log import native_stderr
 from orbit_kd.tflite_reader import parse
 from orbit_kd.tflm_parity import tflm_parity
 

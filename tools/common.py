@@ -19,8 +19,8 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from orbit_kd.errors import InputError
-from orbit_kd.native_log import native_stderr
 from orbit_kd.recipe import Preprocess
+from orbit_kd.support.native_log import native_stderr
 
 FLAGS = flags.FLAGS
 flags.disclaim_key_flags()  # what is defined here belongs to the tool that asks for it, and shows in its --help

@@ -40,9 +40,9 @@ def main() -> None:
     required("model")
     recipe = collect(Recipe)
 
-    from orbit_kd.files import write_file
     from orbit_kd.model_io import save_model
     from orbit_kd.planning import RemovalPlan, plan_removal
+    from orbit_kd.support.files import write_file
     from orbit_kd.surgery import remove_filters
 
     model = load(FLAGS.model)

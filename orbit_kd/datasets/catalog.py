@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from orbit_kd.datasets.images import MEMORY_LIMIT, Item
 from orbit_kd.datasets.splits import Source
 from orbit_kd.errors import InputError
-from orbit_kd.progress import on_terminal
+from orbit_kd.support.progress import on_terminal
 
 VALIDATION = ("validation", "val", "valid")
 

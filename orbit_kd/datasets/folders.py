@@ -10,7 +10,7 @@ import numpy as np
 from orbit_kd.datasets.images import SUFFIXES
 from orbit_kd.datasets.splits import Source
 from orbit_kd.errors import InputError
-from orbit_kd.progress import log
+from orbit_kd.support.progress import log
 
 LAYOUT = "train/<class>/* and test/<class>/* (optional val/<class>/*), or <class>/*"
 KINDS = f"images ({', '.join(SUFFIXES)})"

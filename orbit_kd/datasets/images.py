@@ -14,8 +14,8 @@ import numpy as np
 
 from orbit_kd.errors import InputError
 from orbit_kd.preprocessing import output_shape
-from orbit_kd.progress import track
 from orbit_kd.recipe import Preprocess
+from orbit_kd.support.progress import track
 
 if TYPE_CHECKING:
     import tensorflow as tf

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from orbit_kd.errors import InputError
-from orbit_kd.files import replace_file
+from orbit_kd.support.files import replace_file
 
 
 def pack(exact: Sequence[np.ndarray], rounded: Sequence[np.ndarray]) -> np.ndarray:

@@ -25,8 +25,8 @@ from orbit_kd.exporters.artifact import Artifact, target
 from orbit_kd.exporters.keras_source import calibration_images, input_shape
 from orbit_kd.exporters.packing import pack_bits
 from orbit_kd.exporters.tflite import refuse_quantization_aware
-from orbit_kd.extras import require
-from orbit_kd.files import unwritable, write_file
+from orbit_kd.support.extras import require
+from orbit_kd.support.files import unwritable, write_file
 
 PROJECT = "orbit_kd_network"
 NOTE = "orbit_kd.json"

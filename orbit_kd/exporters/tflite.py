@@ -17,8 +17,8 @@ from orbit_kd.exporters.artifact import Artifact, target
 from orbit_kd.exporters.keras_source import calibration_images, check_finite, fixed_shape
 from orbit_kd.exporters.metadata import add_metadata
 from orbit_kd.exporters.tflite_mending import mend_scales
-from orbit_kd.files import write_file
-from orbit_kd.native_log import native_stderr
+from orbit_kd.support.files import write_file
+from orbit_kd.support.native_log import native_stderr
 from orbit_kd.tflite_reader import parse, read
 from orbit_kd.tflite_writer import pack
 

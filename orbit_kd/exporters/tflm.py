@@ -21,8 +21,8 @@ from orbit_kd.exporters.tflm_compression import compress_weights
 from orbit_kd.exporters.tflm_memory import arena_margin, arena_size, check_arena, check_flash, require_dense
 from orbit_kd.exporters.tflm_operators import add_methods
 from orbit_kd.exporters.tflm_sources import Golden, sources
-from orbit_kd.extras import require
-from orbit_kd.files import write_file
+from orbit_kd.support.extras import require
+from orbit_kd.support.files import write_file
 from orbit_kd.tflite_reader import State, parse, state_of
 from orbit_kd.tflm_parity import yardstick
 

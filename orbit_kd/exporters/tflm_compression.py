@@ -17,8 +17,8 @@ import numpy as np
 
 from orbit_kd import runtimes
 from orbit_kd.errors import InputError
-from orbit_kd.extras import require
-from orbit_kd.native_log import native_stderr
+from orbit_kd.support.extras import require
+from orbit_kd.support.native_log import native_stderr
 from orbit_kd.tflite_reader import Graph, parse
 
 _BITS = 7  # the widest index of the format
