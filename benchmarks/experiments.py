@@ -19,10 +19,10 @@ from absl import flags
 from absl import logging as absl_logging
 
 from orbit_kd.datasets import Data, load
+from orbit_kd.datasets.preprocessing import Augment
 from orbit_kd.distillation import DistillationLoss, Distiller, LogitsDistillation, TeacherCache, cache_teacher
 from orbit_kd.model_io import load_model
 from orbit_kd.networks import build
-from orbit_kd.preprocessing import Augment
 from orbit_kd.recipe import Preprocess
 from orbit_kd.training import classification_loss, fit, train
 

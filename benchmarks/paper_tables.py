@@ -38,10 +38,10 @@ from experiments import (
 )
 
 from orbit_kd.datasets import Data, load
+from orbit_kd.datasets.preprocessing import Augment
 from orbit_kd.distillation import LogitsDistillation, cache_teacher
 from orbit_kd.model_io import load_model, save_model
 from orbit_kd.planning import plan_removal
-from orbit_kd.preprocessing import Augment
 from orbit_kd.ratios import hybrid_for
 from orbit_kd.recipe import Preprocess
 from orbit_kd.scan import Scan

@@ -16,7 +16,7 @@ import numpy as np
 import tf_keras as keras
 
 from orbit_kd import datasets, networks
-from orbit_kd.preprocessing import Augment
+from orbit_kd.datasets.preprocessing import Augment
 
 RESULTS = Path(__file__).parent / "results" / "sar_sim_difficulty.jsonl"
 DECAYS = (1e-2, 1e-1, 1.0, 10.0)

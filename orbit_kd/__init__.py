@@ -76,6 +76,7 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from orbit_kd.clustering import cluster, strip_clusters
     from orbit_kd.conversion import as_graph
     from orbit_kd.datasets import Data, load
+    from orbit_kd.datasets.preprocessing import Augment
     from orbit_kd.distillation import (
         DST,
         AttentionTransfer,
@@ -103,7 +104,6 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from orbit_kd.planning import RemovalPlan, plan_removal
     from orbit_kd.prediction import predict
     from orbit_kd.preprocess_check import check_preprocess
-    from orbit_kd.preprocessing import Augment
     from orbit_kd.profiling import profile
     from orbit_kd.quantization import quantize_aware, quantize_table, strip_quantization
     from orbit_kd.ratios import hybrid_for, ratios_for

@@ -16,11 +16,11 @@ import numpy as np
 
 from orbit_kd import runtimes, timing
 from orbit_kd.datasets.batches import as_batches
+from orbit_kd.datasets.labels import check_several, class_numbers
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import Artifact, export, find, open_artifact
 from orbit_kd.exporters.c_array import read_c_array
 from orbit_kd.exporters.keras_source import calibration_sample
-from orbit_kd.labels import check_several, class_numbers
 from orbit_kd.metrics import accuracy, confusion_matrix, mcnemar
 from orbit_kd.report_text import shipped
 from orbit_kd.reporting import Report

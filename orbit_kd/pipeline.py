@@ -16,6 +16,7 @@ from orbit_kd import budgets, decisions
 from orbit_kd.channel_graph import ChannelGraph
 from orbit_kd.conversion import as_tf_keras
 from orbit_kd.datasets import Data
+from orbit_kd.datasets.preprocessing import Augment
 from orbit_kd.distillation import TeacherCache, cache_teacher
 from orbit_kd.errors import InputError
 from orbit_kd.evaluation import evaluate, logits, model_bytes
@@ -26,7 +27,6 @@ from orbit_kd.iterative import ratio_of_round
 from orbit_kd.metrics import accuracy
 from orbit_kd.model_io import fingerprint, load_model, save_model
 from orbit_kd.planning import RemovalPlan, check_names, plan_removal
-from orbit_kd.preprocessing import Augment
 from orbit_kd.recipe import Recipe, digest
 from orbit_kd.reporting import Report
 from orbit_kd.retraining import Retraining, lesson_layers, losses_of

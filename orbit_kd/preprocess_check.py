@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from orbit_kd import datasets, preprocessing
+from orbit_kd import datasets
+from orbit_kd.datasets import preprocessing
 from orbit_kd.datasets.renderings import Renderings
 from orbit_kd.errors import InputError
 from orbit_kd.heads import heads

@@ -13,11 +13,11 @@ import tensorflow as tf
 import tf_keras as keras
 
 from orbit_kd.datasets import Data
+from orbit_kd.datasets.preprocessing import Augment
 from orbit_kd.distillation import Distiller, cache_teacher, workers
 from orbit_kd.distillation.schedules import Scheduled
 from orbit_kd.errors import InputError
 from orbit_kd.model_io import fingerprint, save_model
-from orbit_kd.preprocessing import Augment
 from orbit_kd.recipe import digest
 from orbit_kd.support.files import write_file
 from orbit_kd.support.stages import Stages

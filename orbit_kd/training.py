@@ -14,10 +14,10 @@ import tensorflow as tf
 import tf_keras as keras
 
 from orbit_kd.datasets import Data
+from orbit_kd.datasets.labels import are_rows
 from orbit_kd.distillation import Resume, StopOnNonFinite
 from orbit_kd.errors import InputError
 from orbit_kd.heads import heads
-from orbit_kd.labels import are_rows
 from orbit_kd.model_io import save_model
 from orbit_kd.outputs import check_classes, cross_entropy
 from orbit_kd.support.files import write_file
@@ -170,7 +170,7 @@ def check_fit(model: keras.Model, data: Data, *, labels: bool = True) -> None:
     Raises:
         InputError: with the flag that resolves it.
     """
-    from orbit_kd import preprocessing
+    from orbit_kd.datasets import preprocessing
     from orbit_kd.recipe import Preprocess
 
     if len(model.inputs) != 1 or len(model.outputs) != 1 or len(model.output_shape) != 2:

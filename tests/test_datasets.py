@@ -329,7 +329,7 @@ def test_images_of_several_sizes_need_a_preprocess(mixed_sizes):
 
 @pytest.mark.parametrize("preprocess", [Preprocess(resize=6), Preprocess(crop=8), Preprocess(crop=9, resize=(4, 5))])
 def test_a_preprocess_makes_several_sizes_one(mixed_sizes, preprocess):
-    from orbit_kd.preprocessing import apply
+    from orbit_kd.datasets.preprocessing import apply
 
     data = load(mixed_sizes, preprocess=preprocess)
     want = {apply(preprocess, decode(f)).numpy().tobytes() for f in (mixed_sizes / "test").rglob("*.png")}

@@ -16,11 +16,11 @@ from test_tools import process
 
 from orbit_kd import teaching, training
 from orbit_kd.datasets import Data
+from orbit_kd.datasets.preprocessing import Augment
 from orbit_kd.distillation import LogitsDistillation, Piecewise
 from orbit_kd.distillation.losses import get_loss
 from orbit_kd.distillation.schedules import read_schedule
 from orbit_kd.errors import InputError
-from orbit_kd.preprocessing import Augment
 from orbit_kd.support.stages import Stages
 
 

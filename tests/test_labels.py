@@ -7,8 +7,8 @@ import pytest
 import tf_keras as keras
 
 import orbit_kd as okd
+from orbit_kd.datasets.labels import are_rows, class_numbers
 from orbit_kd.errors import InputError
-from orbit_kd.labels import are_rows, class_numbers
 
 ROWS = np.eye(3)[[0, 2, 1]]
 

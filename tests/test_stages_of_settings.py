@@ -16,10 +16,10 @@ import tf_keras as keras
 
 from orbit_kd import decisions, pipeline, retraining
 from orbit_kd.datasets import Data
+from orbit_kd.datasets.preprocessing import Augment
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import export_all
 from orbit_kd.model_io import load_model, save_model
-from orbit_kd.preprocessing import Augment
 from orbit_kd.recipe import Preprocess, Recipe
 from orbit_kd.scan import Scan
 from orbit_kd.support.files import write_file

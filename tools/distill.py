@@ -17,8 +17,8 @@ from typing import Any
 
 from absl import flags
 
+from orbit_kd.datasets.preprocessing import Augment
 from orbit_kd.errors import InputError
-from orbit_kd.preprocessing import Augment
 from orbit_kd_tools.common import FLAGS, collect, define, define_data, load, load_data, load_teacher, required, run
 
 flags.DEFINE_string("student", None, "The model to train: .keras, .h5 or a SavedModel folder; or give --plan.")

@@ -15,9 +15,9 @@ from orbit_kd.datasets import data as _data
 from orbit_kd.datasets import folders, splits
 from orbit_kd.datasets.data import Data
 from orbit_kd.datasets.images import MEMORY_LIMIT, Images
+from orbit_kd.datasets.preprocessing import Augment
 from orbit_kd.datasets.renderings import Renderings
 from orbit_kd.errors import InputError
-from orbit_kd.preprocessing import Augment
 from orbit_kd.recipe import Preprocess
 from orbit_kd.registry import Registry
 

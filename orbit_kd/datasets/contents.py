@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from orbit_kd.datasets.labels import are_rows, class_numbers
 from orbit_kd.errors import InputError
-from orbit_kd.labels import are_rows, class_numbers
 
 _MODULUS = 1 << 128
 

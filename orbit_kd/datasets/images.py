@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from orbit_kd.datasets.preprocessing import output_shape
 from orbit_kd.errors import InputError
-from orbit_kd.preprocessing import output_shape
 from orbit_kd.recipe import Preprocess
 from orbit_kd.support.progress import track
 

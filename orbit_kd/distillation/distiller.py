@@ -14,6 +14,7 @@ import orbit_kd.distillation.feature_losses  # noqa: F401  registers its losses
 from orbit_kd.conversion import as_tf_keras
 from orbit_kd.datasets.batches import inputs_of
 from orbit_kd.datasets.fit_input import for_fit
+from orbit_kd.datasets.labels import check_alike
 from orbit_kd.distillation.cache import TeacherCache
 from orbit_kd.distillation.choice import Outputs, check_losses, fitting_losses
 from orbit_kd.distillation.class_weights import class_weights, for_maps, sample_weights
@@ -29,7 +30,6 @@ from orbit_kd.distillation.workers import own_batches, place, together
 from orbit_kd.errors import InputError
 from orbit_kd.heads import heads, logits_of, output_names
 from orbit_kd.keras3_objects import to_tf_keras
-from orbit_kd.labels import check_alike
 from orbit_kd.outputs import of_output
 
 
