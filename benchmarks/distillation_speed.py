@@ -32,8 +32,8 @@ from absl import app, flags
 from experiments import DOCS, RESULTS, markdown
 
 from orbit_kd.distillation import Distiller, LogitsDistillation, cache_teacher
-from orbit_kd.graph import walk
-from orbit_kd.networks import build
+from orbit_kd.models.networks import build
+from orbit_kd.models.walk import walk
 from orbit_kd.planning import plan_removal
 from orbit_kd.surgery import remove_filters
 

@@ -21,8 +21,8 @@ from absl import logging as absl_logging
 from orbit_kd.datasets import Data, load
 from orbit_kd.datasets.preprocessing import Augment
 from orbit_kd.distillation import DistillationLoss, Distiller, LogitsDistillation, TeacherCache, cache_teacher
-from orbit_kd.model_io import load_model
-from orbit_kd.networks import build
+from orbit_kd.models.networks import build
+from orbit_kd.models.saving import load_model
 from orbit_kd.recipe import Preprocess
 from orbit_kd.training import classification_loss, fit, train
 

@@ -26,7 +26,7 @@ from orbit_kd.evaluation import model_bytes
 from orbit_kd.exporters import export, find, read_metadata
 from orbit_kd.exporters.hls4ml_project import run_project
 from orbit_kd.exporters.packed import layers_of, read_packed
-from orbit_kd.model_io import fingerprint, load_model
+from orbit_kd.models.saving import fingerprint, load_model
 from orbit_kd.tflm_parity import tflm_parity
 
 FLAGS = flags.FLAGS

@@ -40,7 +40,7 @@ from experiments import (
 from orbit_kd.datasets import Data, load
 from orbit_kd.datasets.preprocessing import Augment
 from orbit_kd.distillation import LogitsDistillation, cache_teacher
-from orbit_kd.model_io import load_model, save_model
+from orbit_kd.models.saving import load_model, save_model
 from orbit_kd.planning import plan_removal
 from orbit_kd.ratios import hybrid_for
 from orbit_kd.recipe import Preprocess

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import tf_keras as keras
 
-from orbit_kd import datasets, networks
+from orbit_kd import datasets
 from orbit_kd.datasets.preprocessing import Augment
+from orbit_kd.models import networks
 
 RESULTS = Path(__file__).parent / "results" / "sar_sim_difficulty.jsonl"
 DECAYS = (1e-2, 1e-1, 1.0, 10.0)

@@ -21,7 +21,7 @@ import tf_keras as keras
 from absl import app, flags
 from experiments import DOCS, RESULTS, markdown
 
-from orbit_kd.networks import build
+from orbit_kd.models.networks import build
 from orbit_kd.sparsity import sparsify
 from orbit_kd.sparsity_schedules import Polynomial
 

@@ -39,7 +39,7 @@ from experiments import (
 
 from orbit_kd.distillation import cache_teacher
 from orbit_kd.exporters import export
-from orbit_kd.model_io import load_model, save_model
+from orbit_kd.models.saving import load_model, save_model
 from orbit_kd.nm_check import check_n_m
 from orbit_kd.quantization import quantize_aware
 from orbit_kd.runtimes import predict

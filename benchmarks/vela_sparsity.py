@@ -25,8 +25,8 @@ from absl import app, flags
 from experiments import DOCS, STUDENTS_FROM, Runs, data_of, markdown, teacher_of, written_by
 
 from orbit_kd.exporters import export
-from orbit_kd.model_io import load_model
-from orbit_kd.networks import build
+from orbit_kd.models.networks import build
+from orbit_kd.models.saving import load_model
 from orbit_kd.runtimes import predict
 from orbit_kd.sparsity import sparsify, strip
 

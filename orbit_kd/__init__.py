@@ -74,7 +74,6 @@ __all__ = sorted(_MODULE_OF)
 if TYPE_CHECKING:  # the same names, for editors and type checkers
     from orbit_kd.channels import channel_rule
     from orbit_kd.clustering import cluster, strip_clusters
-    from orbit_kd.conversion import as_graph
     from orbit_kd.datasets import Data, load
     from orbit_kd.datasets.preprocessing import Augment
     from orbit_kd.distillation import (
@@ -99,7 +98,8 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from orbit_kd.evaluation import evaluate
     from orbit_kd.exporters import Artifact, export
     from orbit_kd.iterative import remove_in_rounds
-    from orbit_kd.model_io import load_model, save_model
+    from orbit_kd.models.conversion import as_graph
+    from orbit_kd.models.saving import load_model, save_model
     from orbit_kd.pipeline import compress
     from orbit_kd.planning import RemovalPlan, plan_removal
     from orbit_kd.prediction import predict

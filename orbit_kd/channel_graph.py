@@ -15,7 +15,7 @@ from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
 
 from orbit_kd.channels import Call, Channels, Ids, Kept, Layer, Rule, Weight, rule_for, supported_layers, symbol_of
 from orbit_kd.errors import InputError
-from orbit_kd.graph import require_graph, walk
+from orbit_kd.models.walk import require_graph, walk
 
 _NONE = np.empty(0, np.int64)
 _ACTIVATIONS_OVER_CHANNELS = {"softmax", "log_softmax"}

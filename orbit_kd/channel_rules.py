@@ -16,7 +16,7 @@ from tf_keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 from tf_keras.src.layers.convolutional.base_depthwise_conv import DepthwiseConv
 
 from orbit_kd.channels import Call, Channels, Ids, Kept, channel_rule
-from orbit_kd.graph import RANDOM
+from orbit_kd.models.walk import RANDOM
 
 
 def positions(shape: tuple[int | None, ...], channel_axis: int) -> float:

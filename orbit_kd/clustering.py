@@ -21,9 +21,11 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from orbit_kd.conversion import as_tf_keras
 from orbit_kd.errors import InputError
-from orbit_kd.layer_wrappers import (
+from orbit_kd.models.conversion import as_tf_keras
+from orbit_kd.models.copies import copy_layer, named_layers, rebuild, resolve
+from orbit_kd.models.wrapped import CLUSTERED, QUANTIZED, SPARSE, unwrapped_copy, wrappers_in
+from orbit_kd.models.wrappers import (
     ClusterWeights,
     KernelRule,
     LayerWrapper,
@@ -32,8 +34,6 @@ from orbit_kd.layer_wrappers import (
     trainable_rule,
 )
 from orbit_kd.sparsity import keep_zeros
-from orbit_kd.sparsity_models import copy_layer, named_layers, rebuild, resolve
-from orbit_kd.wrapped_models import CLUSTERED, QUANTIZED, SPARSE, unwrapped_copy, wrappers_in
 
 __all__ = ["ClusteredLayer", "cluster", "strip_clusters"]
 

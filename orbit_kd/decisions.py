@@ -15,7 +15,7 @@ from orbit_kd import budgets
 from orbit_kd.channel_graph import ChannelGraph
 from orbit_kd.datasets import Data
 from orbit_kd.errors import InputError
-from orbit_kd.model_io import load_model, save_model
+from orbit_kd.models.saving import load_model, save_model
 from orbit_kd.ratios import hybrid_for, ratios_for
 from orbit_kd.recipe import Recipe, digest
 from orbit_kd.retraining import Retraining

@@ -25,10 +25,10 @@ import tf_keras as keras
 from orbit_kd.channel_graph import ChannelGraph, Group
 from orbit_kd.datasets.batches import as_batches, in_order, inputs_of
 from orbit_kd.errors import InputError
-from orbit_kd.graph import replay
-from orbit_kd.outputs import label_loss
+from orbit_kd.models.outputs import label_loss
+from orbit_kd.models.tracing import traced
+from orbit_kd.models.walk import replay
 from orbit_kd.registry import Registry
-from orbit_kd.tracing import traced
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,6 @@ import tf_keras as keras
 
 from orbit_kd import budgets, decisions
 from orbit_kd.channel_graph import ChannelGraph
-from orbit_kd.conversion import as_tf_keras
 from orbit_kd.datasets import Data
 from orbit_kd.datasets.preprocessing import Augment
 from orbit_kd.distillation import TeacherCache, cache_teacher
@@ -25,7 +24,8 @@ from orbit_kd.exporters.metadata import bytes_of, note
 from orbit_kd.importance import criteria
 from orbit_kd.iterative import ratio_of_round
 from orbit_kd.metrics import accuracy
-from orbit_kd.model_io import fingerprint, load_model, save_model
+from orbit_kd.models.conversion import as_tf_keras
+from orbit_kd.models.saving import fingerprint, load_model, save_model
 from orbit_kd.planning import RemovalPlan, check_names, plan_removal
 from orbit_kd.recipe import Recipe, digest
 from orbit_kd.reporting import Report

@@ -10,9 +10,9 @@ import tf_keras as keras
 
 from orbit_kd.channel_graph import ChannelGraph
 from orbit_kd.channels import Channels
-from orbit_kd.conversion import as_tf_keras
+from orbit_kd.models.conversion import as_tf_keras
+from orbit_kd.models.wrapped import unwrapped_copy, wrappers_in
 from orbit_kd.support.text_table import aligned
-from orbit_kd.wrapped_models import unwrapped_copy, wrappers_in
 
 
 @dataclasses.dataclass(frozen=True)

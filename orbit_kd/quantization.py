@@ -19,19 +19,19 @@ from typing import Any
 import numpy as np
 import tf_keras as keras
 
-from orbit_kd.conversion import as_tf_keras
 from orbit_kd.datasets.batches import inputs_of
 from orbit_kd.errors import InputError
-from orbit_kd.exporters.integer_inputs import ready_for_integers
 from orbit_kd.exporters.keras_source import calibration_sample
 from orbit_kd.exporters.tflite import check_trained
-from orbit_kd.layer_wrappers import inner_layer
+from orbit_kd.models.conversion import as_tf_keras
+from orbit_kd.models.copies import copy_layer, named_layers, rebuild
+from orbit_kd.models.integer_inputs import ready_for_integers
+from orbit_kd.models.wrapped import CLUSTERED, QUANTIZED, SPARSE, refuse_wrapped, unwrapped_copy, wrappers_in
+from orbit_kd.models.wrappers import inner_layer
 from orbit_kd.quantization_layers import KERNELS, QuantizedLayer, observing
 from orbit_kd.quantization_placement import PASS_ON, has_fixed_range, is_one_operator, place
 from orbit_kd.sparsity import keep_zeros
-from orbit_kd.sparsity_models import copy_layer, named_layers, rebuild
 from orbit_kd.support.text_table import aligned
-from orbit_kd.wrapped_models import CLUSTERED, QUANTIZED, SPARSE, refuse_wrapped, unwrapped_copy, wrappers_in
 
 __all__ = ["QuantizationRow", "QuantizationTable", "quantize_aware", "quantize_table", "strip_quantization"]
 

@@ -16,7 +16,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras as keras
 
-from orbit_kd.layer_wrappers import KernelRule, LayerWrapper, QuantizeWrapper, default_8bit_quantize_configs
+from orbit_kd.models.wrappers import KernelRule, LayerWrapper, QuantizeWrapper, default_8bit_quantize_configs
 
 _layers = keras.layers
 # Where layers that TFLite runs as one int8 operator keep the kernel. Exact classes: a subclass may do anything with it.

@@ -21,12 +21,12 @@ import numpy as np
 import tf_keras as keras
 
 from orbit_kd.channel_graph import ChannelGraph
-from orbit_kd.conversion import as_tf_keras
 from orbit_kd.datasets.batches import as_batches, inputs_of
 from orbit_kd.errors import InputError
 from orbit_kd.importance import needs_data
-from orbit_kd.model_io import fingerprint, load_model, save_model
-from orbit_kd.outputs import check_classes, compiled_loss, loss_name
+from orbit_kd.models.conversion import as_tf_keras
+from orbit_kd.models.outputs import check_classes, compiled_loss, loss_name
+from orbit_kd.models.saving import fingerprint, load_model, save_model
 from orbit_kd.planning import plan_removal
 from orbit_kd.ratios import ratios_for
 from orbit_kd.recipe import digest

@@ -18,19 +18,19 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from orbit_kd.conversion import as_tf_keras
 from orbit_kd.errors import InputError
-from orbit_kd.layer_wrappers import (
+from orbit_kd.models.conversion import as_tf_keras
+from orbit_kd.models.copies import copy_layer, has_matrix, named_layers, rebuild, resolve
+from orbit_kd.models.wrapped import CLUSTERED, QUANTIZED, SPARSE, unwrapped_copy, wrappers_in
+from orbit_kd.models.wrappers import (
     KernelRule,
     constrained_build,
     inner_layer,
     kernel_rule,
 )
 from orbit_kd.sparsity_layers import SparseLayer, reason_dense
-from orbit_kd.sparsity_models import copy_layer, has_matrix, named_layers, rebuild, resolve
 from orbit_kd.sparsity_patterns import Magnitude, Pattern, get_pattern
 from orbit_kd.sparsity_schedules import Schedule, get_schedule
-from orbit_kd.wrapped_models import CLUSTERED, QUANTIZED, SPARSE, unwrapped_copy, wrappers_in
 
 __all__ = ["keep_zeros", "sparsify", "strip"]
 

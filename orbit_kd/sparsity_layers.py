@@ -15,7 +15,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from orbit_kd.errors import InputError
-from orbit_kd.layer_wrappers import KernelRule, LayerWrapper, PruneLowMagnitude, trainable_rule
+from orbit_kd.models.wrappers import KernelRule, LayerWrapper, PruneLowMagnitude, trainable_rule
 from orbit_kd.sparsity_patterns import Pattern
 from orbit_kd.sparsity_schedules import Schedule
 

@@ -11,13 +11,13 @@ import tf_keras as keras
 
 from orbit_kd.channel_graph import ChannelGraph
 from orbit_kd.channels import Channels, Ids, Kept, Layer
-from orbit_kd.conversion import as_tf_keras
 from orbit_kd.datasets.batches import as_batches, in_order, inputs_of
 from orbit_kd.errors import InputError
-from orbit_kd.graph import replay, require_graph, walk
+from orbit_kd.models.conversion import as_tf_keras
+from orbit_kd.models.tracing import traced
+from orbit_kd.models.walk import replay, require_graph, walk
+from orbit_kd.models.wrapped import refuse_wrapped
 from orbit_kd.planning import RemovalPlan
-from orbit_kd.tracing import traced
-from orbit_kd.wrapped_models import refuse_wrapped
 
 
 def remove_filters(model: keras.Model, plan: RemovalPlan) -> keras.Model:

@@ -17,7 +17,7 @@ from orbit_kd.datasets.preprocessing import Augment
 from orbit_kd.distillation import Distiller, cache_teacher, workers
 from orbit_kd.distillation.schedules import Scheduled
 from orbit_kd.errors import InputError
-from orbit_kd.model_io import fingerprint, save_model
+from orbit_kd.models.saving import fingerprint, save_model
 from orbit_kd.recipe import digest
 from orbit_kd.support.files import write_file
 from orbit_kd.support.stages import Stages

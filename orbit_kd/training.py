@@ -17,9 +17,9 @@ from orbit_kd.datasets import Data
 from orbit_kd.datasets.labels import are_rows
 from orbit_kd.distillation import Resume, StopOnNonFinite
 from orbit_kd.errors import InputError
-from orbit_kd.heads import heads
-from orbit_kd.model_io import save_model
-from orbit_kd.outputs import check_classes, cross_entropy
+from orbit_kd.models.heads import heads
+from orbit_kd.models.outputs import check_classes, cross_entropy
+from orbit_kd.models.saving import save_model
 from orbit_kd.support.files import write_file
 from orbit_kd.support.progress import duration
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from orbit_kd.channel_graph import ChannelGraph
-from orbit_kd.graph import replay
+from orbit_kd.models.walk import replay
 from orbit_kd.planning import RemovalPlan
 
 

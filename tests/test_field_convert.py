@@ -10,11 +10,12 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from orbit_kd import runtimes, sparsity_models
+from orbit_kd import runtimes
 from orbit_kd.datasets import Data
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import check, export, hls4ml_project, tflm
 from orbit_kd.exporters.tflm_operators import operator_names
+from orbit_kd.models import copies as sparsity_models
 from orbit_kd.pipeline import compress
 from orbit_kd.quantization import quantize_aware, strip_quantization
 from orbit_kd.quantization_layers import QuantizedLayer

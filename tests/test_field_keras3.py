@@ -13,10 +13,10 @@ from keras import layers, ops
 
 from orbit_kd.distillation import DST, Distiller
 from orbit_kd.errors import InputError
-from orbit_kd.keras3 import from_keras3
-from orbit_kd.keras3_objects import to_tf_keras
-from orbit_kd.keras3_operations import OPERATIONS
-from orbit_kd.model_io import load_model
+from orbit_kd.models.keras3.objects import to_tf_keras
+from orbit_kd.models.keras3.operations import OPERATIONS
+from orbit_kd.models.keras3.twin import from_keras3
+from orbit_kd.models.saving import load_model
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # Keras saving

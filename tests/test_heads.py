@@ -8,8 +8,8 @@ import tensorflow as tf
 import tf_keras as keras
 
 import orbit_kd as okd
-from orbit_kd.heads import heads, logits_of
-from orbit_kd.outputs import cross_entropy
+from orbit_kd.models.heads import heads, logits_of
+from orbit_kd.models.outputs import cross_entropy
 from orbit_kd.training import classification_loss
 
 layers = keras.layers

@@ -10,7 +10,7 @@ from keras import layers, ops
 from keras.src.ops.numpy import Argsort
 
 from orbit_kd.errors import InputError
-from orbit_kd.model_io import load_model
+from orbit_kd.models.saving import load_model
 from orbit_kd.planning import plan_removal
 from orbit_kd.surgery import remove_filters
 

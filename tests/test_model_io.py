@@ -12,8 +12,8 @@ from tf_keras import layers
 
 import orbit_kd as okd
 from orbit_kd.errors import InputError
-from orbit_kd.model_io import fingerprint, load_model, save_model
-from orbit_kd.model_safety import code_in
+from orbit_kd.models.safety import code_in
+from orbit_kd.models.saving import fingerprint, load_model, save_model
 from orbit_kd.support.files import writable_folder
 
 

@@ -13,7 +13,7 @@ import tf_keras as keras
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import export, onnx_file
 from orbit_kd.exporters.onnx_file import read_onnx_metadata
-from orbit_kd.networks import build
+from orbit_kd.models.networks import build
 from orbit_kd.onnx_runtime import OnnxRunner
 from orbit_kd.recipe import Preprocess
 

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import tf_keras as keras
 
-from orbit_kd import networks, pipeline
+from orbit_kd import pipeline
 from orbit_kd.datasets import Data
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import read_metadata
-from orbit_kd.model_io import fingerprint
+from orbit_kd.models import networks
+from orbit_kd.models.saving import fingerprint
 from orbit_kd.pipeline import compress
 from orbit_kd.recipe import Recipe, digest
 from orbit_kd.retraining import Retraining

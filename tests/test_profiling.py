@@ -8,7 +8,7 @@ import pytest
 import tf_keras as keras
 from tf_keras import layers
 
-from orbit_kd import networks
+from orbit_kd.models import networks
 from orbit_kd.profiling import profile
 
 

@@ -8,9 +8,9 @@ import tf_keras as keras
 from oracle import randomize
 
 import orbit_kd as okd
-from orbit_kd import networks
 from orbit_kd.channel_graph import ChannelGraph
 from orbit_kd.errors import InputError
+from orbit_kd.models import networks
 from orbit_kd.scan import Curve, Scan
 
 RATIOS = (0.25, 0.5, 0.75, 0.9)

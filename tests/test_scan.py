@@ -14,11 +14,12 @@ from PIL import Image
 from tf_keras import layers
 
 import orbit_kd as okd
-from orbit_kd import networks, scanning
+from orbit_kd import scanning
 from orbit_kd.channel_graph import ChannelGraph
 from orbit_kd.errors import InputError
+from orbit_kd.models import networks
+from orbit_kd.models.segments import Segments
 from orbit_kd.scan import Curve
-from orbit_kd.segments import Segments
 
 RATIOS = (0.25, 0.5, 0.75)
 

@@ -10,9 +10,9 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
+from orbit_kd.models.copies import named_layers
 from orbit_kd.sparsity import sparsify, strip
 from orbit_kd.sparsity_layers import SparseLayer
-from orbit_kd.sparsity_models import named_layers
 from orbit_kd.sparsity_report import sparsity_table
 
 L = keras.layers

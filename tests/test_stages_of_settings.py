@@ -19,7 +19,7 @@ from orbit_kd.datasets import Data
 from orbit_kd.datasets.preprocessing import Augment
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import export_all
-from orbit_kd.model_io import load_model, save_model
+from orbit_kd.models.saving import load_model, save_model
 from orbit_kd.recipe import Preprocess, Recipe
 from orbit_kd.scan import Scan
 from orbit_kd.support.files import write_file

@@ -12,9 +12,10 @@ from oracle import Constant, difference, randomize
 from random_graphs import BLOCKS, random_model
 from tf_keras import layers
 
-from orbit_kd import importance, networks
+from orbit_kd import importance
 from orbit_kd.errors import InputError
-from orbit_kd.model_io import load_model, save_model
+from orbit_kd.models import networks
+from orbit_kd.models.saving import load_model, save_model
 from orbit_kd.planning import RemovalPlan, plan_removal
 from orbit_kd.surgery import recalibrate_batchnorm, remove_filters
 

@@ -15,7 +15,7 @@ import tf_keras as keras
 from PIL import Image
 
 import orbit_kd
-from orbit_kd import networks
+from orbit_kd.models import networks
 
 ROOT = Path(__file__).parent.parent
 

@@ -21,7 +21,7 @@ from orbit_kd.errors import InputError
 from orbit_kd.exporters import export, export_all, read_metadata, vela
 from orbit_kd.exporters.vela import ACCELERATORS, SYSTEMS
 from orbit_kd.exporters.vela_twins import dense_twin, first_bad_group, kernels, sparse_twin
-from orbit_kd.networks import build
+from orbit_kd.models.networks import build
 from orbit_kd.nm_check import check_n_m
 from orbit_kd.sparsity import sparsify, strip
 from orbit_kd.tflite_reader import parse

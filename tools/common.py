@@ -164,7 +164,7 @@ def load(path: str) -> Any:
     """
     from tf_keras.saving import get_custom_objects
 
-    from orbit_kd.model_io import load_model
+    from orbit_kd.models.saving import load_model
 
     custom = custom_objects(FLAGS.custom_objects)
     get_custom_objects().update(custom)  # for the files that a run writes and reads again

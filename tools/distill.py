@@ -82,7 +82,7 @@ def main() -> None:
 
 def make_student(teacher: Any, data: Any) -> Any:
     """The model of --student, the teacher after --plan, or a new --network."""
-    from orbit_kd import networks
+    from orbit_kd.models import networks
     from orbit_kd.planning import RemovalPlan
     from orbit_kd.surgery import recalibrate_batchnorm, remove_filters
 

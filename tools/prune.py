@@ -40,7 +40,7 @@ def main() -> None:
     required("model")
     recipe = collect(Recipe)
 
-    from orbit_kd.model_io import save_model
+    from orbit_kd.models.saving import save_model
     from orbit_kd.planning import RemovalPlan, plan_removal
     from orbit_kd.support.files import write_file
     from orbit_kd.surgery import remove_filters

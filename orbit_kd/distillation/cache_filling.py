@@ -18,9 +18,9 @@ from orbit_kd.datasets.contents import digests, total
 from orbit_kd.distillation import chunks
 from orbit_kd.distillation.teachers import Teachers
 from orbit_kd.errors import InputError
+from orbit_kd.models.tracing import traced
 from orbit_kd.support.files import write_file
 from orbit_kd.support.progress import track
-from orbit_kd.tracing import traced
 
 _VERSION = "1"
 

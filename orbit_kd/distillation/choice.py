@@ -10,8 +10,8 @@ import tf_keras as keras
 
 from orbit_kd.distillation.losses import DistillationLoss, chosen, get_loss
 from orbit_kd.errors import InputError
-from orbit_kd.heads import heads, output_names
-from orbit_kd.outputs import kinds_of, output_kinds
+from orbit_kd.models.heads import heads, output_names
+from orbit_kd.models.outputs import kinds_of, output_kinds
 
 
 @dataclasses.dataclass(frozen=True)

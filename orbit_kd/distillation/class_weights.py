@@ -10,7 +10,7 @@ import tf_keras as keras
 
 from orbit_kd.distillation.choice import Outputs
 from orbit_kd.errors import InputError
-from orbit_kd.outputs import output_kinds
+from orbit_kd.models.outputs import output_kinds
 
 
 def class_weights(

@@ -11,7 +11,6 @@ import tensorflow as tf
 import tf_keras as keras
 
 import orbit_kd.distillation.feature_losses  # noqa: F401  registers its losses
-from orbit_kd.conversion import as_tf_keras
 from orbit_kd.datasets.batches import inputs_of
 from orbit_kd.datasets.fit_input import for_fit
 from orbit_kd.datasets.labels import check_alike
@@ -28,9 +27,10 @@ from orbit_kd.distillation.teachers import Taught, Teachers, check_outputs, unpa
 from orbit_kd.distillation.terms import feature_term, logits_term, masked
 from orbit_kd.distillation.workers import own_batches, place, together
 from orbit_kd.errors import InputError
-from orbit_kd.heads import heads, logits_of, output_names
-from orbit_kd.keras3_objects import to_tf_keras
-from orbit_kd.outputs import of_output
+from orbit_kd.models.conversion import as_tf_keras
+from orbit_kd.models.heads import heads, logits_of, output_names
+from orbit_kd.models.keras3.objects import to_tf_keras
+from orbit_kd.models.outputs import of_output
 
 
 @keras.saving.register_keras_serializable("orbit_kd")

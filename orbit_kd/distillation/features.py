@@ -12,7 +12,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from orbit_kd.errors import InputError
-from orbit_kd.graph import RANDOM
+from orbit_kd.models.walk import RANDOM
 
 _lock = threading.RLock()
 _users: dict[int, int] = {}  # id(layer) -> how many recordings hook it now

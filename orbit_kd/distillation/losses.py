@@ -29,7 +29,7 @@ class Context:
         step: the optimizer's iteration count.
         head: activation of the teacher's output, "softmax", "sigmoid" or "linear".
         labels: the task's labels for this output, integer or one-hot; None where there are none.
-        kind: what the output holds: "classes", "labels" or "values" (see `orbit_kd.outputs`), "" where nothing says.
+        kind: what the output holds: "classes", "labels" or "values" (see `orbit_kd.models.outputs`), "" where nothing says.
     """
 
     step: tf.Tensor | int = 0
@@ -61,7 +61,7 @@ class DistillationLoss:
     on_features = False
     as_vectors = False  # features are compared whole: match="auto" takes the deepest pair, else one a resolution
     on_scale = False  # compares numbers as they are: student and teacher must end alike
-    kinds: tuple[str, ...] = ()  # of outputs that it can compare, see `orbit_kd.outputs`; () for any
+    kinds: tuple[str, ...] = ()  # of outputs that it can compare, see `orbit_kd.models.outputs`; () for any
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ import tf_keras as keras
 from orbit_kd.distillation.losses import DistillationLoss, distillation_losses
 from orbit_kd.distillation.schedules import Number, Scheduled
 from orbit_kd.errors import InputError
-from orbit_kd.heads import head_type
+from orbit_kd.models.heads import head_type
 
 
 @distillation_losses.register("logits")

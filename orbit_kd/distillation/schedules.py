@@ -13,7 +13,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from orbit_kd.errors import InputError
-from orbit_kd.keras3_objects import to_tf_keras
+from orbit_kd.models.keras3.objects import to_tf_keras
 
 Schedule = keras.optimizers.schedules.LearningRateSchedule
 Number = float | Callable[[Any], Any]  # a Keras schedule is callable too

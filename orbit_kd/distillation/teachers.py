@@ -12,10 +12,10 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from orbit_kd.conversion import as_tf_keras
 from orbit_kd.distillation.features import find_layer, recording
 from orbit_kd.errors import InputError
-from orbit_kd.heads import heads, logits_of, output_names
+from orbit_kd.models.conversion import as_tf_keras
+from orbit_kd.models.heads import heads, logits_of, output_names
 
 
 @dataclasses.dataclass(frozen=True)

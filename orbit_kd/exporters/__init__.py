@@ -14,7 +14,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from orbit_kd.conversion import to_export
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import (  # noqa: F401  each files its targets
     c_array,
@@ -28,6 +27,7 @@ from orbit_kd.exporters import (  # noqa: F401  each files its targets
 )
 from orbit_kd.exporters.artifact import Artifact, Target, find, target, targets
 from orbit_kd.exporters.metadata import read_metadata
+from orbit_kd.models.conversion import to_export
 from orbit_kd.tflite_reader import read, read_bytes
 
 __all__ = [

@@ -16,7 +16,7 @@ import numpy as np
 import tf_keras as keras
 
 from orbit_kd.errors import InputError
-from orbit_kd.graph import RANDOM, require_graph, walk
+from orbit_kd.models.walk import RANDOM, require_graph, walk
 
 layers = keras.layers
 

@@ -184,8 +184,8 @@ def trace_for_integers(model: Any, shape: tuple[int, ...], *, target: str) -> Tr
     Raises:
         InputError: as `trace`; or a loop.
     """
-    from orbit_kd.exporters.integer_inputs import ready_for_integers
     from orbit_kd.exporters.loops import has_loop, refuse_loops
+    from orbit_kd.models.integer_inputs import ready_for_integers
 
     ready = ready_for_integers(model)
     traced = trace(ready, shape, ready.inputs[0].dtype)
@@ -200,7 +200,7 @@ def whole_images(model: Any, calibration: Any, *, shape: tuple[int, ...], sample
     Raises:
         InputError: as `calibration_images`; or numbers that an integer input would cut off.
     """
-    from orbit_kd.exporters.integer_inputs import check_whole
+    from orbit_kd.models.integer_inputs import check_whole
 
     images = calibration_images(calibration, shape=shape, samples=samples, seed=seed)
     check_whole(images, model)

@@ -8,7 +8,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from orbit_kd.errors import InputError
-from orbit_kd.graph import matches
+from orbit_kd.models.walk import matches
 
 
 def rebuild(

@@ -12,11 +12,11 @@ from typing import Any
 import tensorflow as tf
 import tf_keras as keras
 
-from orbit_kd import subclassed
 from orbit_kd.errors import InputError
-from orbit_kd.keras3 import from_keras3, is_keras3
-from orbit_kd.sparsity_models import is_graph, rebuild
-from orbit_kd.wrapped_models import EVERY, QUANTIZED, Kinds, refuse_wrapped, unwrapped_copy, wrappers_in
+from orbit_kd.models import subclassed
+from orbit_kd.models.copies import is_graph, rebuild
+from orbit_kd.models.keras3.twin import from_keras3, is_keras3
+from orbit_kd.models.wrapped import EVERY, QUANTIZED, Kinds, refuse_wrapped, unwrapped_copy, wrappers_in
 
 
 def as_tf_keras(

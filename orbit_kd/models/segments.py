@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras as keras
 
-from orbit_kd.graph import require_graph, walk
+from orbit_kd.models.walk import require_graph, walk
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,10 +14,10 @@ from typing import Any
 
 import tf_keras as keras
 
-from orbit_kd.conversion import as_tf_keras, in_one_precision
 from orbit_kd.errors import InputError
-from orbit_kd.keras3 import load_keras3
-from orbit_kd.model_safety import code_in, read_config
+from orbit_kd.models.conversion import as_tf_keras, in_one_precision
+from orbit_kd.models.keras3.twin import load_keras3
+from orbit_kd.models.safety import code_in, read_config
 from orbit_kd.support.files import replace_file
 
 _TFMOT = ("PruneLowMagnitude", "ClusterWeights", "QuantizeWrapper", "QuantizeLayer", "QuantizeAnnotate")

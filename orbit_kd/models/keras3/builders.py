@@ -10,9 +10,9 @@ import tensorflow as tf
 from tf_keras import layers
 
 from orbit_kd.errors import InputError
-from orbit_kd.extra_layers import RMSNormalization
-from orbit_kd.keras3_array_operations import attended, attention_scores, causal_bias
-from orbit_kd.keras3_layers import BUILDERS, Twin, builder, config_of, layer_and_activation, plain
+from orbit_kd.models.keras3.array_operations import attended, attention_scores, causal_bias
+from orbit_kd.models.keras3.extra_layers import RMSNormalization
+from orbit_kd.models.keras3.layers import BUILDERS, Twin, builder, config_of, layer_and_activation, plain
 
 # -- wrappers: what they wrap is made first --------------------------------------------------------------------------
 

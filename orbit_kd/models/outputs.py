@@ -11,7 +11,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from orbit_kd.errors import InputError
-from orbit_kd.heads import head_type, heads, output_names
+from orbit_kd.models.heads import head_type, heads, output_names
 from orbit_kd.registry import Registry
 
 LabelLoss = Callable[[Any, Any], tf.Tensor]

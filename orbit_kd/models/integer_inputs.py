@@ -14,8 +14,8 @@ import tensorflow as tf
 import tf_keras as keras
 
 from orbit_kd.errors import InputError
-from orbit_kd.graph import walk
-from orbit_kd.sparsity_models import copy_layer, is_graph, rebuild
+from orbit_kd.models.copies import copy_layer, is_graph, rebuild
+from orbit_kd.models.walk import walk
 
 
 def ready_for_integers(model: keras.Model) -> keras.Model:

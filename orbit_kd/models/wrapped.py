@@ -12,8 +12,8 @@ import numpy as np
 import tf_keras as keras
 
 from orbit_kd.errors import InputError
-from orbit_kd.layer_wrappers import ClusterWeights, LayerWrapper, PruneLowMagnitude, QuantizeWrapper
-from orbit_kd.sparsity_models import copy_layer, rebuild
+from orbit_kd.models.copies import copy_layer, rebuild
+from orbit_kd.models.wrappers import ClusterWeights, LayerWrapper, PruneLowMagnitude, QuantizeWrapper
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)

@@ -32,7 +32,7 @@ class Head:
     """A last activation: what it says about the output, how it is undone and done again.
 
     Attributes:
-        kind: name of the kind of output (see `orbit_kd.outputs`) that ends so; "" where it may be any.
+        kind: name of the kind of output (see `orbit_kd.models.outputs`) that ends so; "" where it may be any.
         logits: its argument, from the output and the smallest positive number of the output's type.
         outputs: the output, from the logits.
     """

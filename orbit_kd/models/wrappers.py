@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from orbit_kd.sparsity_models import copy_layer
+from orbit_kd.models.copies import copy_layer
 
 with warnings.catch_warnings():
     # tfmot compares versions with distutils at import. The wrappers' modules take these from here.

@@ -17,7 +17,7 @@ from tf_keras.src.applications.convnext import LayerScale, StochasticDepth
 from tf_keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 
 from orbit_kd.errors import InputError
-from orbit_kd.keras3_activations import ACTIVATIONS
+from orbit_kd.models.keras3.activations import ACTIVATIONS
 from orbit_kd.registry import Registry
 
 

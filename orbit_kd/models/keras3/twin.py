@@ -15,12 +15,12 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-import orbit_kd.keras3_array_operations
-import orbit_kd.keras3_builders  # noqa: F401  registers its layers
+import orbit_kd.models.keras3.array_operations
+import orbit_kd.models.keras3.builders  # noqa: F401  registers its layers
 from orbit_kd.errors import InputError
-from orbit_kd.keras3_check import OutputCheck, Triple
-from orbit_kd.keras3_layers import build_layer, copy_weights
-from orbit_kd.keras3_operations import OPERATIONS
+from orbit_kd.models.keras3.check import OutputCheck, Triple
+from orbit_kd.models.keras3.layers import build_layer, copy_weights
+from orbit_kd.models.keras3.operations import OPERATIONS
 
 log = logging.getLogger("orbit_kd")
 
@@ -143,7 +143,7 @@ class _Twin:
             raise InputError(
                 f"The Keras 3 operation {operation.name!r} ({name}) has no twin.",
                 expected="an operation of: " + ", ".join(OPERATIONS),
-                fix="use a layer in its place, or register a function for it in orbit_kd.keras3_operations.OPERATIONS",
+                fix="use a layer in its place, or register a function for it in orbit_kd.models.keras3.operations.OPERATIONS",
             )
         return lambda *args, **kwargs: OPERATIONS.get(name)(operation, *args, **kwargs)
 

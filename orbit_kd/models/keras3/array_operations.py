@@ -12,8 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 from orbit_kd.errors import InputError
-from orbit_kd.extra_layers import Einsum
-from orbit_kd.keras3_operations import alike, operation
+from orbit_kd.models.keras3.extra_layers import Einsum
+from orbit_kd.models.keras3.operations import alike, operation
 
 
 def _plain(condition: bool, op: Any, option: str) -> None:
@@ -21,7 +21,7 @@ def _plain(condition: bool, op: Any, option: str) -> None:
         raise InputError(
             f"The Keras 3 operation {op.name!r} ({type(op).__name__}) has the option {option}, which has no twin.",
             expected="the operation without it",
-            fix="put a layer in its place, or give orbit_kd.keras3_operations.OPERATIONS a function of your own",
+            fix="put a layer in its place, or give orbit_kd.models.keras3.operations.OPERATIONS a function of your own",
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from orbit_kd.keras3_activations import ACTIVATIONS, elu, glu, hard_sigmoid
+from orbit_kd.models.keras3.activations import ACTIVATIONS, elu, glu, hard_sigmoid
 from orbit_kd.registry import Registry
 
 OPERATIONS: Registry[Callable[..., Any]] = Registry("Keras 3 operation")
