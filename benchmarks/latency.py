@@ -25,7 +25,7 @@ from experiments import DOCS, STUDENTS_FROM, Runs, data_of, markdown, teacher_of
 from orbit_kd.exporters import export
 from orbit_kd.models.saving import load_model
 from orbit_kd.op_timing import op_latency
-from orbit_kd.tflite_reader import read
+from orbit_kd.tflite.reader import read
 from orbit_kd.timing import latency
 
 FLAGS = flags.FLAGS

@@ -26,7 +26,7 @@ from orbit_kd.report_text import shipped
 from orbit_kd.reporting import Report
 from orbit_kd.support.progress import track
 from orbit_kd.support.versions import versions
-from orbit_kd.tflite_reader import TfliteSummary, read, read_bytes
+from orbit_kd.tflite.reader import TfliteSummary, read, read_bytes
 from orbit_kd.tflm_parity import tflm_parity
 
 log = logging.getLogger("orbit_kd")

@@ -12,7 +12,7 @@ from orbit_kd import runtimes
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import Artifact, find
 from orbit_kd.exporters.c_array import read_c_array
-from orbit_kd.tflite_reader import read_bytes
+from orbit_kd.tflite.reader import read_bytes
 
 
 def predict(

@@ -18,7 +18,7 @@ from orbit_kd.errors import InputError
 from orbit_kd.registry import Registry
 from orbit_kd.support.extras import require
 from orbit_kd.support.native_log import native_stderr
-from orbit_kd.tflite_reader import Graph, State, parse, read_bytes, state_of
+from orbit_kd.tflite.reader import Graph, State, parse, read_bytes, state_of
 
 Model = str | os.PathLike[str] | bytes
 MCU_HINT = 'pip install "orbit-kd[mcu]"'

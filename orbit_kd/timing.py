@@ -13,7 +13,7 @@ from orbit_kd import runtimes
 from orbit_kd.errors import InputError
 from orbit_kd.registry import Registry
 from orbit_kd.support.native_log import native_stderr
-from orbit_kd.tflite_reader import parse, read_bytes
+from orbit_kd.tflite.reader import parse, read_bytes
 
 Call = Callable[[], Any]
 # name -> the name of LiteRT's operator resolver

@@ -20,7 +20,7 @@ from orbit_kd.pipeline import compress
 from orbit_kd.quantization import quantize_aware, strip_quantization
 from orbit_kd.quantization_layers import QuantizedLayer
 from orbit_kd.recipe import Recipe
-from orbit_kd.tflite_reader import parse
+from orbit_kd.tflite.reader import parse
 from orbit_kd.tflm_parity import tflm_parity
 
 L = keras.layers

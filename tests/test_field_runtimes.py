@@ -18,7 +18,7 @@ from orbit_kd.exporters.c_array import read_c_array
 from orbit_kd.op_timing import op_latency
 from orbit_kd.profiling import profile
 from orbit_kd.support.native_log import native_stderr
-from orbit_kd.tflite_reader import State, parse, read, state_of
+from orbit_kd.tflite.reader import State, parse, read, state_of
 
 layers = keras.layers
 RUNTIMES = ("litert", "litert_reference", "tflm")

@@ -164,7 +164,7 @@ def test_masks_survive_to_the_files(done):
         if isinstance(layer, keras.layers.Conv2D) and layer.kernel.shape[2] >= 4 and layer.kernel.shape[2] % 4 == 0:
             groups = np.moveaxis(layer.kernel.numpy(), 2, -1).reshape(-1, 4)
             assert (np.count_nonzero(groups, axis=1) <= 2).all(), layer.name
-    from orbit_kd.nm_check import check_n_m
+    from orbit_kd.tflite.nm_check import check_n_m
 
     for artifact in done.artifacts[:2]:
         checks = check_n_m(artifact.path, n=2, m=4)

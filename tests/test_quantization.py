@@ -16,13 +16,13 @@ from orbit_kd.errors import InputError
 from orbit_kd.exporters import export
 from orbit_kd.models.copies import named_layers
 from orbit_kd.models.saving import load_model, save_model
-from orbit_kd.nm_check import check_n_m
 from orbit_kd.planning import plan_removal
 from orbit_kd.quantization import quantize_aware, quantize_table, strip_quantization
 from orbit_kd.quantization_layers import QuantizedLayer
 from orbit_kd.sparsity import sparsify, strip
 from orbit_kd.surgery import remove_filters
-from orbit_kd.tflite_reader import parse, read
+from orbit_kd.tflite.nm_check import check_n_m
+from orbit_kd.tflite.reader import parse, read
 
 L = keras.layers
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

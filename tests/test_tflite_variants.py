@@ -13,7 +13,7 @@ import orbit_kd as okd
 from orbit_kd import runtimes
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import export, open_artifact, read_metadata
-from orbit_kd.tflite_reader import read
+from orbit_kd.tflite.reader import read
 from orbit_kd.tflm_parity import tflm_parity
 
 layers = keras.layers

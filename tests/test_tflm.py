@@ -22,7 +22,7 @@ from orbit_kd.exporters.c_array import read_c_array
 from orbit_kd.exporters.tflm_memory import arena_margin, peak
 from orbit_kd.exporters.tflm_operators import ADD_METHODS, add_methods
 from orbit_kd.support.native_log import native_stderr
-from orbit_kd.tflite_reader import parse
+from orbit_kd.tflite.reader import parse
 from orbit_kd.tflm_parity import tflm_parity
 
 layers = keras.layers
@@ -371,7 +371,7 @@ def test_a_compressed_file_that_computes_otherwise_is_refused(clustered, tmp_pat
 
 
 def per_tensor_candidates(data: bytes) -> list[int]:
-    from orbit_kd.tflite_reader import Graph
+    from orbit_kd.tflite.reader import Graph
 
     graph = Graph(parse(data))
     kernels = [k for k in map(graph.kernel, graph.operators) if k is not None]

@@ -28,7 +28,7 @@ from orbit_kd.exporters import (  # noqa: F401  each files its targets
 from orbit_kd.exporters.artifact import Artifact, Target, find, target, targets
 from orbit_kd.exporters.metadata import read_metadata
 from orbit_kd.models.conversion import to_export
-from orbit_kd.tflite_reader import read, read_bytes
+from orbit_kd.tflite.reader import read, read_bytes
 
 __all__ = [
     "Artifact",

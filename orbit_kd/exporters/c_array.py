@@ -12,7 +12,7 @@ from orbit_kd.exporters.artifact import Artifact, target
 from orbit_kd.exporters.metadata import add_metadata
 from orbit_kd.exporters.source import tflite_of
 from orbit_kd.support.files import write_file
-from orbit_kd.tflite_reader import read_bytes
+from orbit_kd.tflite.reader import read_bytes
 
 _HEADER = """\
 // {title}

@@ -13,7 +13,7 @@ import tf_keras as keras
 from tf_keras.src.layers.rnn.base_conv_rnn import ConvRNN
 
 from orbit_kd.errors import InputError
-from orbit_kd.tflite_reader import parse
+from orbit_kd.tflite.reader import parse
 
 _LOOPS = ("While", "StatelessWhile")
 

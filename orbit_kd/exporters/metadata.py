@@ -16,8 +16,8 @@ import numpy as np
 
 from orbit_kd.errors import InputError
 from orbit_kd.support.versions import MADE_WITH, versions_of
-from orbit_kd.tflite_reader import parse, read_bytes
-from orbit_kd.tflite_writer import pack
+from orbit_kd.tflite.reader import parse, read_bytes
+from orbit_kd.tflite.writer import pack
 
 NAME = b"orbit_kd"
 _SLACK = 512  # bytes by which files of one shape differ: padding, equal vectors that are stored once

@@ -24,7 +24,7 @@ from orbit_kd.onnx_runtime import load_onnx
 from orbit_kd.support.extras import require
 from orbit_kd.support.files import write_file
 from orbit_kd.support.native_log import native_stderr
-from orbit_kd.tflite_reader import read_bytes
+from orbit_kd.tflite.reader import read_bytes
 
 TOLERANCE = 1e-5
 

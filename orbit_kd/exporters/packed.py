@@ -21,7 +21,7 @@ from orbit_kd.exporters.artifact import Artifact, target
 from orbit_kd.exporters.packing import Packed, field_bits, pack, unpack
 from orbit_kd.exporters.source import tflite_of
 from orbit_kd.support.files import write_file
-from orbit_kd.tflite_reader import Graph, parse, read_bytes
+from orbit_kd.tflite.reader import Graph, parse, read_bytes
 
 MAGIC = b"OKDP\x01\x00\x00\x00"
 _ALIGN = 4

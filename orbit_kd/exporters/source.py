@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orbit_kd.exporters.artifact import Artifact
-from orbit_kd.tflite_reader import parse, read_bytes
+from orbit_kd.tflite.reader import parse, read_bytes
 
 
 def tflite_of(model: Any, *, calibration: Any = None, **options: Any) -> tuple[bytes, dict[str, Any]]:

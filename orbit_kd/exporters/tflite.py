@@ -19,8 +19,8 @@ from orbit_kd.exporters.metadata import add_metadata
 from orbit_kd.exporters.tflite_mending import mend_scales
 from orbit_kd.support.files import write_file
 from orbit_kd.support.native_log import native_stderr
-from orbit_kd.tflite_reader import parse, read
-from orbit_kd.tflite_writer import pack
+from orbit_kd.tflite.reader import parse, read
+from orbit_kd.tflite.writer import pack
 
 
 @target("tflite_float32")

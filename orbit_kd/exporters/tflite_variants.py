@@ -23,7 +23,7 @@ from orbit_kd.exporters.tflite import (
     trace_for_integers,
     whole_images,
 )
-from orbit_kd.tflite_reader import parse
+from orbit_kd.tflite.reader import parse
 
 
 @target("tflite_float16")

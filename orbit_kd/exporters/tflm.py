@@ -23,7 +23,7 @@ from orbit_kd.exporters.tflm_operators import add_methods
 from orbit_kd.exporters.tflm_sources import Golden, sources
 from orbit_kd.support.extras import require
 from orbit_kd.support.files import write_file
-from orbit_kd.tflite_reader import State, parse, state_of
+from orbit_kd.tflite.reader import State, parse, state_of
 from orbit_kd.tflm_parity import yardstick
 
 

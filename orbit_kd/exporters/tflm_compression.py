@@ -19,7 +19,7 @@ from orbit_kd import runtimes
 from orbit_kd.errors import InputError
 from orbit_kd.support.extras import require
 from orbit_kd.support.native_log import native_stderr
-from orbit_kd.tflite_reader import Graph, parse
+from orbit_kd.tflite.reader import Graph, parse
 
 _BITS = 7  # the widest index of the format
 # What a DECODE operator, its tensors and their names add to the file besides indices and tables: about 350 bytes.

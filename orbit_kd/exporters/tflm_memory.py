@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from orbit_kd.errors import InputError
-from orbit_kd.tflite_reader import Graph, parse, read
+from orbit_kd.tflite.reader import Graph, parse, read
 
 # Tables of another version of TFLite Micro, and its alignment.
 SPARE = 1024

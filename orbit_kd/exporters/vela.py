@@ -21,10 +21,10 @@ from orbit_kd.exporters.metadata import add_metadata
 from orbit_kd.exporters.source import tflite_of
 from orbit_kd.exporters.vela_report import VelaOp, VelaReport, read_report
 from orbit_kd.exporters.vela_twins import dense_twin, first_bad_group, kernels, sparse_twin
-from orbit_kd.nm_check import NMCheck, check_n_m
 from orbit_kd.support.extras import require
 from orbit_kd.support.files import write_file
-from orbit_kd.tflite_reader import Graph, Op, parse, read
+from orbit_kd.tflite.nm_check import NMCheck, check_n_m
+from orbit_kd.tflite.reader import Graph, Op, parse, read
 
 ACCELERATORS = (
     *(f"ethos-u55-{macs}" for macs in (32, 64, 128, 256)),

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from orbit_kd.tflite_reader import parse
-from orbit_kd.tflite_writer import pack
+from orbit_kd.tflite.reader import parse
+from orbit_kd.tflite.writer import pack
 
 _CONVOLVE = ("CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from orbit_kd.tflite_reader import Graph
+    from orbit_kd.tflite.reader import Graph
 
 # Operators whose inputs are those of other subgraphs; what is constant among them counts where it is computed with.
 CALLS = {"WHILE", "IF", "CALL_ONCE", "CALL", "STABLEHLO_COMPOSITE"}

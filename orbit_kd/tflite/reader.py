@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from orbit_kd.errors import InputError
-from orbit_kd.tflite_subgraphs import CALLS, walk
+from orbit_kd.tflite.subgraphs import CALLS, walk
 
 # Where the kernel and the bias stand in the inputs of the operators that multiply and accumulate.
 _KERNEL_AND_BIAS = {

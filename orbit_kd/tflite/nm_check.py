@@ -7,7 +7,7 @@ import os
 
 import numpy as np
 
-from orbit_kd.tflite_reader import Graph, parse, read_bytes
+from orbit_kd.tflite.reader import Graph, parse, read_bytes
 
 
 @dataclasses.dataclass(frozen=True)
