@@ -108,7 +108,7 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from orbit_kd.quantization import quantize_aware, quantize_table, strip_quantization
     from orbit_kd.ratios import hybrid_for, ratios_for
     from orbit_kd.recipe import Preprocess, Recipe
-    from orbit_kd.reporting import Report
+    from orbit_kd.reports.report import Report
     from orbit_kd.scan import Scan
     from orbit_kd.scanning import sensitivity
     from orbit_kd.search import smallest

@@ -22,8 +22,8 @@ from orbit_kd.exporters import Artifact, export, find, open_artifact
 from orbit_kd.exporters.c_array import read_c_array
 from orbit_kd.exporters.keras_source import calibration_sample
 from orbit_kd.metrics import accuracy, confusion_matrix, mcnemar
-from orbit_kd.report_text import shipped
-from orbit_kd.reporting import Report
+from orbit_kd.reports.report import Report
+from orbit_kd.reports.words import shipped
 from orbit_kd.support.progress import track
 from orbit_kd.support.versions import versions
 from orbit_kd.tflite.reader import TfliteSummary, read, read_bytes

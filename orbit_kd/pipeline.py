@@ -28,7 +28,7 @@ from orbit_kd.models.conversion import as_tf_keras
 from orbit_kd.models.saving import fingerprint, load_model, save_model
 from orbit_kd.planning import RemovalPlan, check_names, plan_removal
 from orbit_kd.recipe import Recipe, digest
-from orbit_kd.reporting import Report
+from orbit_kd.reports.report import Report
 from orbit_kd.retraining import Retraining, lesson_layers, losses_of
 from orbit_kd.scan_evaluation import Evaluator, batches_of
 from orbit_kd.sparsity import sparsify, strip

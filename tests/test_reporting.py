@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orbit_kd import report_axes
-from orbit_kd import report_figures as figures
-from orbit_kd import report_text as text
 from orbit_kd.errors import InputError
 from orbit_kd.recipe import Preprocess
-from orbit_kd.report_text import headline, shipped
-from orbit_kd.reporting import Report
+from orbit_kd.reports import axes as report_axes
+from orbit_kd.reports import figures
+from orbit_kd.reports import words as text
+from orbit_kd.reports.report import Report
+from orbit_kd.reports.words import headline, shipped
 
 
 def fake_report(n_layers: int = 13, n_classes: int = 10, images: int = 2425) -> dict:

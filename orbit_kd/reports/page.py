@@ -15,11 +15,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from orbit_kd import report_figures as figures
-from orbit_kd import report_tables as tables
-from orbit_kd import report_text as text
-from orbit_kd.report_tables import Table
-from orbit_kd.report_text import NONE, number, part
+from orbit_kd.reports import figures, tables
+from orbit_kd.reports import words as text
+from orbit_kd.reports.tables import Table
+from orbit_kd.reports.words import NONE, number, part
 
 DEFINITIONS = {
     "Parameters": "Elements of the weight and bias constants in the float32 TFLite file, BatchNorm folded in; the same "

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from orbit_kd import report_text as text
-from orbit_kd.report_text import NONE, number
+from orbit_kd.reports import words as text
+from orbit_kd.reports.words import NONE, number
 
 
 @dataclasses.dataclass(frozen=True)

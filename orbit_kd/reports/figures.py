@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any, NamedTuple
 
-from orbit_kd.report_axes import HEIGHT, WIDTH, Axes, polyline, svg
-from orbit_kd.report_text import number, percent, seconds, size
+from orbit_kd.reports.axes import HEIGHT, WIDTH, Axes, polyline, svg
+from orbit_kd.reports.words import number, percent, seconds, size
 
 
 def shorten(text: str, limit: int) -> str:
