@@ -25,7 +25,7 @@ import numpy as np
 import tf_keras as keras
 from oracle import difference, inputs_of, randomize
 
-from orbit_kd.channel_graph import ChannelGraph
+from orbit_kd.channels.graph import ChannelGraph
 from orbit_kd.exporters import export
 from orbit_kd.planning import plan_removal
 from orbit_kd.surgery import remove_filters

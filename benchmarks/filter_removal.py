@@ -32,7 +32,7 @@ import tf_keras as keras
 from absl import app, flags
 from tf_keras import layers
 
-from orbit_kd.channel_graph import ChannelGraph
+from orbit_kd.channels.graph import ChannelGraph
 from orbit_kd.planning import plan_removal
 from orbit_kd.surgery import remove_filters
 

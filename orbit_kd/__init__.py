@@ -72,7 +72,8 @@ _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names
 __all__ = sorted(_MODULE_OF)
 
 if TYPE_CHECKING:  # the same names, for editors and type checkers
-    from orbit_kd.channels import channel_rule
+    from orbit_kd.channels.ids import channel_rule
+    from orbit_kd.channels.profiles import profile
     from orbit_kd.clustering import cluster, strip_clusters
     from orbit_kd.datasets import Data, load
     from orbit_kd.datasets.preprocessing import Augment
@@ -104,7 +105,6 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from orbit_kd.planning import RemovalPlan, plan_removal
     from orbit_kd.prediction import predict
     from orbit_kd.preprocess_check import check_preprocess
-    from orbit_kd.profiling import profile
     from orbit_kd.quantization import quantize_aware, quantize_table, strip_quantization
     from orbit_kd.ratios import hybrid_for, ratios_for
     from orbit_kd.recipe import Preprocess, Recipe

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from orbit_kd.channel_graph import ChannelGraph
+from orbit_kd.channels.graph import ChannelGraph
+from orbit_kd.channels.profiles import activation_bytes
 from orbit_kd.errors import InputError
-from orbit_kd.profiling import activation_bytes
 from orbit_kd.registry import Registry
 
 Cost = Callable[[ChannelGraph, np.ndarray], float]

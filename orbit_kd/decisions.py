@@ -12,7 +12,7 @@ from typing import Any
 import tf_keras as keras
 
 from orbit_kd import budgets
-from orbit_kd.channel_graph import ChannelGraph
+from orbit_kd.channels.graph import ChannelGraph
 from orbit_kd.datasets import Data
 from orbit_kd.errors import InputError
 from orbit_kd.models.saving import load_model, save_model

@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from orbit_kd.channel_graph import ChannelGraph, Group
+from orbit_kd.channels.graph import ChannelGraph, Group
 from orbit_kd.datasets.batches import as_batches, in_order, inputs_of
 from orbit_kd.errors import InputError
 from orbit_kd.models.outputs import label_loss

@@ -8,7 +8,7 @@ from typing import Any
 import tf_keras as keras
 
 from orbit_kd import budgets
-from orbit_kd.channel_graph import ChannelGraph
+from orbit_kd.channels.graph import ChannelGraph
 from orbit_kd.datasets.batches import as_batches, inputs_of
 from orbit_kd.errors import InputError
 from orbit_kd.models.conversion import as_tf_keras

@@ -13,7 +13,7 @@ import numpy as np
 import tf_keras as keras
 
 from orbit_kd import budgets, decisions
-from orbit_kd.channel_graph import ChannelGraph
+from orbit_kd.channels.graph import ChannelGraph
 from orbit_kd.datasets import Data
 from orbit_kd.datasets.preprocessing import Augment
 from orbit_kd.distillation import TeacherCache, cache_teacher

@@ -10,7 +10,7 @@ import numpy as np
 import tf_keras as keras
 
 from orbit_kd import budgets
-from orbit_kd.channel_graph import ChannelGraph, Group
+from orbit_kd.channels.graph import ChannelGraph, Group
 from orbit_kd.errors import InputError
 from orbit_kd.models.conversion import as_tf_keras
 from orbit_kd.models.wrappers import KernelRule, kernel_rule

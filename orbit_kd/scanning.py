@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import tf_keras as keras
 
-from orbit_kd.channel_graph import ChannelGraph, Group
+from orbit_kd.channels.graph import ChannelGraph, Group
 from orbit_kd.errors import InputError
 from orbit_kd.importance import Scorer
 from orbit_kd.models.conversion import as_tf_keras

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import tf_keras as keras
 
-from orbit_kd.channel_graph import ChannelGraph
+from orbit_kd.channels.graph import ChannelGraph
 from orbit_kd.datasets.batches import as_batches, inputs_of
 from orbit_kd.errors import InputError
 from orbit_kd.importance import needs_data

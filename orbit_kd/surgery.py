@@ -9,8 +9,8 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from orbit_kd.channel_graph import ChannelGraph
-from orbit_kd.channels import Channels, Ids, Kept, Layer
+from orbit_kd.channels.graph import ChannelGraph
+from orbit_kd.channels.ids import Channels, Ids, Kept, Layer
 from orbit_kd.datasets.batches import as_batches, in_order, inputs_of
 from orbit_kd.errors import InputError
 from orbit_kd.models.conversion import as_tf_keras

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from orbit_kd.channel_graph import ChannelGraph
+from orbit_kd.channels.graph import ChannelGraph
 from orbit_kd.models.walk import replay
 from orbit_kd.planning import RemovalPlan
 

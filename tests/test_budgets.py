@@ -37,7 +37,7 @@ def test_a_budget_is_met_and_not_missed_by_more_than_a_step(network, budget, sco
 
 
 def test_activation_bytes_are_a_budget_too(network):
-    from orbit_kd.profiling import profile
+    from orbit_kd.channels.profiles import profile
 
     whole = profile(network).activation_bytes
     plan = plan_removal(network, max_activation_bytes=whole // 2)

@@ -6,8 +6,9 @@ import pytest
 from oracle import difference, randomize
 from rule_examples import EXAMPLES, network
 
-from orbit_kd import channel_ops, channels  # noqa: F401  (channel_ops files every rule)
-from orbit_kd.channel_graph import ChannelGraph
+from orbit_kd.channels import ids as channels
+from orbit_kd.channels import operations as channel_ops  # noqa: F401  (channel_ops files every rule)
+from orbit_kd.channels.graph import ChannelGraph
 from orbit_kd.planning import plan_removal
 from orbit_kd.surgery import remove_filters
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 import orbit_kd as okd
-from orbit_kd.channel_graph import ChannelGraph
+from orbit_kd.channels.graph import ChannelGraph
 from orbit_kd.distillation import get_loss
 from orbit_kd.distillation.losses import Context
 from orbit_kd.errors import InputError

@@ -8,7 +8,7 @@ import tensorflow as tf
 import tf_keras as keras
 from tf_keras import layers
 
-from orbit_kd.channel_graph import ChannelGraph
+from orbit_kd.channels.graph import ChannelGraph
 from orbit_kd.importance import Member, Scorer, combine, criteria
 
 

@@ -7,10 +7,10 @@ import pytest
 import tf_keras as keras
 from oracle import randomize
 
+from orbit_kd.channels.profiles import profile
 from orbit_kd.errors import InputError
 from orbit_kd.iterative import ratio_of_round, remove_in_rounds
 from orbit_kd.models import networks
-from orbit_kd.profiling import profile
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import pytest
 import tf_keras as keras
 
 from orbit_kd import decisions, pipeline, retraining
-from orbit_kd.channel_graph import ChannelGraph
+from orbit_kd.channels.graph import ChannelGraph
 from orbit_kd.datasets import Data
 from orbit_kd.exporters import Artifact, export
 from orbit_kd.pipeline import compress

@@ -7,7 +7,7 @@ import pytest
 import tf_keras as keras
 from tf_keras import layers
 
-from orbit_kd.channel_graph import ChannelGraph
+from orbit_kd.channels.graph import ChannelGraph
 from orbit_kd.errors import InputError
 from orbit_kd.planning import RemovalPlan, plan_removal
 

@@ -8,8 +8,8 @@ import pytest
 import tf_keras as keras
 from tf_keras import layers
 
+from orbit_kd.channels.profiles import profile
 from orbit_kd.models import networks
-from orbit_kd.profiling import profile
 
 
 def test_counts_by_hand():

@@ -8,7 +8,7 @@ import tf_keras as keras
 from oracle import randomize
 
 import orbit_kd as okd
-from orbit_kd.channel_graph import ChannelGraph
+from orbit_kd.channels.graph import ChannelGraph
 from orbit_kd.errors import InputError
 from orbit_kd.models import networks
 from orbit_kd.scan import Curve, Scan

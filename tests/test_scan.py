@@ -15,7 +15,7 @@ from tf_keras import layers
 
 import orbit_kd as okd
 from orbit_kd import scanning
-from orbit_kd.channel_graph import ChannelGraph
+from orbit_kd.channels.graph import ChannelGraph
 from orbit_kd.errors import InputError
 from orbit_kd.models import networks
 from orbit_kd.models.segments import Segments

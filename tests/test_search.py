@@ -12,7 +12,7 @@ from oracle import randomize
 
 import orbit_kd as okd
 from orbit_kd import budgets, decisions
-from orbit_kd.channel_graph import ChannelGraph
+from orbit_kd.channels.graph import ChannelGraph
 from orbit_kd.errors import InputError
 from orbit_kd.models import networks
 from orbit_kd.models.saving import fingerprint

@@ -243,7 +243,7 @@ def batches():
     "criterion", ["l1_norm", "l2_norm", "bn_scale", "geometric_median", "taylor", "apoz", "random"]
 )
 def test_every_criterion_ranks_every_group(network, criterion):
-    from orbit_kd.channel_graph import ChannelGraph
+    from orbit_kd.channels.graph import ChannelGraph
     from orbit_kd.importance import Scorer
 
     graph = ChannelGraph(network)

@@ -21,8 +21,8 @@ def main() -> None:
         print(read(FLAGS.model))
         return
 
+    from orbit_kd.channels.profiles import profile
     from orbit_kd.planning import plan_removal
-    from orbit_kd.profiling import profile
 
     model = load(FLAGS.model)
     print(profile(model), "\n\ncoupled groups", plan_removal(model, unknown="keep"), sep="\n")

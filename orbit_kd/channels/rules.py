@@ -1,7 +1,7 @@
 """How channel ids flow through each Keras layer type: one short rule a type, filed with `@channel_rule`.
 
 To add a layer, write a function of a `Call` that names the layer's weights and returns the named output; see
-`orbit_kd.channels.Call` for what a rule can say. TensorFlow operations in a graph have their rules in `channel_ops.py`.
+`orbit_kd.channels.ids.Call` for what a rule can say. TensorFlow operations in a graph have their rules in `channel_ops.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tf_keras.src.applications.convnext import LayerScale, StochasticDepth
 from tf_keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 from tf_keras.src.layers.convolutional.base_depthwise_conv import DepthwiseConv
 
-from orbit_kd.channels import Call, Channels, Ids, Kept, channel_rule
+from orbit_kd.channels.ids import Call, Channels, Ids, Kept, channel_rule
 from orbit_kd.models.walk import RANDOM
 
 

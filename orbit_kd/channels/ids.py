@@ -19,7 +19,7 @@ from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
 from orbit_kd.errors import InputError
 
 if TYPE_CHECKING:
-    from orbit_kd.channel_graph import ChannelGraph
+    from orbit_kd.channels.graph import ChannelGraph
 
 Ids = np.ndarray
 """int64 vector of channel ids."""
@@ -127,7 +127,7 @@ class Call:
                 f"The channel rule of {type(self.layer).__name__} gives {found} ids to {attribute} of shape {shape} "
                 f"(layer {self.record.path!r}).",
                 expected="one id vector, or None, for each axis, as long as the axis",
-                fix="mend the rule; see `call.weight` in orbit_kd/channels.py",
+                fix="mend the rule; see `call.weight` in orbit_kd/channels/ids.py",
             )
         known = self.record.weights.get(attribute)
         if known is None:

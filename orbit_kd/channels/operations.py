@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from orbit_kd import channel_rules_kept  # noqa: F401  (files its rules)
-from orbit_kd.channel_rules import concatenated, merged, reshaped
-from orbit_kd.channels import Call, Channels, channel_rule
+from orbit_kd.channels import rules_kept as channel_rules_kept  # noqa: F401  (files its rules)
+from orbit_kd.channels.ids import Call, Channels, channel_rule
+from orbit_kd.channels.rules import concatenated, merged, reshaped
 
 
 def argument(call: Call, index: int, name: str, default: Any = None) -> Any:

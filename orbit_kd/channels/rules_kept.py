@@ -11,8 +11,8 @@ import tensorflow as tf
 import tf_keras as keras
 from tf_keras import layers
 
-from orbit_kd.channel_rules import positions
-from orbit_kd.channels import Call, Channels, Ids, Layer, channel_rule, rule_for
+from orbit_kd.channels.ids import Call, Channels, Ids, Layer, channel_rule, rule_for
+from orbit_kd.channels.rules import positions
 
 Shape = tuple[int | None, ...]
 

@@ -13,7 +13,7 @@ import tensorflow as tf
 import tf_keras as keras
 from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
 
-from orbit_kd.channels import Call, Channels, Ids, Kept, Layer, Rule, Weight, rule_for, supported_layers, symbol_of
+from orbit_kd.channels.ids import Call, Channels, Ids, Kept, Layer, Rule, Weight, rule_for, supported_layers, symbol_of
 from orbit_kd.errors import InputError
 from orbit_kd.models.walk import require_graph, walk
 
@@ -76,7 +76,7 @@ class ChannelGraph:
     def __init__(
         self, model: keras.Model, *, unknown: str = "error", shapes: Sequence[tuple[int | None, ...]] | None = None
     ) -> None:
-        import orbit_kd.channel_ops  # noqa: F401  (files the rules, of layers and of TensorFlow operations)
+        import orbit_kd.channels.operations  # noqa: F401  (files the rules, of layers and of TensorFlow operations)
 
         if unknown not in ("error", "keep"):
             raise InputError(f"unknown={unknown!r}.", expected='"error" or "keep"', fix="choose one of the two")
@@ -137,7 +137,7 @@ class ChannelGraph:
             kind = repr(symbol_of(layer)) if isinstance(layer, TFOpLambda) else type(layer).__name__
             raise InputError(
                 f"No channel rule for layer {path!r} of class {kind}.",
-                expected=f"a layer with a rule{_like(kind)} (all: orbit_kd.channels.supported_layers())",
+                expected=f"a layer with a rule{_like(kind)} (all: orbit_kd.channels.ids.supported_layers())",
                 fix='keep its channels with unknown="keep" (tools: --unknown=keep), or register a rule with '
                 f"@okd.channel_rule({kind})",
             )

@@ -8,8 +8,8 @@ import math
 import numpy as np
 import tf_keras as keras
 
-from orbit_kd.channel_graph import ChannelGraph
-from orbit_kd.channels import Channels
+from orbit_kd.channels.graph import ChannelGraph
+from orbit_kd.channels.ids import Channels
 from orbit_kd.models.conversion import as_tf_keras
 from orbit_kd.models.wrapped import unwrapped_copy, wrappers_in
 from orbit_kd.support.text_table import aligned
