@@ -10,7 +10,6 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from orbit_kd import runtimes
 from orbit_kd.datasets import Data
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import check, export, hls4ml_project, tflm
@@ -20,6 +19,7 @@ from orbit_kd.pipeline import compress
 from orbit_kd.quantization import quantize_aware, strip_quantization
 from orbit_kd.quantization_layers import QuantizedLayer
 from orbit_kd.recipe import Recipe
+from orbit_kd.runtimes import run as runtimes
 from orbit_kd.tflite.reader import parse
 from orbit_kd.tflm_parity import tflm_parity
 

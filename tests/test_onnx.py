@@ -14,8 +14,8 @@ from orbit_kd.errors import InputError
 from orbit_kd.exporters import export, onnx_file
 from orbit_kd.exporters.onnx_file import read_onnx_metadata
 from orbit_kd.models.networks import build
-from orbit_kd.onnx_runtime import OnnxRunner
 from orbit_kd.recipe import Preprocess
+from orbit_kd.runtimes.onnx import OnnxRunner
 
 layers = keras.layers
 

@@ -10,7 +10,6 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from orbit_kd import runtimes
 from orbit_kd.distillation import Distiller, LogitsDistillation
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import export
@@ -19,6 +18,7 @@ from orbit_kd.models.saving import load_model, save_model
 from orbit_kd.planning import plan_removal
 from orbit_kd.quantization import quantize_aware, quantize_table, strip_quantization
 from orbit_kd.quantization_layers import QuantizedLayer
+from orbit_kd.runtimes import run as runtimes
 from orbit_kd.sparsity import sparsify, strip
 from orbit_kd.surgery import remove_filters
 from orbit_kd.tflite.nm_check import check_n_m

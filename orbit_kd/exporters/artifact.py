@@ -25,7 +25,7 @@ class Target:
             target is asked for as "name:variant".
         suffix: of the file it writes; "" for a folder.
         made_of: the target whose file it takes in place of a Keras model; "" for none.
-        runtime: in `orbit_kd.runtimes`, that runs what it writes; "" where nothing here does.
+        runtime: in `orbit_kd.runtimes.run`, that runs what it writes; "" where nothing here does.
         check: (model) -> None, raises InputError for a model that `write` would refuse whatever the data.
     """
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from orbit_kd import runtimes
 from orbit_kd.errors import InputError
 from orbit_kd.exporters.artifact import Artifact, target
 from orbit_kd.exporters.c_array import export_c_array
@@ -21,6 +20,7 @@ from orbit_kd.exporters.tflm_compression import compress_weights
 from orbit_kd.exporters.tflm_memory import arena_margin, arena_size, check_arena, check_flash, require_dense
 from orbit_kd.exporters.tflm_operators import add_methods
 from orbit_kd.exporters.tflm_sources import Golden, sources
+from orbit_kd.runtimes import run as runtimes
 from orbit_kd.support.extras import require
 from orbit_kd.support.files import write_file
 from orbit_kd.tflite.reader import State, parse, state_of

@@ -389,4 +389,4 @@ def _ample_arena(data: bytes) -> int:
     return total
 
 
-import orbit_kd.onnx_runtime  # noqa: E402, F401  files the runtime "onnx"
+import orbit_kd.runtimes.onnx  # noqa: E402, F401  files the runtime "onnx"
