@@ -24,7 +24,7 @@ from orbit_kd.distillation import DistillationLoss, Distiller, LogitsDistillatio
 from orbit_kd.models.networks import build
 from orbit_kd.models.saving import load_model
 from orbit_kd.recipe import Preprocess
-from orbit_kd.training import classification_loss, fit, train
+from orbit_kd.training.fit import classification_loss, fit, train
 
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parent.parent / "docs"

@@ -36,7 +36,7 @@ from orbit_kd.story import story
 from orbit_kd.support.files import write_file
 from orbit_kd.support.stages import Stages, log
 from orbit_kd.surgery import recalibrate_batchnorm, remove_filters
-from orbit_kd.training import check_fit
+from orbit_kd.training.fit import check_fit
 
 _OF_THE_TEACHER = ("tflite_float32", "tflite_int8")  # what the student's files are compared with
 

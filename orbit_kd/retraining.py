@@ -17,7 +17,7 @@ from orbit_kd.models.saving import load_model, save_model
 from orbit_kd.recipe import Recipe
 from orbit_kd.support.files import write_file
 from orbit_kd.support.stages import Stages
-from orbit_kd.training import classification_loss, fit
+from orbit_kd.training.fit import classification_loss, fit
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,15 +14,16 @@ import tf_keras as keras
 
 from orbit_kd.datasets import Data
 from orbit_kd.datasets.preprocessing import Augment
-from orbit_kd.distillation import Distiller, cache_teacher, workers
+from orbit_kd.distillation import Distiller, cache_teacher
 from orbit_kd.distillation.schedules import Scheduled
 from orbit_kd.errors import InputError
 from orbit_kd.models.saving import fingerprint, save_model
 from orbit_kd.recipe import digest
 from orbit_kd.support.files import write_file
 from orbit_kd.support.stages import Stages
-from orbit_kd.tensorboard_logs import TensorBoardLogs
-from orbit_kd.training import check_fit, classification_loss, fit
+from orbit_kd.training import workers
+from orbit_kd.training.fit import check_fit, classification_loss, fit
+from orbit_kd.training.tensorboard import TensorBoardLogs
 
 
 def teach(

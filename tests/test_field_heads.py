@@ -15,7 +15,7 @@ from orbit_kd.errors import InputError
 from orbit_kd.importance import Member, Scorer, taylor
 from orbit_kd.models.heads import heads
 from orbit_kd.models.outputs import kinds_of, label_loss
-from orbit_kd.training import check_fit
+from orbit_kd.training.fit import check_fit
 
 L = keras.layers
 RNG = np.random.default_rng(0)

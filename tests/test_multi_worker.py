@@ -17,8 +17,9 @@ import tensorflow as tf
 import tf_keras as keras
 from PIL import Image
 
-from orbit_kd.distillation import Distiller, Resume, cache_teacher, workers
+from orbit_kd.distillation import Distiller, Resume, cache_teacher
 from orbit_kd.errors import InputError
+from orbit_kd.training import workers
 
 L = keras.layers
 ROOT = Path(__file__).parent.parent
@@ -241,7 +242,7 @@ TWO_REPLICAS = """
 import numpy as np, tensorflow as tf
 cpus = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(cpus[0], [tf.config.LogicalDeviceConfiguration()] * 2)
-from orbit_kd.distillation import workers
+from orbit_kd.training import workers
 x = np.arange(48.0).reshape(8, 3, 2)
 batches = tf.data.Dataset.from_tensor_slices((x, {"labels": x[:, 0, 0]})).batch(4)
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
@@ -273,7 +274,7 @@ def test_resume_made_outside_the_scope_of_the_workers_is_refused(tmp_path, monke
     distiller = Distiller(network(4), teacher=network(6))
     distiller.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     resume = Resume(tmp_path)
-    monkeypatch.setattr("orbit_kd.distillation.resume.place", lambda strategy: (0, 2))  # the model's has two
+    monkeypatch.setattr("orbit_kd.training.resume.place", lambda strategy: (0, 2))  # the model's has two
     with pytest.raises(InputError, match="outside the strategy"):
         distiller.fit(*samples(), callbacks=[resume], verbose=0)
 

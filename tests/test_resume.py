@@ -17,10 +17,10 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from orbit_kd import training
 from orbit_kd.distillation import Resume
 from orbit_kd.errors import InputError
-from orbit_kd.training import Progress
+from orbit_kd.training import fit as training
+from orbit_kd.training.fit import Progress
 
 L = keras.layers
 EPOCHS = 6
@@ -165,7 +165,7 @@ def test_settings_of_callbacks_are_those_of_the_caller(tmp_path):
 def test_time_left_counts_this_process_alone(tmp_path, caplog, monkeypatch):
     """After a restart of the machine its clock begins anew, and the epochs of the killed run took none of this time."""
     clock = iter(range(1_000_000, 2_000_000, 10))
-    monkeypatch.setattr("orbit_kd.training.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr("orbit_kd.training.fit.time", SimpleNamespace(monotonic=lambda: next(clock)))
 
     def fit(epochs):
         progress = Progress("run")

@@ -53,9 +53,9 @@ def main() -> None:
         raise InputError(f"--output={FLAGS.output}.", expected="a .keras file", fix=f"--output={FLAGS.output}.keras")
     augment = collect(Augment)
 
-    from orbit_kd.distillation import workers
     from orbit_kd.distillation.losses import get_loss
     from orbit_kd.distillation.schedules import read_schedule
+    from orbit_kd.training import workers
 
     options = {"temperature": read_schedule(FLAGS.temperature)} if FLAGS.temperature else {}
     losses, alpha = [get_loss(text, **options) for text in FLAGS.losses], read_schedule(FLAGS.alpha)

@@ -43,7 +43,7 @@ def main() -> None:
 
     from orbit_kd.ratios import ratios_for
     from orbit_kd.scanning import sensitivity
-    from orbit_kd.training import check_fit
+    from orbit_kd.training.fit import check_fit
 
     data, model = load_data(), load(FLAGS.model)
     check_fit(model, data)

@@ -32,9 +32,9 @@ def main() -> None:
 
     import tf_keras as keras
 
-    from orbit_kd import training
     from orbit_kd.metrics import accuracy
     from orbit_kd.models import networks
+    from orbit_kd.training import fit as training
 
     keras.utils.set_random_seed(FLAGS.seed)
     model = networks.build(FLAGS.network, data.shape, classes=len(data.class_names), width=FLAGS.width)

@@ -10,16 +10,16 @@ from orbit_kd.distillation.feature_losses import (
     SimilarityPreserving,
 )
 from orbit_kd.distillation.losses import DistillationLoss, distillation_losses, get_loss
-from orbit_kd.distillation.monitor import StopOnNonFinite
 from orbit_kd.distillation.output_losses import (
     DecoupledDistillation,
     LogitsDistillation,
     MAEDistillation,
     MSEDistillation,
 )
-from orbit_kd.distillation.resume import Resume
 from orbit_kd.distillation.schedules import Piecewise
 from orbit_kd.distillation.teachers import Teachers
+from orbit_kd.training.monitor import StopOnNonFinite
+from orbit_kd.training.resume import Resume
 
 __all__ = [
     "DST",

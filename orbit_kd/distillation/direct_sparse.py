@@ -12,12 +12,12 @@ import tf_keras as keras
 from orbit_kd.datasets.fit_input import for_fit
 from orbit_kd.distillation.distiller import Distiller
 from orbit_kd.distillation.losses import Losses, chosen
-from orbit_kd.distillation.resume import Resume
 from orbit_kd.distillation.schedules import Number
 from orbit_kd.errors import InputError
 from orbit_kd.models.conversion import as_tf_keras
 from orbit_kd.models.keras3.objects import to_tf_keras
 from orbit_kd.sparsity import sparsify, strip
+from orbit_kd.training.resume import Resume
 
 
 class DST:

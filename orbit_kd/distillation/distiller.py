@@ -19,18 +19,18 @@ from orbit_kd.distillation.choice import Outputs, check_losses, fitting_losses
 from orbit_kd.distillation.class_weights import class_weights, for_maps, sample_weights
 from orbit_kd.distillation.features import find_layer, recording
 from orbit_kd.distillation.losses import Context, DistillationLoss, Losses, chosen
-from orbit_kd.distillation.monitor import StopOnNonFinite
 from orbit_kd.distillation.output_losses import LogitsDistillation
-from orbit_kd.distillation.resume import Resume
 from orbit_kd.distillation.schedules import Epochs, Number, Scheduled, deserialize
 from orbit_kd.distillation.teachers import Taught, Teachers, check_outputs, unpack
 from orbit_kd.distillation.terms import feature_term, logits_term, masked
-from orbit_kd.distillation.workers import own_batches, place, together
 from orbit_kd.errors import InputError
 from orbit_kd.models.conversion import as_tf_keras
 from orbit_kd.models.heads import heads, logits_of, output_names
 from orbit_kd.models.keras3.objects import to_tf_keras
 from orbit_kd.models.outputs import of_output
+from orbit_kd.training.monitor import StopOnNonFinite
+from orbit_kd.training.resume import Resume
+from orbit_kd.training.workers import own_batches, place, together
 
 
 @keras.saving.register_keras_serializable("orbit_kd")

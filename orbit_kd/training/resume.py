@@ -14,8 +14,8 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from orbit_kd.distillation.workers import common, place
 from orbit_kd.errors import InputError
+from orbit_kd.training.workers import common, place
 
 _STATE = "state.json"
 
