@@ -47,7 +47,7 @@ from orbit_kd.recipe import Preprocess
 from orbit_kd.scan import Scan
 from orbit_kd.scanning import sensitivity
 from orbit_kd.search import RATIOS
-from orbit_kd.sparsity import sparsify, strip
+from orbit_kd.sparsity.sparsify import sparsify, strip
 from orbit_kd.surgery import recalibrate_batchnorm, remove_filters
 
 FLAGS = flags.FLAGS

@@ -22,8 +22,8 @@ from absl import app, flags
 from experiments import DOCS, RESULTS, markdown
 
 from orbit_kd.models.networks import build
-from orbit_kd.sparsity import sparsify
-from orbit_kd.sparsity_schedules import Polynomial
+from orbit_kd.sparsity.schedules import Polynomial
+from orbit_kd.sparsity.sparsify import sparsify
 
 FLAGS = flags.FLAGS
 flags.FLAGS["data_dir"].value = ""  # images are drawn, not read

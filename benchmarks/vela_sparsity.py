@@ -28,7 +28,7 @@ from orbit_kd.exporters import export
 from orbit_kd.models.networks import build
 from orbit_kd.models.saving import load_model
 from orbit_kd.runtimes.run import predict
-from orbit_kd.sparsity import sparsify, strip
+from orbit_kd.sparsity.sparsify import sparsify, strip
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("students_dir", "out/benchmarks/sparsity", "Folder with the trained students.")

@@ -112,8 +112,8 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from orbit_kd.scan import Scan
     from orbit_kd.scanning import sensitivity
     from orbit_kd.search import smallest
-    from orbit_kd.sparsity import keep_zeros, sparsify, strip
-    from orbit_kd.sparsity_report import sparsity_table
+    from orbit_kd.sparsity.sparsify import keep_zeros, sparsify, strip
+    from orbit_kd.sparsity.table import sparsity_table
     from orbit_kd.surgery import recalibrate_batchnorm, remove_filters
 
 

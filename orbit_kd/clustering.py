@@ -33,7 +33,7 @@ from orbit_kd.models.wrappers import (
     kernel_rule,
     trainable_rule,
 )
-from orbit_kd.sparsity import keep_zeros
+from orbit_kd.sparsity.sparsify import keep_zeros
 
 __all__ = ["ClusteredLayer", "cluster", "strip_clusters"]
 

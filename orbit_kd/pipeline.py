@@ -31,7 +31,7 @@ from orbit_kd.recipe import Recipe, digest
 from orbit_kd.reports.report import Report
 from orbit_kd.retraining import Retraining, lesson_layers, losses_of
 from orbit_kd.scan_evaluation import Evaluator, batches_of
-from orbit_kd.sparsity import sparsify, strip
+from orbit_kd.sparsity.sparsify import sparsify, strip
 from orbit_kd.story import story
 from orbit_kd.support.files import write_file
 from orbit_kd.support.stages import Stages, log

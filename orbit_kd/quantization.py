@@ -30,7 +30,7 @@ from orbit_kd.models.wrapped import CLUSTERED, QUANTIZED, SPARSE, refuse_wrapped
 from orbit_kd.models.wrappers import inner_layer
 from orbit_kd.quantization_layers import KERNELS, QuantizedLayer, observing
 from orbit_kd.quantization_placement import PASS_ON, has_fixed_range, is_one_operator, place
-from orbit_kd.sparsity import keep_zeros
+from orbit_kd.sparsity.sparsify import keep_zeros
 from orbit_kd.support.text_table import aligned
 
 __all__ = ["QuantizationRow", "QuantizationTable", "quantize_aware", "quantize_table", "strip_quantization"]

@@ -163,7 +163,7 @@ class Recipe:
         pattern: sparsity of the remaining weights: "dense", "magnitude", "uhp", "2:4" or any "N:M".
         sparsity: part of the weights that "magnitude" sets to zero.
         sparsities: the same per layer: layer name (shell patterns allowed) -> part; other layers stay dense.
-        schedule: when the zeros come, see `orbit_kd.sparsity`.
+        schedule: when the zeros come, see `orbit_kd.sparsity.sparsify`.
         sparse_exclude: layers (shell patterns) that stay dense.
         sparse_epochs: training epochs with the sparsity pattern.
         losses: what is learned from the teacher: names of `orbit_kd.distillation.distillation_losses`, or name:weight.

@@ -15,7 +15,7 @@ from orbit_kd.decisions import Decisions
 from orbit_kd.exporters import Artifact
 from orbit_kd.recipe import Recipe
 from orbit_kd.retraining import Retraining
-from orbit_kd.sparsity_report import sparsity_table
+from orbit_kd.sparsity.table import sparsity_table
 
 
 def story(

@@ -585,7 +585,7 @@ def test_checkpoint_callbacks_keep_and_restore_the_best(tmp_path):
 
 
 def test_masked_student_keeps_its_zeros_and_its_names():
-    from orbit_kd.sparsity import sparsify, strip
+    from orbit_kd.sparsity.sparsify import sparsify, strip
 
     teacher = network(8)
     student = sparsify(network(8), "2:4")

@@ -19,7 +19,7 @@ from orbit_kd.planning import plan_removal
 from orbit_kd.quantization import quantize_aware, quantize_table, strip_quantization
 from orbit_kd.quantization_layers import QuantizedLayer
 from orbit_kd.runtimes import run as runtimes
-from orbit_kd.sparsity import sparsify, strip
+from orbit_kd.sparsity.sparsify import sparsify, strip
 from orbit_kd.surgery import remove_filters
 from orbit_kd.tflite.nm_check import check_n_m
 from orbit_kd.tflite.reader import parse, read

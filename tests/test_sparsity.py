@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from orbit_kd.errors import InputError
 from orbit_kd.models.copies import named_layers
 from orbit_kd.models.wrappers import _RULES, KernelRule, register_kernel
-from orbit_kd.sparsity import keep_zeros, sparsify, strip
-from orbit_kd.sparsity_layers import SparseLayer
-from orbit_kd.sparsity_patterns import Magnitude, NofM, get_pattern, uhp
-from orbit_kd.sparsity_report import sparsity_table
-from orbit_kd.sparsity_schedules import SRSTE, Polynomial, get_schedule
+from orbit_kd.sparsity.layers import SparseLayer
+from orbit_kd.sparsity.patterns import Magnitude, NofM, get_pattern, uhp
+from orbit_kd.sparsity.schedules import SRSTE, Polynomial, get_schedule
+from orbit_kd.sparsity.sparsify import keep_zeros, sparsify, strip
+from orbit_kd.sparsity.table import sparsity_table
 
 L = keras.layers
 

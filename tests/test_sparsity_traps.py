@@ -11,9 +11,9 @@ import tensorflow as tf
 import tf_keras as keras
 
 from orbit_kd.models.copies import named_layers
-from orbit_kd.sparsity import sparsify, strip
-from orbit_kd.sparsity_layers import SparseLayer
-from orbit_kd.sparsity_report import sparsity_table
+from orbit_kd.sparsity.layers import SparseLayer
+from orbit_kd.sparsity.sparsify import sparsify, strip
+from orbit_kd.sparsity.table import sparsity_table
 
 L = keras.layers
 

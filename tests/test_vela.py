@@ -22,7 +22,7 @@ from orbit_kd.exporters import export, export_all, read_metadata, vela
 from orbit_kd.exporters.vela import ACCELERATORS, SYSTEMS
 from orbit_kd.exporters.vela_twins import dense_twin, first_bad_group, kernels, sparse_twin
 from orbit_kd.models.networks import build
-from orbit_kd.sparsity import sparsify, strip
+from orbit_kd.sparsity.sparsify import sparsify, strip
 from orbit_kd.tflite.nm_check import check_n_m
 from orbit_kd.tflite.reader import parse
 

@@ -16,7 +16,7 @@ from orbit_kd.distillation.schedules import Number
 from orbit_kd.errors import InputError
 from orbit_kd.models.conversion import as_tf_keras
 from orbit_kd.models.keras3.objects import to_tf_keras
-from orbit_kd.sparsity import sparsify, strip
+from orbit_kd.sparsity.sparsify import sparsify, strip
 from orbit_kd.training.resume import Resume
 
 

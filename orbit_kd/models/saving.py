@@ -25,7 +25,7 @@ _REGISTERED_BY = {
     "ClusteredLayer": "orbit_kd.clustering",
     "Distiller": "orbit_kd.distillation",
     "QuantizedLayer": "orbit_kd.quantization_layers",
-    "SparseLayer": "orbit_kd.sparsity",
+    "SparseLayer": "orbit_kd.sparsity.sparsify",
 }
 
 

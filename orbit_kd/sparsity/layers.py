@@ -16,8 +16,8 @@ import tf_keras as keras
 
 from orbit_kd.errors import InputError
 from orbit_kd.models.wrappers import KernelRule, LayerWrapper, PruneLowMagnitude, trainable_rule
-from orbit_kd.sparsity_patterns import Pattern
-from orbit_kd.sparsity_schedules import Schedule
+from orbit_kd.sparsity.patterns import Pattern
+from orbit_kd.sparsity.schedules import Schedule
 
 
 def reason_dense(layer: keras.layers.Layer, pattern: Pattern) -> str | None:

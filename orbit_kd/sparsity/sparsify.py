@@ -28,9 +28,9 @@ from orbit_kd.models.wrappers import (
     inner_layer,
     kernel_rule,
 )
-from orbit_kd.sparsity_layers import SparseLayer, reason_dense
-from orbit_kd.sparsity_patterns import Magnitude, Pattern, get_pattern
-from orbit_kd.sparsity_schedules import Schedule, get_schedule
+from orbit_kd.sparsity.layers import SparseLayer, reason_dense
+from orbit_kd.sparsity.patterns import Magnitude, Pattern, get_pattern
+from orbit_kd.sparsity.schedules import Schedule, get_schedule
 
 __all__ = ["keep_zeros", "sparsify", "strip"]
 

@@ -12,8 +12,8 @@ from orbit_kd.models.conversion import as_tf_keras
 from orbit_kd.models.copies import has_matrix, named_layers
 from orbit_kd.models.wrapped import unwrapped_copy, wrappers_in
 from orbit_kd.models.wrappers import kernel_rule
-from orbit_kd.sparsity_layers import SparseLayer, reason_dense
-from orbit_kd.sparsity_patterns import Magnitude, NofM, Pattern
+from orbit_kd.sparsity.layers import SparseLayer, reason_dense
+from orbit_kd.sparsity.patterns import Magnitude, NofM, Pattern
 from orbit_kd.support.text_table import aligned
 
 
