@@ -12,8 +12,10 @@ import tf_keras as keras
 
 from orbit_kd.datasets import Data
 from orbit_kd.errors import InputError
-from orbit_kd.exporters import check, export, hls4ml_project, tflm
-from orbit_kd.exporters.tflm_operators import operator_names
+from orbit_kd.exporters import check, export
+from orbit_kd.exporters.hls4ml import project as hls4ml_project
+from orbit_kd.exporters.tflm import export as tflm
+from orbit_kd.exporters.tflm.operators import operator_names
 from orbit_kd.models import copies as sparsity_models
 from orbit_kd.pipeline import compress
 from orbit_kd.quantization import quantize_aware, strip_quantization

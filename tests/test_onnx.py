@@ -11,8 +11,9 @@ import pytest
 import tf_keras as keras
 
 from orbit_kd.errors import InputError
-from orbit_kd.exporters import export, onnx_file
-from orbit_kd.exporters.onnx_file import read_onnx_metadata
+from orbit_kd.exporters import export
+from orbit_kd.exporters import onnx as onnx_file
+from orbit_kd.exporters.onnx import read_onnx_metadata
 from orbit_kd.models.networks import build
 from orbit_kd.recipe import Preprocess
 from orbit_kd.runtimes.onnx import OnnxRunner

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import export, export_all
-from orbit_kd.exporters.packed import layers_of, read_packed
-from orbit_kd.exporters.packing import INDEX_KINDS, Packed, pack, pack_bits, unpack, unpack_bits
+from orbit_kd.exporters.packed.export import layers_of, read_packed
+from orbit_kd.exporters.packed.packing import INDEX_KINDS, Packed, pack, pack_bits, unpack, unpack_bits
 
 layers = keras.layers
 

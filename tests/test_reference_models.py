@@ -11,8 +11,8 @@ import tf_keras as keras
 
 from orbit_kd.datasets import load
 from orbit_kd.exporters import export, find, read_metadata
-from orbit_kd.exporters.hls4ml_project import run_project
-from orbit_kd.exporters.packed import layers_of, read_packed
+from orbit_kd.exporters.hls4ml.project import run_project
+from orbit_kd.exporters.packed.export import layers_of, read_packed
 from orbit_kd.models.saving import load_model
 from orbit_kd.recipe import Preprocess
 from orbit_kd.runtimes import run as runtimes

@@ -18,8 +18,8 @@ import orbit_kd as okd
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import Artifact, export, export_all, open_artifact, read_metadata
 from orbit_kd.exporters.c_array import read_c_array
-from orbit_kd.exporters.tflm_memory import arena_margin, peak
-from orbit_kd.exporters.tflm_operators import ADD_METHODS, add_methods
+from orbit_kd.exporters.tflm.memory import arena_margin, peak
+from orbit_kd.exporters.tflm.operators import ADD_METHODS, add_methods
 from orbit_kd.runtimes import run as runtimes
 from orbit_kd.support.native_log import native_stderr
 from orbit_kd.tflite.reader import parse
@@ -360,9 +360,9 @@ def test_a_compressed_file_that_computes_otherwise_is_refused(clustered, tmp_pat
     """With one table for a kernel that has a scale a channel, TFLM decodes without a word, and is wrong."""
     from tflite_micro.tensorflow.lite.micro.compression import spec
 
-    monkeypatch.setattr("orbit_kd.exporters.tflm_compression._BITS", 8)
+    monkeypatch.setattr("orbit_kd.exporters.tflm.compression._BITS", 8)
     monkeypatch.setattr(
-        "orbit_kd.exporters.tflm_compression._kernels",
+        "orbit_kd.exporters.tflm.compression._kernels",
         lambda data: [(k, 0, 7, "x") for k in per_tensor_candidates(data)],
     )
     monkeypatch.setattr(spec, "PerChannel", lambda axis: spec.PerTensor())

@@ -18,9 +18,10 @@ import tensorflow as tf
 import tf_keras as keras
 
 from orbit_kd.errors import InputError
-from orbit_kd.exporters import export, export_all, read_metadata, vela
-from orbit_kd.exporters.vela import ACCELERATORS, SYSTEMS
-from orbit_kd.exporters.vela_twins import dense_twin, first_bad_group, kernels, sparse_twin
+from orbit_kd.exporters import export, export_all, read_metadata
+from orbit_kd.exporters.vela import export as vela
+from orbit_kd.exporters.vela.export import ACCELERATORS, SYSTEMS
+from orbit_kd.exporters.vela.twins import dense_twin, first_bad_group, kernels, sparse_twin
 from orbit_kd.models.networks import build
 from orbit_kd.sparsity.sparsify import sparsify, strip
 from orbit_kd.tflite.nm_check import check_n_m

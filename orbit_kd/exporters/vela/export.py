@@ -19,8 +19,8 @@ from orbit_kd.errors import InputError
 from orbit_kd.exporters.artifact import Artifact, target
 from orbit_kd.exporters.metadata import add_metadata
 from orbit_kd.exporters.source import tflite_of
-from orbit_kd.exporters.vela_report import VelaOp, VelaReport, read_report
-from orbit_kd.exporters.vela_twins import dense_twin, first_bad_group, kernels, sparse_twin
+from orbit_kd.exporters.vela.report import VelaOp, VelaReport, read_report
+from orbit_kd.exporters.vela.twins import dense_twin, first_bad_group, kernels, sparse_twin
 from orbit_kd.support.extras import require
 from orbit_kd.support.files import write_file
 from orbit_kd.tflite.nm_check import NMCheck, check_n_m

@@ -16,7 +16,7 @@ from orbit_kd.errors import InputError
 from orbit_kd.exporters.artifact import Artifact, target
 from orbit_kd.exporters.keras_source import calibration_images, check_finite, fixed_shape
 from orbit_kd.exporters.metadata import add_metadata
-from orbit_kd.exporters.tflite_mending import mend_scales
+from orbit_kd.exporters.tflite.mending import mend_scales
 from orbit_kd.support.files import write_file
 from orbit_kd.support.native_log import native_stderr
 from orbit_kd.tflite.reader import parse, read
@@ -184,7 +184,7 @@ def trace_for_integers(model: Any, shape: tuple[int, ...], *, target: str) -> Tr
     Raises:
         InputError: as `trace`; or a loop.
     """
-    from orbit_kd.exporters.loops import has_loop, refuse_loops
+    from orbit_kd.exporters.tflite.loops import has_loop, refuse_loops
     from orbit_kd.models.integer_inputs import ready_for_integers
 
     ready = ready_for_integers(model)

@@ -14,7 +14,7 @@ import numpy as np
 from orbit_kd.errors import InputError
 from orbit_kd.exporters.artifact import Artifact, target
 from orbit_kd.exporters.keras_source import fixed_shape
-from orbit_kd.exporters.tflite import (
+from orbit_kd.exporters.tflite.convert import (
     check_integers,
     convert,
     refuse_quantization_aware,

@@ -23,8 +23,8 @@ import numpy as np
 from orbit_kd.errors import InputError
 from orbit_kd.exporters.artifact import Artifact, target
 from orbit_kd.exporters.keras_source import calibration_images, input_shape
-from orbit_kd.exporters.packing import pack_bits
-from orbit_kd.exporters.tflite import refuse_quantization_aware
+from orbit_kd.exporters.packed.packing import pack_bits
+from orbit_kd.exporters.tflite.convert import refuse_quantization_aware
 from orbit_kd.support.extras import require
 from orbit_kd.support.files import unwritable, write_file
 
@@ -94,7 +94,7 @@ def export_hls4ml(
     if folder.exists() and not (folder.is_dir() and ((folder / NOTE).is_file() or not any(folder.iterdir()))):
         raise InputError(f"{folder} holds something else.", expected="a new folder, or one that this target wrote",
                          fix="choose another path")  # fmt: skip
-    from orbit_kd.exporters.hls4ml_network import is_depthwise, kernels, plain, precisions, ranges
+    from orbit_kd.exporters.hls4ml.network import is_depthwise, kernels, plain, precisions, ranges
 
     network = plain(model)
     matrices = {layer.name: matrix for layer, matrix in kernels(network)}
@@ -266,7 +266,7 @@ def count_adders(kernels: dict[str, np.ndarray], *, limit: int, seed: int = 0) -
 def _job(job: str, request: dict[str, Any], scratch: str, failure: str) -> dict[str, Any]:
     """Runs a job of `hls4ml_build` in a process of its own, in the folder `scratch`."""
     Path(scratch, f"{job}.json").write_text(json.dumps(request))
-    command = [sys.executable, "-m", "orbit_kd.exporters.hls4ml_build", job, f"{job}.json", "answer.json"]
+    command = [sys.executable, "-m", "orbit_kd.exporters.hls4ml.build", job, f"{job}.json", "answer.json"]
     paths = os.pathsep.join(str(Path(p or ".").absolute()) for p in sys.path)
     env = {**os.environ, "PYTHONPATH": paths, "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(command, cwd=scratch, env=env, capture_output=True, text=True)

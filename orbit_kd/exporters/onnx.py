@@ -19,7 +19,7 @@ from orbit_kd.errors import InputError
 from orbit_kd.exporters.artifact import Artifact, target
 from orbit_kd.exporters.keras_source import calibration_images, input_shape
 from orbit_kd.exporters.metadata import to_text
-from orbit_kd.exporters.tflite import quiet, refuse_quantization_aware
+from orbit_kd.exporters.tflite.convert import quiet, refuse_quantization_aware
 from orbit_kd.runtimes.onnx import load_onnx
 from orbit_kd.support.extras import require
 from orbit_kd.support.files import write_file

@@ -16,10 +16,10 @@ from orbit_kd.exporters.c_array import export_c_array
 from orbit_kd.exporters.keras_source import calibration_sample
 from orbit_kd.exporters.metadata import add_metadata
 from orbit_kd.exporters.source import tflite_of
-from orbit_kd.exporters.tflm_compression import compress_weights
-from orbit_kd.exporters.tflm_memory import arena_margin, arena_size, check_arena, check_flash, require_dense
-from orbit_kd.exporters.tflm_operators import add_methods
-from orbit_kd.exporters.tflm_sources import Golden, sources
+from orbit_kd.exporters.tflm.compression import compress_weights
+from orbit_kd.exporters.tflm.memory import arena_margin, arena_size, check_arena, check_flash, require_dense
+from orbit_kd.exporters.tflm.operators import add_methods
+from orbit_kd.exporters.tflm.sources import Golden, sources
 from orbit_kd.runtimes import run as runtimes
 from orbit_kd.support.extras import require
 from orbit_kd.support.files import write_file

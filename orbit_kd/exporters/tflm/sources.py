@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from orbit_kd.exporters.tflm_memory import arena_size
+from orbit_kd.exporters.tflm.memory import arena_size
 from orbit_kd.runtimes.run import Port
 
 _NOTE = "// Written by orbit_kd. Do not edit."
