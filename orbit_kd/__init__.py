@@ -105,7 +105,7 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from orbit_kd.planning import RemovalPlan, plan_removal
     from orbit_kd.prediction import predict
     from orbit_kd.preprocess_check import check_preprocess
-    from orbit_kd.quantization import quantize_aware, quantize_table, strip_quantization
+    from orbit_kd.quantization.aware import quantize_aware, quantize_table, strip_quantization
     from orbit_kd.ratios import hybrid_for, ratios_for
     from orbit_kd.recipe import Preprocess, Recipe
     from orbit_kd.reports.report import Report

@@ -16,7 +16,7 @@ from orbit_kd.errors import InputError
 from orbit_kd.exporters import export
 from orbit_kd.models.copies import named_layers
 from orbit_kd.models.saving import load_model, save_model
-from orbit_kd.quantization import quantize_aware
+from orbit_kd.quantization.aware import quantize_aware
 from orbit_kd.sparsity.sparsify import keep_zeros, sparsify, strip
 from orbit_kd.tflite.nm_check import check_n_m
 

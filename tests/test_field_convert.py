@@ -18,8 +18,8 @@ from orbit_kd.exporters.tflm import export as tflm
 from orbit_kd.exporters.tflm.operators import operator_names
 from orbit_kd.models import copies as sparsity_models
 from orbit_kd.pipeline import compress
-from orbit_kd.quantization import quantize_aware, strip_quantization
-from orbit_kd.quantization_layers import QuantizedLayer
+from orbit_kd.quantization.aware import quantize_aware, strip_quantization
+from orbit_kd.quantization.layers import QuantizedLayer
 from orbit_kd.recipe import Recipe
 from orbit_kd.runtimes import run as runtimes
 from orbit_kd.tflite.reader import parse

@@ -24,7 +24,7 @@ _TFMOT = ("PruneLowMagnitude", "ClusterWeights", "QuantizeWrapper", "QuantizeLay
 _REGISTERED_BY = {
     "ClusteredLayer": "orbit_kd.clustering",
     "Distiller": "orbit_kd.distillation",
-    "QuantizedLayer": "orbit_kd.quantization_layers",
+    "QuantizedLayer": "orbit_kd.quantization.layers",
     "SparseLayer": "orbit_kd.sparsity.sparsify",
 }
 

@@ -13,7 +13,7 @@ from tf_keras.src.layers.core.tf_op_layer import SlicingOpLambda, TFOpLambda
 from orbit_kd.models.copies import is_graph
 from orbit_kd.models.walk import RANDOM, walk
 from orbit_kd.models.wrappers import KernelRule, kernel_rule
-from orbit_kd.quantization_layers import AFFINE, FIXED_RANGE_ACTIVATIONS, FUSED_ACTIVATIONS, KERNELS, activation_name
+from orbit_kd.quantization.layers import AFFINE, FIXED_RANGE_ACTIVATIONS, FUSED_ACTIVATIONS, KERNELS, activation_name
 
 _layers = keras.layers
 # TFLite gives their outputs the scale of their inputs: they hold the same values, or means of them.

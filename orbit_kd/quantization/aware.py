@@ -28,8 +28,8 @@ from orbit_kd.models.copies import copy_layer, named_layers, rebuild
 from orbit_kd.models.integer_inputs import ready_for_integers
 from orbit_kd.models.wrapped import CLUSTERED, QUANTIZED, SPARSE, refuse_wrapped, unwrapped_copy, wrappers_in
 from orbit_kd.models.wrappers import inner_layer
-from orbit_kd.quantization_layers import KERNELS, QuantizedLayer, observing
-from orbit_kd.quantization_placement import PASS_ON, has_fixed_range, is_one_operator, place
+from orbit_kd.quantization.layers import KERNELS, QuantizedLayer, observing
+from orbit_kd.quantization.placement import PASS_ON, has_fixed_range, is_one_operator, place
 from orbit_kd.sparsity.sparsify import keep_zeros
 from orbit_kd.support.text_table import aligned
 
