@@ -74,7 +74,7 @@ __all__ = sorted(_MODULE_OF)
 if TYPE_CHECKING:  # the same names, for editors and type checkers
     from orbit_kd.channels.ids import channel_rule
     from orbit_kd.channels.profiles import profile
-    from orbit_kd.clustering import cluster, strip_clusters
+    from orbit_kd.clustering.cluster import cluster, strip_clusters
     from orbit_kd.datasets import Data, load
     from orbit_kd.datasets.preprocessing import Augment
     from orbit_kd.distillation import (

@@ -10,7 +10,7 @@ import tf_keras as keras
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orbit_kd.clustering import ClusteredLayer, cluster, nearest, strip_clusters
+from orbit_kd.clustering.cluster import ClusteredLayer, cluster, nearest, strip_clusters
 from orbit_kd.distillation import Distiller
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import export
