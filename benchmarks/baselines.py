@@ -24,8 +24,8 @@ import tf_keras as keras
 from absl import app, flags
 from experiments import DOCS, Runs, accuracy, markdown, small_setting, spread, teach, written_by
 
-from orbit_kd.planning import plan_removal
-from orbit_kd.surgery import recalibrate_batchnorm, remove_filters
+from orbit_kd.removal.planning import plan_removal
+from orbit_kd.removal.surgery import recalibrate_batchnorm, remove_filters
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("epochs", 24, "Of every row, but those with four times as many.")

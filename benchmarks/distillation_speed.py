@@ -34,8 +34,8 @@ from experiments import DOCS, RESULTS, markdown
 from orbit_kd.distillation import Distiller, LogitsDistillation, cache_teacher
 from orbit_kd.models.networks import build
 from orbit_kd.models.walk import walk
-from orbit_kd.planning import plan_removal
-from orbit_kd.surgery import remove_filters
+from orbit_kd.removal.planning import plan_removal
+from orbit_kd.removal.surgery import remove_filters
 
 FLAGS = flags.FLAGS
 flags.FLAGS["data_dir"].value = ""  # images are drawn, not read

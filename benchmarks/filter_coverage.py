@@ -27,8 +27,8 @@ from oracle import difference, inputs_of, randomize
 
 from orbit_kd.channels.graph import ChannelGraph
 from orbit_kd.exporters import export
-from orbit_kd.planning import plan_removal
-from orbit_kd.surgery import remove_filters
+from orbit_kd.removal.planning import plan_removal
+from orbit_kd.removal.surgery import remove_filters
 
 RESULTS, PAGE = HERE / "results" / "filter_coverage.jsonl", HERE.parent / "docs" / "filter_coverage.md"
 FAMILIES = {

@@ -33,8 +33,8 @@ from absl import app, flags
 from tf_keras import layers
 
 from orbit_kd.channels.graph import ChannelGraph
-from orbit_kd.planning import plan_removal
-from orbit_kd.surgery import remove_filters
+from orbit_kd.removal.planning import plan_removal
+from orbit_kd.removal.surgery import remove_filters
 
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "results" / "filter_removal.jsonl", HERE.parent / "docs" / "filter_removal.md"

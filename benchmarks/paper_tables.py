@@ -41,14 +41,14 @@ from orbit_kd.datasets import Data, load
 from orbit_kd.datasets.preprocessing import Augment
 from orbit_kd.distillation import LogitsDistillation, cache_teacher
 from orbit_kd.models.saving import load_model, save_model
-from orbit_kd.planning import plan_removal
 from orbit_kd.ratios import hybrid_for
 from orbit_kd.recipe import Preprocess
+from orbit_kd.removal.planning import plan_removal
+from orbit_kd.removal.surgery import recalibrate_batchnorm, remove_filters
 from orbit_kd.scan import Scan
 from orbit_kd.scanning import sensitivity
 from orbit_kd.search import RATIOS
 from orbit_kd.sparsity.sparsify import sparsify, strip
-from orbit_kd.surgery import recalibrate_batchnorm, remove_filters
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("dataset", "mstar", "Name of the data set.")

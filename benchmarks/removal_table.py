@@ -16,8 +16,8 @@ import numpy as np
 from absl import app, flags
 from experiments import DOCS, SMALL, Runs, accuracy, markdown, small_setting, spread, teach, written_by
 
-from orbit_kd.planning import plan_removal
-from orbit_kd.surgery import recalibrate_batchnorm, remove_filters
+from orbit_kd.removal.planning import plan_removal
+from orbit_kd.removal.surgery import recalibrate_batchnorm, remove_filters
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("epochs", 12, "Of fine-tuning, over all rounds.")

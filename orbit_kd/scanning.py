@@ -20,19 +20,19 @@ import tf_keras as keras
 
 from orbit_kd.channels.graph import ChannelGraph, Group
 from orbit_kd.errors import InputError
-from orbit_kd.importance import Scorer
 from orbit_kd.models.conversion import as_tf_keras
 from orbit_kd.models.copies import resolve
 from orbit_kd.models.outputs import check_classes, compiled_loss
 from orbit_kd.models.saving import fingerprint
 from orbit_kd.models.wrappers import KernelRule, kernel_rule
-from orbit_kd.planning import check_names, named
 from orbit_kd.recipe import digest
+from orbit_kd.removal.importance import Scorer
+from orbit_kd.removal.planning import check_names, named
+from orbit_kd.removal.surgery import rebuild
 from orbit_kd.scan import Curve, Scan
 from orbit_kd.scan_evaluation import Evaluator, batches_of, told_apart
 from orbit_kd.support.files import write_file
 from orbit_kd.support.progress import track
-from orbit_kd.surgery import rebuild
 
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _STATISTICS_OVER_CHANNELS = (

@@ -8,12 +8,12 @@ import tf_keras as keras
 from oracle import randomize
 from tf_keras import layers
 
-from orbit_kd import budgets
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import export
 from orbit_kd.models import networks
-from orbit_kd.planning import plan_removal
-from orbit_kd.surgery import remove_filters
+from orbit_kd.removal import budgets
+from orbit_kd.removal.planning import plan_removal
+from orbit_kd.removal.surgery import remove_filters
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from rule_examples import EXAMPLES, network
 from orbit_kd.channels import ids as channels
 from orbit_kd.channels import operations as channel_ops  # noqa: F401  (channel_ops files every rule)
 from orbit_kd.channels.graph import ChannelGraph
-from orbit_kd.planning import plan_removal
-from orbit_kd.surgery import remove_filters
+from orbit_kd.removal.planning import plan_removal
+from orbit_kd.removal.surgery import remove_filters
 
 
 def kinds(graph: ChannelGraph) -> set:

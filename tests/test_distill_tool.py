@@ -28,7 +28,7 @@ from orbit_kd.training import fit as training
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = make_place(tmp_path_factory.mktemp("distill"))
-    from orbit_kd.planning import plan_removal
+    from orbit_kd.removal.planning import plan_removal
 
     for name in ("teacher", "five"):
         plan = plan_removal(keras.models.load_model(folder / f"{name}.keras"), ratio=0.5)

@@ -9,8 +9,8 @@ from oracle import randomize
 
 from orbit_kd.channels.profiles import profile
 from orbit_kd.errors import InputError
-from orbit_kd.iterative import ratio_of_round, remove_in_rounds
 from orbit_kd.models import networks
+from orbit_kd.removal.rounds import ratio_of_round, remove_in_rounds
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_later_rounds_see_what_training_did_to_the_weights(network):
 
 
 def test_one_round_is_the_same_as_one_plan(network):
-    from orbit_kd.planning import plan_removal
+    from orbit_kd.removal.planning import plan_removal
 
     small = remove_in_rounds(network, lambda m, n: None, rounds=1, ratio=0.5, criterion="l2_norm")
     assert small.count_params() == plan_removal(network, ratio=0.5, criterion="l2_norm").params[1]

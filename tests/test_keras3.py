@@ -11,8 +11,8 @@ from keras.src.ops.numpy import Argsort
 
 from orbit_kd.errors import InputError
 from orbit_kd.models.saving import load_model
-from orbit_kd.planning import plan_removal
-from orbit_kd.surgery import remove_filters
+from orbit_kd.removal.planning import plan_removal
+from orbit_kd.removal.surgery import remove_filters
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras saving
 

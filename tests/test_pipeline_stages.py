@@ -19,12 +19,12 @@ from orbit_kd.channels.graph import ChannelGraph
 from orbit_kd.datasets import Data
 from orbit_kd.exporters import Artifact, export
 from orbit_kd.pipeline import compress
-from orbit_kd.planning import plan_removal
 from orbit_kd.recipe import Preprocess, Recipe
+from orbit_kd.removal.planning import plan_removal
+from orbit_kd.removal.surgery import remove_filters
 from orbit_kd.scan import Curve, Scan
 from orbit_kd.search import Found
 from orbit_kd.support.stages import Stages
-from orbit_kd.surgery import remove_filters
 
 SHARED = {"pattern": "magnitude", "epochs": 5, "sparse_epochs": 3, "targets": ("tflite_int8",)}
 RECIPES = {

@@ -12,12 +12,12 @@ from oracle import Constant, difference, randomize
 from random_graphs import BLOCKS, random_model
 from tf_keras import layers
 
-from orbit_kd import importance
 from orbit_kd.errors import InputError
 from orbit_kd.models import networks
 from orbit_kd.models.saving import load_model, save_model
-from orbit_kd.planning import RemovalPlan, plan_removal
-from orbit_kd.surgery import recalibrate_batchnorm, remove_filters
+from orbit_kd.removal import importance
+from orbit_kd.removal.planning import RemovalPlan, plan_removal
+from orbit_kd.removal.surgery import recalibrate_batchnorm, remove_filters
 
 
 def check(model: keras.Model, **how) -> keras.Model:
@@ -244,7 +244,7 @@ def batches():
 )
 def test_every_criterion_ranks_every_group(network, criterion):
     from orbit_kd.channels.graph import ChannelGraph
-    from orbit_kd.importance import Scorer
+    from orbit_kd.removal.importance import Scorer
 
     graph = ChannelGraph(network)
     scorer = Scorer(graph, name=criterion, data=batches())

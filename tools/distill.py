@@ -83,8 +83,8 @@ def main() -> None:
 def make_student(teacher: Any, data: Any) -> Any:
     """The model of --student, the teacher after --plan, or a new --network."""
     from orbit_kd.models import networks
-    from orbit_kd.planning import RemovalPlan
-    from orbit_kd.surgery import recalibrate_batchnorm, remove_filters
+    from orbit_kd.removal.planning import RemovalPlan
+    from orbit_kd.removal.surgery import recalibrate_batchnorm, remove_filters
 
     if sum(bool(FLAGS[name].value) for name in ("student", "plan", "network")) != 1:
         raise InputError(

@@ -22,7 +22,7 @@ def main() -> None:
         return
 
     from orbit_kd.channels.profiles import profile
-    from orbit_kd.planning import plan_removal
+    from orbit_kd.removal.planning import plan_removal
 
     model = load(FLAGS.model)
     print(profile(model), "\n\ncoupled groups", plan_removal(model, unknown="keep"), sep="\n")

@@ -41,9 +41,9 @@ def main() -> None:
     recipe = collect(Recipe)
 
     from orbit_kd.models.saving import save_model
-    from orbit_kd.planning import RemovalPlan, plan_removal
+    from orbit_kd.removal.planning import RemovalPlan, plan_removal
+    from orbit_kd.removal.surgery import remove_filters
     from orbit_kd.support.files import write_file
-    from orbit_kd.surgery import remove_filters
 
     model = load(FLAGS.model)
     budget = given_budgets()

@@ -7,14 +7,14 @@ from typing import Any
 
 import tf_keras as keras
 
-from orbit_kd import budgets
 from orbit_kd.channels.graph import ChannelGraph
 from orbit_kd.datasets.batches import as_batches, inputs_of
 from orbit_kd.errors import InputError
 from orbit_kd.models.conversion import as_tf_keras
 from orbit_kd.models.outputs import compiled_loss
-from orbit_kd.planning import plan_removal
-from orbit_kd.surgery import remove_filters
+from orbit_kd.removal import budgets
+from orbit_kd.removal.planning import plan_removal
+from orbit_kd.removal.surgery import remove_filters
 
 
 def ratio_of_round(ratio: float, rounds: int) -> float:

@@ -59,7 +59,7 @@ def int8_bytes(graph: ChannelGraph, stays: np.ndarray) -> float:
     do.
     """
     from orbit_kd.exporters import export
-    from orbit_kd.surgery import rebuild
+    from orbit_kd.removal.surgery import rebuild
 
     model = rebuild(graph, stays)
     shape = model.inputs[0].shape[1:]

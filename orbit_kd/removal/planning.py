@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import tf_keras as keras
 
-from orbit_kd import budgets, importance
 from orbit_kd.channels.graph import ChannelGraph, Group
 from orbit_kd.errors import InputError
 from orbit_kd.models.conversion import as_tf_keras
 from orbit_kd.models.walk import matches
+from orbit_kd.removal import budgets, importance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +148,7 @@ def plan_removal(
 
     Args:
         model: a Functional or Sequential model.
-        criterion: name of a criterion (see `orbit_kd.importance`).
+        criterion: name of a criterion (see `orbit_kd.removal.importance`).
         ratio: part of the channels that goes, in [0, 1), of every group that `ratios` does not name.
         ratios: group, or any layer that makes its channels (shell patterns allowed) -> part that goes. Of several that
             fit a group its own name counts, else the first.
