@@ -1,8 +1,8 @@
 """Knowledge distillation: losses, the Distiller, the teacher cache, resumable training."""
 
 from orbit_kd.distillation.cache import TeacherCache, cache_teacher
-from orbit_kd.distillation.direct_sparse import DST
 from orbit_kd.distillation.distiller import Distiller
+from orbit_kd.distillation.dst import DST
 from orbit_kd.distillation.feature_losses import (
     AttentionTransfer,
     FeatureHints,
