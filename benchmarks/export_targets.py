@@ -21,13 +21,13 @@ from absl import app, flags
 from experiments import DOCS, Runs, data_of, markdown, written_by
 
 from orbit_kd.errors import InputError
-from orbit_kd.evaluation import model_bytes
+from orbit_kd.evaluation.evaluate import model_bytes
+from orbit_kd.evaluation.parity import tflm_parity
 from orbit_kd.exporters import export, find, read_metadata
 from orbit_kd.exporters.hls4ml.project import run_project
 from orbit_kd.exporters.packed.export import layers_of, read_packed
 from orbit_kd.models.saving import fingerprint, load_model
 from orbit_kd.runtimes import run as runtimes
-from orbit_kd.tflm_parity import tflm_parity
 
 FLAGS = flags.FLAGS
 MODELS = Path(__file__).parent.parent / "models"

@@ -22,11 +22,11 @@ from typing import Any
 from absl import app, flags
 from experiments import DOCS, STUDENTS_FROM, Runs, data_of, markdown, teacher_of, written_by
 
+from orbit_kd.evaluation.latency import latency
+from orbit_kd.evaluation.operators import op_latency
 from orbit_kd.exporters import export
 from orbit_kd.models.saving import load_model
-from orbit_kd.op_timing import op_latency
 from orbit_kd.tflite.reader import read
-from orbit_kd.timing import latency
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("students_dir", "out/benchmarks/sparsity", "Folder with the trained students.")
@@ -147,7 +147,7 @@ def page(runs: Runs) -> str:
         parts += [
             f"## Layer by layer: {row['type']}, {row['threads']} thread{'s'[: row['threads'] > 1]}",
             "LiteRT's Python package has no profiler, so each operator is timed alone, in a file cut out of the "
-            "network (`orbit_kd/op_timing.py`, `tools/benchmark.py --per_op`), its fastest turn. The parts sum to "
+            "network (`orbit_kd/evaluation/operators.py`, `tools/benchmark.py --per_op`), its fastest turn. The parts sum to "
             f"{covered[0]:.2f} of the whole teacher and {covered[1]:.2f} of the whole student, whose own fastest turns "
             f"took {slow:.3f} and {fast:.3f} ms ({slow / fast:.2f}x). The layers with a reason in the last column gain "
             "less than half of their MACs ratio, or have no MACs; "

@@ -30,10 +30,10 @@ from experiments import DOCS, Runs, markdown, small_setting, written_by
 
 import orbit_kd as okd
 from orbit_kd.errors import InputError
+from orbit_kd.evaluation.latency import latency
 from orbit_kd.exporters import export
 from orbit_kd.exporters.hls4ml.project import count_adders
 from orbit_kd.exporters.packed.export import read_packed
-from orbit_kd.timing import latency
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("runs", 200, "Rounds of the timing.")

@@ -96,13 +96,13 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
         cache_teacher,
     )
     from orbit_kd.errors import InputError
-    from orbit_kd.evaluation import evaluate
+    from orbit_kd.evaluation.evaluate import evaluate
+    from orbit_kd.evaluation.prediction import predict
+    from orbit_kd.evaluation.preprocess_check import check_preprocess
     from orbit_kd.exporters import Artifact, export
     from orbit_kd.models.conversion import as_graph
     from orbit_kd.models.saving import load_model, save_model
     from orbit_kd.pipeline import compress
-    from orbit_kd.prediction import predict
-    from orbit_kd.preprocess_check import check_preprocess
     from orbit_kd.quantization.aware import quantize_aware, quantize_table, strip_quantization
     from orbit_kd.ratios import hybrid_for, ratios_for
     from orbit_kd.recipe import Preprocess, Recipe

@@ -13,11 +13,11 @@ import tf_keras as keras
 from ai_edge_litert.interpreter import Interpreter
 
 from orbit_kd.errors import InputError
+from orbit_kd.evaluation.latency import delegates, latency, ready_call
+from orbit_kd.evaluation.operators import cut_operators, op_latency
 from orbit_kd.exporters import export
-from orbit_kd.op_timing import cut_operators, op_latency
 from orbit_kd.tflite.reader import parse, read
 from orbit_kd.tflite.writer import pack
-from orbit_kd.timing import delegates, latency, ready_call
 
 layers = keras.layers
 TOOL = Path(__file__).parent.parent / "tools" / "benchmark.py"

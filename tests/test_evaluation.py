@@ -13,11 +13,11 @@ import tensorflow as tf
 import tf_keras as keras
 from test_tflite_reader import recount
 
-from orbit_kd import evaluation
 from orbit_kd.errors import InputError
-from orbit_kd.evaluation import evaluate, logits, zeros_added
+from orbit_kd.evaluation import evaluate as evaluation
+from orbit_kd.evaluation.evaluate import evaluate, logits, zeros_added
+from orbit_kd.evaluation.metrics import accuracy, confusion_matrix, mcnemar
 from orbit_kd.exporters import export
-from orbit_kd.metrics import accuracy, confusion_matrix, mcnemar
 from orbit_kd.tflite.reader import read
 
 layers = keras.layers

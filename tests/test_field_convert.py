@@ -12,6 +12,7 @@ import tf_keras as keras
 
 from orbit_kd.datasets import Data
 from orbit_kd.errors import InputError
+from orbit_kd.evaluation.parity import tflm_parity
 from orbit_kd.exporters import check, export
 from orbit_kd.exporters.hls4ml import project as hls4ml_project
 from orbit_kd.exporters.tflm import export as tflm
@@ -23,7 +24,6 @@ from orbit_kd.quantization.layers import QuantizedLayer
 from orbit_kd.recipe import Recipe
 from orbit_kd.runtimes import run as runtimes
 from orbit_kd.tflite.reader import parse
-from orbit_kd.tflm_parity import tflm_parity
 
 L = keras.layers
 INTEGERS = ("tflite_int8", "tflite_int16x8")

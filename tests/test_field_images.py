@@ -17,9 +17,9 @@ import orbit_kd as okd
 from orbit_kd.datasets.images import decode
 from orbit_kd.datasets.preprocessing import Augment, apply, check
 from orbit_kd.errors import InputError
+from orbit_kd.evaluation.metrics import wilson
+from orbit_kd.evaluation.preprocess_check import flags_of, parse_accuracy
 from orbit_kd.exporters.metadata import add_metadata, note, read_metadata
-from orbit_kd.metrics import wilson
-from orbit_kd.preprocess_check import flags_of, parse_accuracy
 from orbit_kd.recipe import LOADERS, Preprocess
 
 ROOT = Path(__file__).parent.parent

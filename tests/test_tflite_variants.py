@@ -11,10 +11,10 @@ from PIL import Image
 
 import orbit_kd as okd
 from orbit_kd.errors import InputError
+from orbit_kd.evaluation.parity import tflm_parity
 from orbit_kd.exporters import export, open_artifact, read_metadata
 from orbit_kd.runtimes import run as runtimes
 from orbit_kd.tflite.reader import read
-from orbit_kd.tflm_parity import tflm_parity
 
 layers = keras.layers
 VARIANTS = ["tflite_float16", "tflite_dynamic", "tflite_int16x8"]

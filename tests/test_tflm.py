@@ -16,6 +16,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 import orbit_kd as okd
 from orbit_kd.errors import InputError
+from orbit_kd.evaluation.parity import tflm_parity
 from orbit_kd.exporters import Artifact, export, export_all, open_artifact, read_metadata
 from orbit_kd.exporters.c_array import read_c_array
 from orbit_kd.exporters.tflm.memory import arena_margin, peak
@@ -23,7 +24,6 @@ from orbit_kd.exporters.tflm.operators import ADD_METHODS, add_methods
 from orbit_kd.runtimes import run as runtimes
 from orbit_kd.support.native_log import native_stderr
 from orbit_kd.tflite.reader import parse
-from orbit_kd.tflm_parity import tflm_parity
 
 layers = keras.layers
 STUB = Path(__file__).with_name("tflm_stub")

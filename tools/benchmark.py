@@ -57,9 +57,9 @@ def main() -> None:
     required("models")
 
     from orbit_kd.errors import InputError
-    from orbit_kd.op_timing import op_latency
+    from orbit_kd.evaluation.latency import delegates, latency
+    from orbit_kd.evaluation.operators import op_latency
     from orbit_kd.tflite.reader import read
-    from orbit_kd.timing import delegates, latency
 
     wrong = next((t for t in FLAGS.threads if not t.isdigit() or t == "0"), None)
     if wrong is not None:

@@ -74,7 +74,7 @@ def main() -> None:
                     path=FLAGS.output, **settings)  # fmt: skip
     print(f"{FLAGS.output}: validation accuracy {history['val_accuracy'][-1]:.4f}")
     if FLAGS.test:
-        from orbit_kd.metrics import accuracy
+        from orbit_kd.evaluation.metrics import accuracy
 
         labels = [int(label) for _, y in data.test for label in y]
         print(f"test accuracy {accuracy(labels, student.predict(data.test, verbose=0)):.4f}")

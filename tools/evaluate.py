@@ -36,7 +36,7 @@ def main() -> None:
             return
     required("models")
 
-    from orbit_kd.evaluation import evaluate
+    from orbit_kd.evaluation.evaluate import evaluate
     from orbit_kd.exporters import export_all, open_artifact
     from orbit_kd.exporters.metadata import read_metadata
 
@@ -72,7 +72,7 @@ def main() -> None:
 def check() -> None:
     """Measures the teacher against --expected_accuracy; exit code 1 where the figures differ."""
     required("teacher")
-    from orbit_kd.preprocess_check import check_preprocess
+    from orbit_kd.evaluation.preprocess_check import check_preprocess
 
     name, where = data_flags()
     preprocess = collect(Preprocess)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from orbit_kd.errors import InputError
+from orbit_kd.evaluation.parity import yardstick
 from orbit_kd.exporters.artifact import Artifact, target
 from orbit_kd.exporters.c_array import export_c_array
 from orbit_kd.exporters.keras_source import calibration_sample
@@ -24,7 +25,6 @@ from orbit_kd.runtimes import run as runtimes
 from orbit_kd.support.extras import require
 from orbit_kd.support.files import write_file
 from orbit_kd.tflite.reader import State, parse, state_of
-from orbit_kd.tflm_parity import yardstick
 
 
 @target("tflm", suffix="", made_of="tflite_int8", runtime="litert")
