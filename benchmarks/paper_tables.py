@@ -41,13 +41,13 @@ from orbit_kd.datasets import Data, load
 from orbit_kd.datasets.preprocessing import Augment
 from orbit_kd.distillation import LogitsDistillation, cache_teacher
 from orbit_kd.models.saving import load_model, save_model
-from orbit_kd.ratios import hybrid_for
 from orbit_kd.recipe import Preprocess
 from orbit_kd.removal.planning import plan_removal
 from orbit_kd.removal.surgery import recalibrate_batchnorm, remove_filters
-from orbit_kd.scan import Scan
-from orbit_kd.scanning import sensitivity
-from orbit_kd.search import RATIOS
+from orbit_kd.search.ratios import hybrid_for
+from orbit_kd.search.scan import Scan
+from orbit_kd.search.sensitivity import sensitivity
+from orbit_kd.search.smallest import RATIOS
 from orbit_kd.sparsity.sparsify import sparsify, strip
 
 FLAGS = flags.FLAGS

@@ -23,8 +23,8 @@ from experiments import DOCS, RESULTS, data_of, markdown, teacher_of
 
 from orbit_kd.channels.graph import ChannelGraph
 from orbit_kd.removal.importance import Scorer
-from orbit_kd.scan import Scan
-from orbit_kd.scanning import RATIOS, sensitivity
+from orbit_kd.search.scan import Scan
+from orbit_kd.search.sensitivity import RATIOS, sensitivity
 
 FLAGS = flags.FLAGS
 flags.DEFINE_bool("measure", True, "False writes the page anew from the last result.")

@@ -104,15 +104,15 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from orbit_kd.models.saving import load_model, save_model
     from orbit_kd.pipeline import compress
     from orbit_kd.quantization.aware import quantize_aware, quantize_table, strip_quantization
-    from orbit_kd.ratios import hybrid_for, ratios_for
     from orbit_kd.recipe import Preprocess, Recipe
     from orbit_kd.removal.planning import RemovalPlan, plan_removal
     from orbit_kd.removal.rounds import remove_in_rounds
     from orbit_kd.removal.surgery import recalibrate_batchnorm, remove_filters
     from orbit_kd.reports.report import Report
-    from orbit_kd.scan import Scan
-    from orbit_kd.scanning import sensitivity
-    from orbit_kd.search import smallest
+    from orbit_kd.search.ratios import hybrid_for, ratios_for
+    from orbit_kd.search.scan import Scan
+    from orbit_kd.search.sensitivity import sensitivity
+    from orbit_kd.search.smallest import smallest
     from orbit_kd.sparsity.sparsify import keep_zeros, sparsify, strip
     from orbit_kd.sparsity.table import sparsity_table
 

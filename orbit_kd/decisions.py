@@ -15,14 +15,14 @@ from orbit_kd.channels.graph import ChannelGraph
 from orbit_kd.datasets import Data
 from orbit_kd.errors import InputError
 from orbit_kd.models.saving import load_model, save_model
-from orbit_kd.ratios import hybrid_for, ratios_for
 from orbit_kd.recipe import Recipe, digest
 from orbit_kd.removal import budgets
 from orbit_kd.removal.surgery import recalibrate_batchnorm
 from orbit_kd.retraining import Retraining
-from orbit_kd.scan import Scan
-from orbit_kd.scanning import sensitivity
-from orbit_kd.search import RATIOS, smallest
+from orbit_kd.search.ratios import hybrid_for, ratios_for
+from orbit_kd.search.scan import Scan
+from orbit_kd.search.sensitivity import sensitivity
+from orbit_kd.search.smallest import RATIOS, smallest
 from orbit_kd.support.files import write_file
 from orbit_kd.support.stages import Stages
 

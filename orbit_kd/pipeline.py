@@ -32,7 +32,7 @@ from orbit_kd.removal.rounds import ratio_of_round
 from orbit_kd.removal.surgery import recalibrate_batchnorm, remove_filters
 from orbit_kd.reports.report import Report
 from orbit_kd.retraining import Retraining, lesson_layers, losses_of
-from orbit_kd.scan_evaluation import Evaluator, batches_of
+from orbit_kd.search.evaluator import Evaluator, batches_of
 from orbit_kd.sparsity.sparsify import sparsify, strip
 from orbit_kd.story import story
 from orbit_kd.support.files import write_file

@@ -22,8 +22,8 @@ from orbit_kd.pipeline import compress
 from orbit_kd.recipe import Preprocess, Recipe
 from orbit_kd.removal.planning import plan_removal
 from orbit_kd.removal.surgery import remove_filters
-from orbit_kd.scan import Curve, Scan
-from orbit_kd.search import Found
+from orbit_kd.search.scan import Curve, Scan
+from orbit_kd.search.smallest import Found
 from orbit_kd.support.stages import Stages
 
 SHARED = {"pattern": "magnitude", "epochs": 5, "sparse_epochs": 3, "targets": ("tflite_int8",)}

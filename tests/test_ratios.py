@@ -11,7 +11,7 @@ import orbit_kd as okd
 from orbit_kd.channels.graph import ChannelGraph
 from orbit_kd.errors import InputError
 from orbit_kd.models import networks
-from orbit_kd.scan import Curve, Scan
+from orbit_kd.search.scan import Curve, Scan
 
 RATIOS = (0.25, 0.5, 0.75, 0.9)
 

@@ -14,12 +14,12 @@ from PIL import Image
 from tf_keras import layers
 
 import orbit_kd as okd
-from orbit_kd import scanning
 from orbit_kd.channels.graph import ChannelGraph
 from orbit_kd.errors import InputError
 from orbit_kd.models import networks
 from orbit_kd.models.segments import Segments
-from orbit_kd.scan import Curve
+from orbit_kd.search import sensitivity as scanning
+from orbit_kd.search.scan import Curve
 
 RATIOS = (0.25, 0.5, 0.75)
 

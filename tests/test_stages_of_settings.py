@@ -21,7 +21,7 @@ from orbit_kd.errors import InputError
 from orbit_kd.exporters import export_all
 from orbit_kd.models.saving import load_model, save_model
 from orbit_kd.recipe import Preprocess, Recipe
-from orbit_kd.scan import Scan
+from orbit_kd.search.scan import Scan
 from orbit_kd.support.files import write_file
 from orbit_kd.support.stages import Stages
 

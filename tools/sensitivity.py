@@ -41,8 +41,8 @@ def ratios_of(texts: list[str]) -> list[float]:
 def main() -> None:
     required("model", "output")
 
-    from orbit_kd.ratios import ratios_for
-    from orbit_kd.scanning import sensitivity
+    from orbit_kd.search.ratios import ratios_for
+    from orbit_kd.search.sensitivity import sensitivity
     from orbit_kd.training.fit import check_fit
 
     data, model = load_data(), load(FLAGS.model)

@@ -10,7 +10,7 @@ import numpy as np
 from orbit_kd.support.files import replace_file
 
 if TYPE_CHECKING:
-    from orbit_kd.scan import Scan
+    from orbit_kd.search.scan import Scan
 
 _LINES = 16  # more cannot be told apart
 

@@ -104,7 +104,7 @@ class Scan:
 
     def plot(self, path: str | os.PathLike[str]) -> Path:
         """Writes a picture: lines for up to 16 groups, a map of colours for more."""
-        from orbit_kd.scan_figure import draw
+        from orbit_kd.search.figure import draw
 
         return draw(self, Path(path))
 

@@ -29,8 +29,8 @@ from orbit_kd.recipe import digest
 from orbit_kd.removal.importance import Scorer
 from orbit_kd.removal.planning import check_names, named
 from orbit_kd.removal.surgery import rebuild
-from orbit_kd.scan import Curve, Scan
-from orbit_kd.scan_evaluation import Evaluator, batches_of, told_apart
+from orbit_kd.search.evaluator import Evaluator, batches_of, told_apart
+from orbit_kd.search.scan import Curve, Scan
 from orbit_kd.support.files import write_file
 from orbit_kd.support.progress import track
 

@@ -14,7 +14,7 @@ from orbit_kd.errors import InputError
 from orbit_kd.models.conversion import as_tf_keras
 from orbit_kd.models.wrappers import KernelRule, kernel_rule
 from orbit_kd.removal import budgets
-from orbit_kd.scan import Curve, Scan
+from orbit_kd.search.scan import Curve, Scan
 
 _LEVELS = 40  # steps from whole to the last ratio of the scan; narrower groups take one channel a step
 
