@@ -23,7 +23,7 @@ from orbit_kd.datasets.preprocessing import Augment
 from orbit_kd.distillation import DistillationLoss, Distiller, LogitsDistillation, TeacherCache, cache_teacher
 from orbit_kd.models.networks import build
 from orbit_kd.models.saving import load_model
-from orbit_kd.recipe import Preprocess
+from orbit_kd.pipeline.recipe import Preprocess
 from orbit_kd.training.fit import classification_loss, fit, train
 
 RESULTS = Path(__file__).parent / "results"

@@ -102,9 +102,9 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from orbit_kd.exporters import Artifact, export
     from orbit_kd.models.conversion import as_graph
     from orbit_kd.models.saving import load_model, save_model
-    from orbit_kd.pipeline import compress
+    from orbit_kd.pipeline.compress import compress
+    from orbit_kd.pipeline.recipe import Preprocess, Recipe
     from orbit_kd.quantization.aware import quantize_aware, quantize_table, strip_quantization
-    from orbit_kd.recipe import Preprocess, Recipe
     from orbit_kd.removal.planning import RemovalPlan, plan_removal
     from orbit_kd.removal.rounds import remove_in_rounds
     from orbit_kd.removal.surgery import recalibrate_batchnorm, remove_filters

@@ -13,7 +13,7 @@ import pytest
 
 import orbit_kd
 from orbit_kd.errors import InputError
-from orbit_kd.recipe import STAGES, Preprocess, Recipe
+from orbit_kd.pipeline.recipe import STAGES, Preprocess, Recipe
 from orbit_kd.registry import Registry
 from orbit_kd.support.progress import duration, track
 from orbit_kd.support.stages import Stages
@@ -32,9 +32,7 @@ def test_every_public_name_resolves_and_is_what_type_checkers_see():
 
 
 def test_importing_the_package_does_not_load_tensorflow():
-    code = (
-        "import orbit_kd, orbit_kd.recipe, orbit_kd.datasets.preprocessing, sys; sys.exit('tensorflow' in sys.modules)"
-    )
+    code = "import orbit_kd, orbit_kd.pipeline.recipe, orbit_kd.datasets.preprocessing, sys; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

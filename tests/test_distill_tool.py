@@ -14,13 +14,13 @@ import tf_keras as keras
 from test_multi_worker import make_place
 from test_tools import process
 
-from orbit_kd import teaching
 from orbit_kd.datasets import Data
 from orbit_kd.datasets.preprocessing import Augment
 from orbit_kd.distillation import LogitsDistillation, Piecewise
 from orbit_kd.distillation.losses import get_loss
 from orbit_kd.distillation.schedules import read_schedule
 from orbit_kd.errors import InputError
+from orbit_kd.pipeline import teaching
 from orbit_kd.support.stages import Stages
 from orbit_kd.training import fit as training
 

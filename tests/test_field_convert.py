@@ -18,10 +18,10 @@ from orbit_kd.exporters.hls4ml import project as hls4ml_project
 from orbit_kd.exporters.tflm import export as tflm
 from orbit_kd.exporters.tflm.operators import operator_names
 from orbit_kd.models import copies as sparsity_models
-from orbit_kd.pipeline import compress
+from orbit_kd.pipeline.compress import compress
+from orbit_kd.pipeline.recipe import Recipe
 from orbit_kd.quantization.aware import quantize_aware, strip_quantization
 from orbit_kd.quantization.layers import QuantizedLayer
-from orbit_kd.recipe import Recipe
 from orbit_kd.runtimes import run as runtimes
 from orbit_kd.tflite.reader import parse
 
@@ -136,7 +136,7 @@ def test_compress_refuses_a_loop_before_the_teacher_sees_an_image(tmp_path, monk
     x = np.random.default_rng(0).normal(size=(12, 8, 8, 1)).astype(np.float32)
     y = np.arange(12) % 3
     model = randomize(keras.Sequential([L.Input((8, 8, 1)), L.Conv2D(4, 3), L.Reshape((6, 24)), L.GRU(3), L.Dense(3)]))
-    monkeypatch.setattr("orbit_kd.pipeline._tell_of_chance", lambda *_: pytest.fail("evaluated"))
+    monkeypatch.setattr("orbit_kd.pipeline.compress._tell_of_chance", lambda *_: pytest.fail("evaluated"))
     data = Data((x, y), (x[:9], y[:9]), (x[:6], y[:6]))
     with pytest.raises(InputError, match=r"cannot become tflite_int8.*\(GRU\)"):
         compress(model, data, recipe=Recipe(unknown="keep"), workdir=tmp_path / "work")

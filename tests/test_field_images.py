@@ -20,7 +20,7 @@ from orbit_kd.errors import InputError
 from orbit_kd.evaluation.metrics import wilson
 from orbit_kd.evaluation.preprocess_check import flags_of, parse_accuracy
 from orbit_kd.exporters.metadata import add_metadata, note, read_metadata
-from orbit_kd.recipe import LOADERS, Preprocess
+from orbit_kd.pipeline.recipe import LOADERS, Preprocess
 
 ROOT = Path(__file__).parent.parent
 SIZE = (37, 54)  # odd and even, not square

@@ -16,7 +16,7 @@ from orbit_kd.exporters.hls4ml import project as hls4ml_project
 from orbit_kd.exporters.hls4ml.network import Fixed, plain, precisions, ranges
 from orbit_kd.exporters.hls4ml.project import build, count_adders, fitting_reuse_factor, run_project
 from orbit_kd.models.networks import build as network_of
-from orbit_kd.recipe import Preprocess
+from orbit_kd.pipeline.recipe import Preprocess
 from orbit_kd.sparsity.sparsify import sparsify, strip
 
 layers = keras.layers

@@ -15,7 +15,7 @@ from orbit_kd.exporters import export
 from orbit_kd.exporters import onnx as onnx_file
 from orbit_kd.exporters.onnx import read_onnx_metadata
 from orbit_kd.models.networks import build
-from orbit_kd.recipe import Preprocess
+from orbit_kd.pipeline.recipe import Preprocess
 from orbit_kd.runtimes.onnx import OnnxRunner
 
 layers = keras.layers

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import tf_keras as keras
 
-from orbit_kd import pipeline
 from orbit_kd.datasets import Data
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import read_metadata
 from orbit_kd.models import networks
 from orbit_kd.models.saving import fingerprint
-from orbit_kd.pipeline import compress
-from orbit_kd.recipe import Recipe, digest
-from orbit_kd.retraining import Retraining
+from orbit_kd.pipeline import compress as pipeline
+from orbit_kd.pipeline.compress import compress
+from orbit_kd.pipeline.recipe import Recipe, digest
+from orbit_kd.pipeline.retraining import Retraining
 from orbit_kd.support.stages import Stages
 
 RECIPE = Recipe(ratio=0.5, rounds=2, epochs=16, pattern="2:4", sparse_epochs=6, views=2, batch_size=16, calibration=32)

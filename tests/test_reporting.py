@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from orbit_kd.errors import InputError
-from orbit_kd.recipe import Preprocess
+from orbit_kd.pipeline.recipe import Preprocess
 from orbit_kd.reports import axes as report_axes
 from orbit_kd.reports import figures
 from orbit_kd.reports import words as text

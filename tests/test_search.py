@@ -11,13 +11,13 @@ import tf_keras as keras
 from oracle import randomize
 
 import orbit_kd as okd
-from orbit_kd import decisions
 from orbit_kd.channels.graph import ChannelGraph
 from orbit_kd.errors import InputError
 from orbit_kd.models import networks
 from orbit_kd.models.saving import fingerprint
+from orbit_kd.pipeline import decisions
+from orbit_kd.pipeline.retraining import Retraining
 from orbit_kd.removal import budgets
-from orbit_kd.retraining import Retraining
 from orbit_kd.search.smallest import smallest
 from orbit_kd.support.stages import Stages
 

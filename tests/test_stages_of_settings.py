@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 import tf_keras as keras
 
-from orbit_kd import decisions, pipeline, retraining
 from orbit_kd.datasets import Data
 from orbit_kd.datasets.preprocessing import Augment
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import export_all
 from orbit_kd.models.saving import load_model, save_model
-from orbit_kd.recipe import Preprocess, Recipe
+from orbit_kd.pipeline import compress as pipeline
+from orbit_kd.pipeline import decisions, retraining
+from orbit_kd.pipeline.recipe import Preprocess, Recipe
 from orbit_kd.search.scan import Scan
 from orbit_kd.support.files import write_file
 from orbit_kd.support.stages import Stages
@@ -179,7 +180,7 @@ def test_a_changed_setting_reruns_exactly_its_stages(keys):
     text = (
         "# Which stages a changed setting runs anew\n\n"
         "Written by `ORBIT_KD_WRITE=1 python -m pytest tests/test_stages_of_settings.py`, which also checks it. Each "
-        "field of `Recipe` says which stages it changes (`orbit_kd/recipe.py`), a stage says which ones it follows. "
+        "field of `Recipe` says which stages it changes (`orbit_kd/pipeline/recipe.py`), a stage says which ones it follows. "
         "Every exported file names its recipe, so that each change writes and measures the files again. Ratios, "
         "sparsities and epochs that a budget or the clock decides are held here: where a decision comes out otherwise, "
         "what follows from it runs anew too.\n"

@@ -13,8 +13,8 @@ import tensorflow as tf
 import tf_keras as keras
 
 import orbit_kd as okd
-from orbit_kd import pipeline
 from orbit_kd.errors import InputError
+from orbit_kd.pipeline import compress as pipeline
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

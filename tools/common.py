@@ -19,7 +19,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from orbit_kd.errors import InputError
-from orbit_kd.recipe import Preprocess
+from orbit_kd.pipeline.recipe import Preprocess
 from orbit_kd.support.native_log import native_stderr
 
 FLAGS = flags.FLAGS

@@ -14,7 +14,7 @@ import sys
 from absl import flags
 
 from orbit_kd.datasets.preprocessing import Augment
-from orbit_kd.recipe import Recipe
+from orbit_kd.pipeline.recipe import Recipe
 from orbit_kd_tools.common import FLAGS, collect, define, define_data, load_data, load_teacher, required, run
 
 flags.DEFINE_string("workdir", None, "Folder for all results.")
@@ -30,7 +30,7 @@ def main() -> None:
     data = load_data()
     teacher = load_teacher()
 
-    from orbit_kd.pipeline import compress
+    from orbit_kd.pipeline.compress import compress
 
     command = shlex.join(["python", *sys.argv])
     result = compress(

@@ -64,7 +64,7 @@ def main() -> None:
 
     import tf_keras as keras
 
-    from orbit_kd.teaching import teach
+    from orbit_kd.pipeline.teaching import teach
 
     keras.utils.set_random_seed(FLAGS.seed)
     student = make_student(teacher, data)

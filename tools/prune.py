@@ -11,7 +11,7 @@ from pathlib import Path
 from absl import flags
 
 from orbit_kd.errors import InputError
-from orbit_kd.recipe import Recipe
+from orbit_kd.pipeline.recipe import Recipe
 from orbit_kd_tools.common import (
     FLAGS,
     collect,

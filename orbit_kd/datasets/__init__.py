@@ -18,7 +18,7 @@ from orbit_kd.datasets.images import MEMORY_LIMIT, Images
 from orbit_kd.datasets.preprocessing import Augment
 from orbit_kd.datasets.renderings import Renderings
 from orbit_kd.errors import InputError
-from orbit_kd.recipe import Preprocess
+from orbit_kd.pipeline.recipe import Preprocess
 from orbit_kd.registry import Registry
 
 if TYPE_CHECKING:

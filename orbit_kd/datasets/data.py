@@ -16,7 +16,7 @@ from orbit_kd.datasets.images import Images
 from orbit_kd.datasets.labels import check_alike
 from orbit_kd.datasets.preprocessing import Augment
 from orbit_kd.errors import InputError
-from orbit_kd.recipe import Preprocess
+from orbit_kd.pipeline.recipe import Preprocess
 
 if TYPE_CHECKING:
     import tensorflow as tf

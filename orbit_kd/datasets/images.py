@@ -14,7 +14,7 @@ import numpy as np
 
 from orbit_kd.datasets.preprocessing import output_shape
 from orbit_kd.errors import InputError
-from orbit_kd.recipe import Preprocess
+from orbit_kd.pipeline.recipe import Preprocess
 from orbit_kd.support.progress import track
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from orbit_kd.models.copies import resolve
 from orbit_kd.models.outputs import check_classes, compiled_loss
 from orbit_kd.models.saving import fingerprint
 from orbit_kd.models.wrappers import KernelRule, kernel_rule
-from orbit_kd.recipe import digest
+from orbit_kd.pipeline.recipe import digest
 from orbit_kd.removal.importance import Scorer
 from orbit_kd.removal.planning import check_names, named
 from orbit_kd.removal.surgery import rebuild

@@ -26,7 +26,7 @@ from orbit_kd.errors import InputError
 from orbit_kd.models.conversion import as_tf_keras
 from orbit_kd.models.outputs import check_classes, compiled_loss, loss_name
 from orbit_kd.models.saving import fingerprint, load_model, save_model
-from orbit_kd.recipe import digest
+from orbit_kd.pipeline.recipe import digest
 from orbit_kd.removal.importance import needs_data
 from orbit_kd.removal.planning import plan_removal
 from orbit_kd.removal.surgery import remove_filters

@@ -171,7 +171,7 @@ def check_fit(model: keras.Model, data: Data, *, labels: bool = True) -> None:
         InputError: with the flag that resolves it.
     """
     from orbit_kd.datasets import preprocessing
-    from orbit_kd.recipe import Preprocess
+    from orbit_kd.pipeline.recipe import Preprocess
 
     if len(model.inputs) != 1 or len(model.outputs) != 1 or len(model.output_shape) != 2:
         raise InputError(

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import tf_keras as keras
 
-from orbit_kd import decisions
 from orbit_kd.channels.graph import ChannelGraph
 from orbit_kd.datasets import Data
 from orbit_kd.datasets.preprocessing import Augment
@@ -24,17 +23,18 @@ from orbit_kd.exporters import Artifact, check, export_all
 from orbit_kd.exporters.metadata import bytes_of, note
 from orbit_kd.models.conversion import as_tf_keras
 from orbit_kd.models.saving import fingerprint, load_model, save_model
-from orbit_kd.recipe import Recipe, digest
+from orbit_kd.pipeline import decisions
+from orbit_kd.pipeline.recipe import Recipe, digest
+from orbit_kd.pipeline.retraining import Retraining, lesson_layers, losses_of
+from orbit_kd.pipeline.story import story
 from orbit_kd.removal import budgets
 from orbit_kd.removal.importance import criteria
 from orbit_kd.removal.planning import RemovalPlan, check_names, plan_removal
 from orbit_kd.removal.rounds import ratio_of_round
 from orbit_kd.removal.surgery import recalibrate_batchnorm, remove_filters
 from orbit_kd.reports.report import Report
-from orbit_kd.retraining import Retraining, lesson_layers, losses_of
 from orbit_kd.search.evaluator import Evaluator, batches_of
 from orbit_kd.sparsity.sparsify import sparsify, strip
-from orbit_kd.story import story
 from orbit_kd.support.files import write_file
 from orbit_kd.support.stages import Stages, log
 from orbit_kd.training.fit import check_fit

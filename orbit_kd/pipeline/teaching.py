@@ -18,7 +18,7 @@ from orbit_kd.distillation import Distiller, cache_teacher
 from orbit_kd.distillation.schedules import Scheduled
 from orbit_kd.errors import InputError
 from orbit_kd.models.saving import fingerprint, save_model
-from orbit_kd.recipe import digest
+from orbit_kd.pipeline.recipe import digest
 from orbit_kd.support.files import write_file
 from orbit_kd.support.stages import Stages
 from orbit_kd.training import workers

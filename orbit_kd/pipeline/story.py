@@ -11,10 +11,10 @@ import tf_keras as keras
 
 from orbit_kd.channels.profiles import profile
 from orbit_kd.datasets.preprocessing import Augment
-from orbit_kd.decisions import Decisions
 from orbit_kd.exporters import Artifact
-from orbit_kd.recipe import Recipe
-from orbit_kd.retraining import Retraining
+from orbit_kd.pipeline.decisions import Decisions
+from orbit_kd.pipeline.recipe import Recipe
+from orbit_kd.pipeline.retraining import Retraining
 from orbit_kd.sparsity.table import sparsity_table
 
 

@@ -14,7 +14,7 @@ import tf_keras as keras
 from orbit_kd.datasets import Data
 from orbit_kd.distillation import DistillationLoss, Distiller, TeacherCache, get_loss
 from orbit_kd.models.saving import load_model, save_model
-from orbit_kd.recipe import Recipe
+from orbit_kd.pipeline.recipe import Recipe
 from orbit_kd.support.files import write_file
 from orbit_kd.support.stages import Stages
 from orbit_kd.training.fit import classification_loss, fit

@@ -15,10 +15,10 @@ from orbit_kd.channels.graph import ChannelGraph
 from orbit_kd.datasets import Data
 from orbit_kd.errors import InputError
 from orbit_kd.models.saving import load_model, save_model
-from orbit_kd.recipe import Recipe, digest
+from orbit_kd.pipeline.recipe import Recipe, digest
+from orbit_kd.pipeline.retraining import Retraining
 from orbit_kd.removal import budgets
 from orbit_kd.removal.surgery import recalibrate_batchnorm
-from orbit_kd.retraining import Retraining
 from orbit_kd.search.ratios import hybrid_for, ratios_for
 from orbit_kd.search.scan import Scan
 from orbit_kd.search.sensitivity import sensitivity
