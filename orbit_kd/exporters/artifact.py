@@ -1,73 +1,14 @@
-"""What an export target is, what it returns, and the table of targets."""
+"""What an export target returns: a model on disk."""
 
 from __future__ import annotations
 
 import dataclasses
 import gzip
-import inspect
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
-
-from orbit_kd.errors import InputError
-from orbit_kd.registry import Registry
+from typing import Any
 
 Buffer = bytes  # the type, where a field `bytes` hides it
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """One format.
-
-    Attributes:
-        write: (model, *, path, calibration=None, ...) -> Artifact. Where `variant` is among its arguments, the
-            target is asked for as "name:variant".
-        suffix: of the file it writes; "" for a folder.
-        made_of: the target whose file it takes in place of a Keras model; "" for none.
-        runtime: in `orbit_kd.runtimes.run`, that runs what it writes; "" where nothing here does.
-        check: (model) -> None, raises InputError for a model that `write` would refuse whatever the data.
-    """
-
-    write: Callable[..., Artifact]
-    suffix: str
-    made_of: str
-    runtime: str
-    check: Callable[[Any], None] = lambda model: None
-
-
-targets: Registry[Target] = Registry("export target")
-Writer = TypeVar("Writer", bound=Callable[..., Any])
-
-
-def target(
-    name: str,
-    *,
-    suffix: str = ".tflite",
-    made_of: str = "",
-    runtime: str = "litert",
-    check: Callable[[Any], None] = lambda model: None,
-) -> Callable[[Writer], Writer]:
-    """Decorator that files a function as an export target; see `Target` for the arguments."""
-
-    def file(write: Writer) -> Writer:
-        targets.register(name)(Target(write, suffix, made_of, runtime, check))
-        return write
-
-    return file
-
-
-def find(spec: str) -> tuple[Target, str]:
-    """The target and the variant that "name" or "name:variant" asks for.
-
-    Raises:
-        InputError: an unknown target, or a variant of one that has none.
-    """
-    name, _, variant = spec.partition(":")
-    found = targets.get(name)
-    if variant and "variant" not in inspect.signature(found.write).parameters:
-        raise InputError(f"Export target {name!r} has no variants.", expected=repr(name), fix=f"drop :{variant}")
-    return found, variant
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from orbit_kd.errors import InputError
-from orbit_kd.exporters.artifact import Artifact, target
+from orbit_kd.exporters.artifact import Artifact
 from orbit_kd.exporters.metadata import add_metadata
 from orbit_kd.exporters.source import tflite_of
+from orbit_kd.exporters.targets import target
 from orbit_kd.support.files import write_file
 from orbit_kd.tflite.reader import read_bytes
 

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from orbit_kd.errors import InputError
-from orbit_kd.exporters.artifact import Artifact, target
+from orbit_kd.exporters.artifact import Artifact
 from orbit_kd.exporters.keras_source import calibration_images, input_shape
 from orbit_kd.exporters.metadata import to_text
+from orbit_kd.exporters.targets import target
 from orbit_kd.exporters.tflite.convert import quiet, refuse_quantization_aware
 from orbit_kd.runtimes.onnx import load_onnx
 from orbit_kd.support.extras import require

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orbit_kd.exporters.artifact import Artifact
+from orbit_kd.exporters.targets import export
 from orbit_kd.tflite.reader import parse, read_bytes
 
 
@@ -27,8 +28,6 @@ def tflite_of(model: Any, *, calibration: Any = None, **options: Any) -> tuple[b
     elif isinstance(model, (str, os.PathLike)):
         data, details = read_bytes(model), {}
     else:
-        from orbit_kd.exporters import export
-
         with tempfile.TemporaryDirectory() as folder:
             made = export(model, "tflite_int8", path=Path(folder, "model.tflite"), calibration=calibration, **options)
             return made.path.read_bytes(), dict(made.details)

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from orbit_kd.errors import InputError
-from orbit_kd.exporters.artifact import Artifact, target
+from orbit_kd.exporters.artifact import Artifact
 from orbit_kd.exporters.packed.packing import Packed, field_bits, pack, unpack
 from orbit_kd.exporters.source import tflite_of
+from orbit_kd.exporters.targets import target
 from orbit_kd.support.files import write_file
 from orbit_kd.tflite.reader import Graph, parse, read_bytes
 

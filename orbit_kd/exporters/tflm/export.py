@@ -12,11 +12,12 @@ import numpy as np
 
 from orbit_kd.errors import InputError
 from orbit_kd.evaluation.parity import yardstick
-from orbit_kd.exporters.artifact import Artifact, target
+from orbit_kd.exporters.artifact import Artifact
 from orbit_kd.exporters.c_array import export_c_array
 from orbit_kd.exporters.keras_source import calibration_sample
 from orbit_kd.exporters.metadata import add_metadata
 from orbit_kd.exporters.source import tflite_of
+from orbit_kd.exporters.targets import target
 from orbit_kd.exporters.tflm.compression import compress_weights
 from orbit_kd.exporters.tflm.memory import arena_margin, arena_size, check_arena, check_flash, require_dense
 from orbit_kd.exporters.tflm.operators import add_methods

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from orbit_kd.errors import InputError
-from orbit_kd.exporters.artifact import Artifact, target
+from orbit_kd.exporters.artifact import Artifact
 from orbit_kd.exporters.metadata import add_metadata
 from orbit_kd.exporters.source import tflite_of
+from orbit_kd.exporters.targets import target
 from orbit_kd.exporters.vela.report import VelaOp, VelaReport, read_report
 from orbit_kd.exporters.vela.twins import dense_twin, first_bad_group, kernels, sparse_twin
 from orbit_kd.support.extras import require

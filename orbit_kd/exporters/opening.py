@@ -1,0 +1,45 @@
+"""Exported files that are on disk already, as artifacts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from orbit_kd.errors import InputError
+from orbit_kd.exporters.artifact import Artifact
+from orbit_kd.exporters.c_array import read_c_array
+from orbit_kd.tflite.reader import read, read_bytes
+
+# (type of the kernels, type of the activations) -> target
+_KINDS = {
+    ("float32", "float32"): "tflite_float32",
+    ("float16", "float32"): "tflite_float16",
+    ("int8", "float32"): "tflite_dynamic",
+    ("int8", "int8"): "tflite_int8",
+    ("int8", "int16"): "tflite_int16x8",
+}
+
+
+def open_artifact(path: str | os.PathLike[str]) -> Artifact:
+    """The artifact of a .tflite or .onnx file, or of a .cc file of "c_array", that is on disk already.
+
+    Raises:
+        InputError: it does not exist, is none of them, or holds no convolution or dense layer to tell its target from.
+    """
+    path = Path(path)
+    if path.suffix == ".cc":
+        data, files = read_c_array(path), (path, path.with_suffix(".h"))
+        return Artifact.of(data, target="c_array", files=files, details={})
+    data = read_bytes(path)
+    if path.suffix == ".onnx":
+        return Artifact.of(data, target="onnx", files=(path,), details={})
+    kinds = [_KINDS.get((op.dtype, op.output_dtype)) for op in read(data).ops if op.weight_shape]
+    if not kinds or kinds[0] is None:
+        raise InputError(
+            f"{path} is of no kind this package exports.",
+            expected=f"one of: {', '.join(_KINDS.values())}",
+            fix="export the model with okd.export",
+        )
+    # dynamic-range quantization leaves small kernels in float
+    target = "tflite_dynamic" if "tflite_dynamic" in kinds else kinds[0]
+    return Artifact.of(data, target=target, files=(path,), details={})
