@@ -20,6 +20,7 @@ import numpy as np
 from absl import app, flags
 from experiments import DOCS, Runs, data_of, markdown, written_by
 
+from orbit_kd import runtimes
 from orbit_kd.errors import InputError
 from orbit_kd.evaluation.evaluate import model_bytes
 from orbit_kd.evaluation.parity import tflm_parity
@@ -27,7 +28,6 @@ from orbit_kd.exporters import export, find, read_metadata
 from orbit_kd.exporters.hls4ml.project import run_project
 from orbit_kd.exporters.packed.export import layers_of, read_packed
 from orbit_kd.models.saving import fingerprint, load_model
-from orbit_kd.runtimes import run as runtimes
 
 FLAGS = flags.FLAGS
 MODELS = Path(__file__).parent.parent / "models"

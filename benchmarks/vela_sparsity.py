@@ -27,7 +27,7 @@ from experiments import DOCS, STUDENTS_FROM, Runs, data_of, markdown, teacher_of
 from orbit_kd.exporters import export
 from orbit_kd.models.networks import build
 from orbit_kd.models.saving import load_model
-from orbit_kd.runtimes.run import predict
+from orbit_kd.runtimes.execution import predict
 from orbit_kd.sparsity.sparsify import sparsify, strip
 
 FLAGS = flags.FLAGS

@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
+from orbit_kd import runtimes
 from orbit_kd.datasets import Data
 from orbit_kd.errors import InputError
 from orbit_kd.evaluation.parity import tflm_parity
@@ -22,7 +23,6 @@ from orbit_kd.pipeline.compress import compress
 from orbit_kd.pipeline.recipe import Recipe
 from orbit_kd.quantization.aware import quantize_aware, strip_quantization
 from orbit_kd.quantization.layers import QuantizedLayer
-from orbit_kd.runtimes import run as runtimes
 from orbit_kd.tflite.reader import parse
 
 L = keras.layers

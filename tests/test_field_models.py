@@ -12,9 +12,9 @@ import tensorflow as tf
 import tf_keras as keras
 
 import orbit_kd as okd
+from orbit_kd import runtimes
 from orbit_kd.errors import InputError
 from orbit_kd.models.wrapped import wrappers_in
-from orbit_kd.runtimes import run as runtimes
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -12,11 +12,11 @@ import tensorflow as tf
 import tf_keras as keras
 
 import orbit_kd as okd
+from orbit_kd import runtimes
 from orbit_kd.channels.profiles import profile
 from orbit_kd.errors import InputError
 from orbit_kd.evaluation.operators import op_latency
 from orbit_kd.exporters.c_array import read_c_array
-from orbit_kd.runtimes import run as runtimes
 from orbit_kd.support.native_log import native_stderr
 from orbit_kd.tflite.reader import State, parse, read, state_of
 

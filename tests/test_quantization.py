@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
+from orbit_kd import runtimes
 from orbit_kd.distillation import Distiller, LogitsDistillation
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import export
@@ -19,7 +20,6 @@ from orbit_kd.quantization.aware import quantize_aware, quantize_table, strip_qu
 from orbit_kd.quantization.layers import QuantizedLayer
 from orbit_kd.removal.planning import plan_removal
 from orbit_kd.removal.surgery import remove_filters
-from orbit_kd.runtimes import run as runtimes
 from orbit_kd.sparsity.sparsify import sparsify, strip
 from orbit_kd.tflite.nm_check import check_n_m
 from orbit_kd.tflite.reader import parse, read

@@ -12,11 +12,12 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
+from orbit_kd import runtimes
+from orbit_kd.runtimes import execution, tflm
 from orbit_kd.errors import InputError
 from orbit_kd.evaluation import latency as timing
 from orbit_kd.evaluation.parity import tflm_parity
 from orbit_kd.exporters import export
-from orbit_kd.runtimes import run as runtimes
 from orbit_kd.support.native_log import native_stderr
 
 layers = keras.layers
@@ -121,7 +122,7 @@ def test_tflm_equals_the_reference_kernels_within_one_step(files, images):
 
 
 def test_tflm_parity_reports_the_largest_difference(files, images, monkeypatch):
-    real = runtimes._Tflm.raw
+    real = tflm._Tflm.raw
 
     def off_by_three(self, x):
         out = real(self, x)
@@ -130,14 +131,14 @@ def test_tflm_parity_reports_the_largest_difference(files, images, monkeypatch):
 
     reference = runtimes.predict(files["tflite_int8"], images[:4], runtime="litert_reference", raw=True)
     exact = runtimes.predict(files["tflite_int8"], images[:4], runtime="tflm", raw=True)
-    monkeypatch.setattr(runtimes._Tflm, "raw", off_by_three)
+    monkeypatch.setattr(tflm._Tflm, "raw", off_by_three)
     wrong = runtimes.predict(files["tflite_int8"], images[:4], runtime="tflm", raw=True)
     assert tflm_parity(files["tflite_int8"], images[:4]).max_lsb == np.abs(wrong.astype(int) - reference).max()
     assert np.abs(wrong.astype(int) - exact).max() == 3
 
 
 def test_tflm_without_its_package_is_not_run_and_says_how_to_get_it(files, images, monkeypatch):
-    monkeypatch.setattr(runtimes.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(tflm.importlib.util, "find_spec", lambda name: None)
     parity = tflm_parity(files["tflite_int8"], images[:2])
     assert (parity.ran, parity.why) == (False, 'not run: pip install "orbit-kd[mcu]"')
     with pytest.raises(InputError, match=r"orbit-kd\[mcu\]"):
@@ -184,7 +185,7 @@ def test_a_file_that_aborts_ends_only_its_own_process(files, monkeypatch):
     runtimes.probe(files["tflite_int8"])
     run = subprocess.run
     monkeypatch.setattr(
-        runtimes.subprocess,
+        execution.subprocess,
         "run",
         lambda command, **options: run([sys.executable, "-c", "import os; os.abort()"], **options),
     )

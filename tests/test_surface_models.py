@@ -97,7 +97,7 @@ def recalibrated(model, c):
 
 def exported(model, c):
     artifact = okd.export(model, "tflite_float32", path=c.folder / "m.tflite")
-    from orbit_kd.runtimes import run as runtimes
+    from orbit_kd import runtimes
 
     return {"bytes": artifact.bytes, "out": runtimes.predict(artifact.path, X)}
 

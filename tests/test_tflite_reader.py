@@ -7,9 +7,9 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
+from orbit_kd import runtimes
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import export
-from orbit_kd.runtimes import run as runtimes
 from orbit_kd.tflite.nm_check import check_n_m
 from orbit_kd.tflite.reader import parse, read, read_bytes
 

@@ -10,10 +10,10 @@ import tf_keras as keras
 from PIL import Image
 
 import orbit_kd as okd
+from orbit_kd import runtimes
 from orbit_kd.errors import InputError
 from orbit_kd.evaluation.parity import tflm_parity
 from orbit_kd.exporters import export, open_artifact, read_metadata
-from orbit_kd.runtimes import run as runtimes
 from orbit_kd.tflite.reader import read
 
 layers = keras.layers

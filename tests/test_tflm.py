@@ -15,13 +15,13 @@ import tf_keras as keras
 from ai_edge_litert import schema_py_generated as schema
 
 import orbit_kd as okd
+from orbit_kd import runtimes
 from orbit_kd.errors import InputError
 from orbit_kd.evaluation.parity import tflm_parity
 from orbit_kd.exporters import Artifact, export, export_all, open_artifact, read_metadata
 from orbit_kd.exporters.c_array import read_c_array
 from orbit_kd.exporters.tflm.memory import arena_margin, peak
 from orbit_kd.exporters.tflm.operators import ADD_METHODS, add_methods
-from orbit_kd.runtimes import run as runtimes
 from orbit_kd.support.native_log import native_stderr
 from orbit_kd.tflite.reader import parse
 

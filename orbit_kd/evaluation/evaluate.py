@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from orbit_kd import runtimes
 from orbit_kd.datasets.batches import as_batches
 from orbit_kd.datasets.labels import check_several, class_numbers
 from orbit_kd.errors import InputError
@@ -25,7 +26,6 @@ from orbit_kd.exporters.c_array import read_c_array
 from orbit_kd.exporters.keras_source import calibration_sample
 from orbit_kd.reports.report import Report
 from orbit_kd.reports.words import shipped
-from orbit_kd.runtimes import run as runtimes
 from orbit_kd.support.progress import track
 from orbit_kd.support.versions import versions
 from orbit_kd.tflite.reader import TfliteSummary, read, read_bytes

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from orbit_kd import runtimes
 from orbit_kd.errors import InputError
 from orbit_kd.evaluation.latency import interleaved, ready_call
-from orbit_kd.runtimes import run as runtimes
 from orbit_kd.tflite.reader import Graph, parse, read, read_bytes
 from orbit_kd.tflite.subgraphs import CALLS
 from orbit_kd.tflite.writer import pack

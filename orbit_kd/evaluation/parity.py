@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from orbit_kd import runtimes
 from orbit_kd.errors import InputError
-from orbit_kd.runtimes import run as runtimes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from orbit_kd import runtimes
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import Artifact, find
 from orbit_kd.exporters.c_array import read_c_array
-from orbit_kd.runtimes import run as runtimes
 from orbit_kd.tflite.reader import read_bytes
 
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from orbit_kd import runtimes
 from orbit_kd.errors import InputError
-from orbit_kd.runtimes import run as runtimes
 from orbit_kd.support.extras import require
 from orbit_kd.support.native_log import native_stderr
 from orbit_kd.tflite.reader import Graph, parse

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from orbit_kd import runtimes
 from orbit_kd.errors import InputError
 from orbit_kd.evaluation.parity import yardstick
 from orbit_kd.exporters.artifact import Artifact
@@ -22,7 +23,6 @@ from orbit_kd.exporters.tflm.compression import compress_weights
 from orbit_kd.exporters.tflm.memory import arena_margin, arena_size, check_arena, check_flash, require_dense
 from orbit_kd.exporters.tflm.operators import add_methods
 from orbit_kd.exporters.tflm.sources import Golden, sources
-from orbit_kd.runtimes import run as runtimes
 from orbit_kd.support.extras import require
 from orbit_kd.support.files import write_file
 from orbit_kd.tflite.reader import State, parse, state_of

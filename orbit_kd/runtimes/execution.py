@@ -1,0 +1,117 @@
+"""Runs an exported file on arrays, on the runtime that is asked for."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+
+from orbit_kd.errors import InputError
+from orbit_kd.runtimesner import Runner, runtimes
+from orbit_kd.tflite.reader import read_bytes
+
+Model = str | os.PathLike[str] | bytes
+_PROBE_SECONDS = 600  # of one inference, and of loading the libraries on a busy machine
+
+
+def load(model: Model, *, runtime: str = "litert", threads: int = 1) -> Runner:
+    """Loads a .tflite file (an .onnx file for "onnx"), given by its path or its bytes.
+
+    Args:
+        model: the file.
+        runtime: "litert" (the kernels a phone or Linux board runs), "litert_reference" (plain kernels, the yardstick
+            for bit-exactness), "tflm" (TensorFlow Lite Micro; extra `mcu`) or "onnx" (onnxruntime; extra `fpga`).
+        threads: for LiteRT; TFLM always has one.
+
+    Raises:
+        InputError: no .tflite file, several inputs or outputs, an unknown runtime or one that is not installed, or a
+            file that this runtime cannot run.
+    """
+    if threads < 1:
+        raise InputError(f"threads={threads}.", expected="at least 1", fix="1 is a single core")
+    return runtimes.get(runtime)(read_bytes(model), threads)
+
+
+def predict(model: Model, x: Any, *, runtime: str = "litert", threads: int = 1, raw: bool = False) -> np.ndarray:
+    """Runs a file on images.
+
+    Args:
+        model: path or bytes of a .tflite file.
+        x: (n, ...) real numbers as the network saw them in training; they are quantized as the file says.
+        runtime: see `load`.
+        threads: see `load`.
+        raw: return what the file puts out, e.g. int8, instead of real numbers.
+
+    Returns:
+        (n, classes), float32 unless `raw`.
+
+    Raises:
+        InputError: as `load`; or images of another shape.
+    """
+    return run(load(model, runtime=runtime, threads=threads), x, raw=raw)
+
+
+def run(runner: Runner, x: Any, *, raw: bool = False) -> np.ndarray:
+    """`predict` for a file that is loaded already."""
+    # numbers of words, in an integer without a scale, may be larger than float32 holds exactly
+    x = np.asarray(x) if runner.input.dtype.kind in "iu" and not runner.input.scale else np.asarray(x, np.float32)
+    if x.shape[1:] != runner.input.shape:
+        raise InputError(
+            f"The images have shape {x.shape[1:]}.",
+            expected=f"{runner.input.shape}, the file's input without the batch",
+            fix="apply the Preprocess the network was trained with",
+        )
+    if not np.isfinite(x).all():
+        raise InputError(
+            "The images hold NaN or Inf.",
+            expected="finite numbers, as in training",
+            fix="remove the damaged images, or mend the preprocessing",
+        )
+    out = runner.raw(runner.input.quantize(x))
+    return out if raw else runner.output.dequantize(out)
+
+
+def probe(model: Model, *, runtime: str = "litert") -> None:
+    """Runs a file once on zeros in a process of its own: native code that aborts must not take the caller with it.
+
+    Nor must it go on for ever. LiteRT 2.3 aborts, for example, on int8 files of normalization layers that were
+    calibrated on constant images.
+
+    Raises:
+        InputError: the file does not run there.
+    """
+    code = "import sys; from orbit_kd.runtimes import execution; execution.run_on_zeros(sys.stdin.buffer.read(), sys.argv[1])"
+    try:
+        child = subprocess.run(
+            [sys.executable, "-c", code, runtime],
+            input=read_bytes(model),
+            capture_output=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
+            timeout=_PROBE_SECONDS,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise InputError(
+            f"The runtime {runtime!r} does not finish one inference of this file in {_PROBE_SECONDS} seconds.",
+            expected="a file that runs",
+            fix="look for a loop in it; recurrent layers built with unroll=True have none",
+        ) from error
+    if child.returncode:
+        last = child.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
+        ending = f"signal {-child.returncode}" if child.returncode < 0 else f"exit code {child.returncode}"
+        raise InputError(
+            f"The runtime {runtime!r} ends its process on this file ({ending}: {last[0][:200]}).",
+            expected="a file that runs",
+            fix="calibrate with real, varied images; or replace layers that have no direct int8 form",
+        )
+
+
+def run_on_zeros(data: bytes, runtime: str) -> None:
+    """One inference in this process, for `probe`."""
+    try:
+        runner = load(data, runtime=runtime)
+        run(runner, np.zeros((1, *runner.input.shape), np.float32))
+    except InputError:
+        pass  # told properly, the caller will see it when it runs the file itself

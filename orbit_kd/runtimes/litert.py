@@ -1,0 +1,106 @@
+"""LiteRT: the kernels that a phone or Linux board runs, and its reference kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from orbit_kd.runtimesner import Port, Runner, one_in_one_out, runnable, runtimes
+from orbit_kd.support.native_log import native_stderr
+from orbit_kd.tflite.reader import State, parse, state_of
+
+_BATCH = 32
+
+
+class _Litert:
+    """LiteRT. Batches where the graph permits, which is faster; else one image at a time. The results are the same.
+
+    A file with variables (LSTM, streaming) runs one image at a time, each from the variables' first values.
+    """
+
+    def __init__(self, data: bytes, threads: int, *, reference: bool = False) -> None:
+        from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+        kind = OpResolverType.BUILTIN_REF if reference else OpResolverType.AUTO
+        self._make = lambda: Interpreter(model_content=data, num_threads=threads, experimental_op_resolver_type=kind)
+        self._state = state_of(parse(data))
+        self._one = self._ready(1)
+        self._many: Any = None
+        self._many_works = not reference and self._state is State.NONE
+        self.input, self.output = (
+            Port.of(
+                d["shape"],
+                d["dtype"],
+                d["quantization_parameters"]["scales"],
+                d["quantization_parameters"]["zero_points"],
+            )
+            for d in (self._one.get_input_details()[0], self._one.get_output_details()[0])
+        )
+
+    def raw(self, x: np.ndarray) -> np.ndarray:
+        """See `Runner.raw`."""
+        done: list[np.ndarray] = []
+        whole = len(x) - len(x) % _BATCH
+        if whole and self._batches_work(x[:_BATCH]):
+            done = [self._invoke(self._many, x[i : i + _BATCH]) for i in range(0, whole, _BATCH)]
+        rest = x[len(done) * _BATCH :]
+        for i in range(len(rest)):
+            if self._state is State.RESOURCES:  # which `reset_all_variables` of LiteRT 2.3 leaves as they are
+                self._one = self._ready(1)
+            elif self._state is State.TENSORS:
+                self._one.reset_all_variables()
+            done.append(self._invoke(self._one, rest[i : i + 1]))
+        return np.concatenate(done) if done else np.zeros((0, *self.output.shape), self.output.dtype)
+
+    def _batches_work(self, x: np.ndarray) -> bool:
+        """Tries a batch once: a graph with its batch of 1 written into a shape fails here, or gives other numbers."""
+        if self._many_works and self._many is None:
+            with native_stderr():
+                try:
+                    self._many = self._ready(len(x))
+                    together = self._invoke(self._many, x)
+                    alone = np.concatenate([self._invoke(self._one, x[i : i + 1]) for i in range(len(x))])
+                    self._many_works = _same(together, alone)
+                except (RuntimeError, ValueError):
+                    self._many_works = False
+        return self._many_works
+
+    def _ready(self, batch: int) -> Any:
+        with native_stderr() as log:
+            try:
+                interpreter = self._make()
+                place = interpreter.get_input_details()[0]
+                shape = (batch, *(int(n) for n in place["shape"][1:]))
+                if tuple(place["shape"]) != shape:
+                    interpreter.resize_tensor_input(place["index"], shape)
+                interpreter.allocate_tensors()
+                return interpreter
+            except (RuntimeError, ValueError) as error:
+                raise RuntimeError(f"{error}\n{log.text}") from error
+
+    @staticmethod
+    def _invoke(interpreter: Any, x: np.ndarray) -> np.ndarray:
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x)
+        interpreter.invoke()
+        return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    """Equal integers; floats up to the order of additions."""
+    if a.shape != b.shape or np.issubdtype(a.dtype, np.integer):
+        return np.array_equal(a, b)
+    scale = float(np.nan_to_num(np.abs(b)).max(initial=0))
+    return bool(np.allclose(a, b, rtol=1e-5, atol=1e-5 * scale, equal_nan=True))
+
+
+@runtimes.register("litert")
+def _litert(data: bytes, threads: int) -> Runner:
+    data = one_in_one_out(data)
+    return runnable(lambda: _Litert(data, threads), "LiteRT")
+
+
+@runtimes.register("litert_reference")
+def _litert_reference(data: bytes, threads: int) -> Runner:
+    data = one_in_one_out(data)
+    return runnable(lambda: _Litert(data, threads, reference=True), "LiteRT")

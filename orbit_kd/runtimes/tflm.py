@@ -1,0 +1,105 @@
+"""TensorFlow Lite Micro, from its wheel (extra `mcu`)."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import re
+from typing import Any
+
+import numpy as np
+
+from orbit_kd.errors import InputError
+from orbit_kd.runtimesner import Port, Runner, one_in_one_out, runnable, runtimes
+from orbit_kd.support.extras import require
+from orbit_kd.support.native_log import native_stderr
+from orbit_kd.tflite.reader import Graph, State, parse, state_of
+
+MCU_HINT = 'pip install "orbit-kd[mcu]"'
+
+
+@runtimes.register("tflm")
+def _tflm(data: bytes, threads: int) -> Runner:
+    require("tflite_micro", extra="mcu")
+    data = one_in_one_out(data)
+    _require_known_sizes(data)
+    return runnable(lambda: _Tflm(data), "TensorFlow Lite Micro")
+
+
+def _require_known_sizes(data: bytes) -> None:
+    """Raises InputError for slices whose size is computed on the way, as a loop makes that collects its outputs.
+
+    TFLM gives every tensor the size written in the file, and writes beyond it: it computes nonsense or never ends.
+    """
+    model = parse(data)
+    for graph in (Graph(model, index) for index in range(len(model.subgraphs))):
+        for op in graph.operators:
+            if graph.name(op) != "SLICE" or 2 in dict(graph.inputs(op)):
+                continue
+            signature = graph.tensors[graph.outputs(op)[0]].shapeSignature
+            if signature is not None and -1 in signature:
+                raise InputError(
+                    f"TensorFlow Lite Micro cannot run the file: the size of {graph.output_name(op)[:80]!r} (SLICE) "
+                    "is known only while it runs.",
+                    expected="tensors of fixed sizes",
+                    fix="build recurrent layers that return sequences with unroll=True, and export again",
+                )
+
+
+def has_tflm() -> bool:
+    """Whether TensorFlow Lite Micro is installed."""
+    return importlib.util.find_spec("tflite_micro") is not None
+
+
+class _Tflm:
+    """TensorFlow Lite Micro, one image at a time, as on the device. `arena_bytes` is what it takes of its arena."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self._state = data, state_of(parse(data))
+        self._interpreter = self._fresh()
+        with native_stderr() as log:
+            self._interpreter.print_allocations()
+        found = re.search(r"Arena allocation total (\d+) bytes", log.text)
+        self.arena_bytes = int(found[1]) if found else None
+        self.input, self.output = (
+            Port.of(
+                d["shape"],
+                d["dtype"],
+                d["quantization_parameters"]["scales"],
+                d["quantization_parameters"]["zero_points"],
+            )
+            for d in (self._interpreter.get_input_details(0), self._interpreter.get_output_details(0))
+        )
+
+    def _fresh(self) -> Any:
+        from tflite_micro.python.tflite_micro import runtime
+
+        with native_stderr() as log:
+            try:
+                return runtime.Interpreter.from_bytes(self._data, arena_size=_ample_arena(self._data))
+            except Exception as error:
+                raise RuntimeError(f"{error}. {log.text}") from error
+
+    def raw(self, x: np.ndarray) -> np.ndarray:
+        """See `Runner.raw`."""
+        done = np.zeros((len(x), *self.output.shape), self.output.dtype)
+        for i in range(len(x)):
+            if self._state is State.RESOURCES:  # whose first values `reset` does not bring back: it makes them 0
+                self._interpreter = self._fresh()
+            elif self._state is State.TENSORS:
+                self._interpreter.reset()
+            self._interpreter.set_input(x[i : i + 1], 0)
+            self._interpreter.invoke()
+            done[i] = self._interpreter.get_output(0)[0]
+        return done
+
+
+def _ample_arena(data: bytes) -> int:
+    """More than any plan needs: all activations side by side twice, and per-channel data of each weight axis."""
+    model = parse(data)
+    total = 1 << 20
+    for tensor in (tensor for graph in model.subgraphs for tensor in graph.tensors):
+        elements = math.prod(int(n) for n in ([] if tensor.shape is None else tensor.shape))
+        constant = model.buffers[tensor.buffer].data is not None
+        total += 64 * (0 if tensor.shape is None else int(max([1, *tensor.shape]))) if constant else 16 * elements
+    return total
