@@ -19,11 +19,11 @@ from absl import flags
 from absl import logging as absl_logging
 
 from orbit_kd.datasets import Data, load
-from orbit_kd.datasets.preprocessing import Augment
+from orbit_kd.datasets.augment import Augment
+from orbit_kd.datasets.preprocessing import Preprocess
 from orbit_kd.distillation import DistillationLoss, Distiller, LogitsDistillation, TeacherCache, cache_teacher
 from orbit_kd.models.networks import build
 from orbit_kd.models.saving import load_model
-from orbit_kd.pipeline.recipe import Preprocess
 from orbit_kd.training.fit import classification_loss, fit, train
 
 RESULTS = Path(__file__).parent / "results"

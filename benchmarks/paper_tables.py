@@ -38,10 +38,10 @@ from experiments import (
 )
 
 from orbit_kd.datasets import Data, load
-from orbit_kd.datasets.preprocessing import Augment
+from orbit_kd.datasets.augment import Augment
+from orbit_kd.datasets.preprocessing import Preprocess
 from orbit_kd.distillation import LogitsDistillation, cache_teacher
 from orbit_kd.models.saving import load_model, save_model
-from orbit_kd.pipeline.recipe import Preprocess
 from orbit_kd.removal.planning import plan_removal
 from orbit_kd.removal.surgery import recalibrate_batchnorm, remove_filters
 from orbit_kd.search.ratios import hybrid_for

@@ -16,7 +16,7 @@ import numpy as np
 import tf_keras as keras
 
 from orbit_kd import datasets
-from orbit_kd.datasets.preprocessing import Augment
+from orbit_kd.datasets.augment import Augment
 from orbit_kd.models import networks
 
 RESULTS = Path(__file__).parent / "results" / "sar_sim_difficulty.jsonl"

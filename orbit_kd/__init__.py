@@ -76,7 +76,8 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from orbit_kd.channels.profiles import profile
     from orbit_kd.clustering.cluster import cluster, strip_clusters
     from orbit_kd.datasets import Data, load
-    from orbit_kd.datasets.preprocessing import Augment
+    from orbit_kd.datasets.augment import Augment
+    from orbit_kd.datasets.preprocessing import Preprocess
     from orbit_kd.distillation import (
         DST,
         AttentionTransfer,
@@ -103,9 +104,10 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from orbit_kd.models.conversion import as_graph
     from orbit_kd.models.saving import load_model, save_model
     from orbit_kd.pipeline.compress import compress
-    from orbit_kd.pipeline.recipe import Preprocess, Recipe
+    from orbit_kd.pipeline.recipe import Recipe
     from orbit_kd.quantization.aware import quantize_aware, quantize_table, strip_quantization
-    from orbit_kd.removal.planning import RemovalPlan, plan_removal
+    from orbit_kd.removal.plan import RemovalPlan
+    from orbit_kd.removal.planning import plan_removal
     from orbit_kd.removal.rounds import remove_in_rounds
     from orbit_kd.removal.surgery import recalibrate_batchnorm, remove_filters
     from orbit_kd.reports.report import Report

@@ -12,7 +12,7 @@ import tf_keras as keras
 
 from orbit_kd.channels.graph import ChannelGraph
 from orbit_kd.models.walk import replay
-from orbit_kd.removal.planning import RemovalPlan
+from orbit_kd.removal.plan import RemovalPlan
 
 
 def randomize(model: keras.Model, seed: int = 0) -> keras.Model:

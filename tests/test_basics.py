@@ -12,8 +12,9 @@ from types import SimpleNamespace
 import pytest
 
 import orbit_kd
+from orbit_kd.datasets.preprocessing import Preprocess
 from orbit_kd.errors import InputError
-from orbit_kd.pipeline.recipe import STAGES, Preprocess, Recipe
+from orbit_kd.pipeline.recipe import STAGES, Recipe
 from orbit_kd.registry import Registry
 from orbit_kd.support.progress import duration, track
 from orbit_kd.support.stages import Stages

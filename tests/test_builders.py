@@ -12,8 +12,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from orbit_kd.datasets import DATASETS, fusar_ship, load, mstar, sar_sim
+from orbit_kd.datasets.preprocessing import Preprocess
 from orbit_kd.errors import InputError
-from orbit_kd.pipeline.recipe import Preprocess
 
 
 def arrays(dataset) -> tuple[np.ndarray, np.ndarray]:

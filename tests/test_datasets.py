@@ -17,8 +17,8 @@ from PIL import Image
 from orbit_kd import datasets
 from orbit_kd.datasets import Augment, Data, load
 from orbit_kd.datasets.images import decode
+from orbit_kd.datasets.preprocessing import Preprocess
 from orbit_kd.errors import InputError
-from orbit_kd.pipeline.recipe import Preprocess
 
 CLASSES = ("boat", "car", "tree")
 

@@ -15,7 +15,7 @@ from test_multi_worker import make_place
 from test_tools import process
 
 from orbit_kd.datasets import Data
-from orbit_kd.datasets.preprocessing import Augment
+from orbit_kd.datasets.augment import Augment
 from orbit_kd.distillation import LogitsDistillation, Piecewise
 from orbit_kd.distillation.losses import get_loss
 from orbit_kd.distillation.schedules import read_schedule

@@ -16,11 +16,11 @@ import tf_keras as keras
 from ai_edge_litert import schema_py_generated as schema
 
 from orbit_kd import runtimes
+from orbit_kd.datasets.preprocessing import Preprocess
+from orbit_kd.datasets.samples import calibration_sample
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import Artifact, export, export_all, file_of, open_artifact, read_metadata, targets
 from orbit_kd.exporters.c_array import read_c_array
-from orbit_kd.exporters.keras_source import calibration_sample
-from orbit_kd.pipeline.recipe import Preprocess
 from orbit_kd.tflite.nm_check import check_n_m
 from orbit_kd.tflite.reader import parse, read
 

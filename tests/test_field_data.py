@@ -14,8 +14,8 @@ from tf_keras import layers as L
 
 import orbit_kd as okd
 from orbit_kd.datasets.batches import as_batches, in_order, inputs_of
+from orbit_kd.datasets.samples import calibration_sample
 from orbit_kd.errors import InputError
-from orbit_kd.exporters.keras_source import calibration_sample
 from orbit_kd.search.evaluator import batches_of, told_apart
 from orbit_kd.training.fit import check_fit
 

@@ -10,13 +10,13 @@ import pytest
 import tf_keras as keras
 
 from orbit_kd.datasets import load
+from orbit_kd.datasets.preprocessing import Preprocess
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import export
 from orbit_kd.exporters.hls4ml import project as hls4ml_project
 from orbit_kd.exporters.hls4ml.network import Fixed, plain, precisions, ranges
 from orbit_kd.exporters.hls4ml.project import build, count_adders, fitting_reuse_factor, run_project
 from orbit_kd.models.networks import build as network_of
-from orbit_kd.pipeline.recipe import Preprocess
 from orbit_kd.sparsity.sparsify import sparsify, strip
 
 layers = keras.layers

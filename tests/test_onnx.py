@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import tf_keras as keras
 
+from orbit_kd.datasets.preprocessing import Preprocess
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import export
 from orbit_kd.exporters import onnx as onnx_file
 from orbit_kd.exporters.onnx import read_onnx_metadata
 from orbit_kd.models.networks import build
-from orbit_kd.pipeline.recipe import Preprocess
 from orbit_kd.runtimes.onnx import OnnxRunner
 
 layers = keras.layers

@@ -19,8 +19,9 @@ from orbit_kd.models import networks
 from orbit_kd.models.saving import fingerprint
 from orbit_kd.pipeline import compress as pipeline
 from orbit_kd.pipeline.compress import compress
-from orbit_kd.pipeline.recipe import Recipe, digest
+from orbit_kd.pipeline.recipe import Recipe
 from orbit_kd.pipeline.retraining import Retraining
+from orbit_kd.support.digests import digest
 from orbit_kd.support.stages import Stages
 
 RECIPE = Recipe(ratio=0.5, rounds=2, epochs=16, pattern="2:4", sparse_epochs=6, views=2, batch_size=16, calibration=32)

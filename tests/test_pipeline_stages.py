@@ -16,11 +16,12 @@ import tf_keras as keras
 
 from orbit_kd.channels.graph import ChannelGraph
 from orbit_kd.datasets import Data
+from orbit_kd.datasets.preprocessing import Preprocess
 from orbit_kd.exporters import Artifact, export
 from orbit_kd.pipeline import compress as pipeline
 from orbit_kd.pipeline import decisions, retraining
 from orbit_kd.pipeline.compress import compress
-from orbit_kd.pipeline.recipe import Preprocess, Recipe
+from orbit_kd.pipeline.recipe import Recipe
 from orbit_kd.removal.planning import plan_removal
 from orbit_kd.removal.surgery import remove_filters
 from orbit_kd.search.scan import Curve, Scan

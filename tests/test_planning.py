@@ -9,7 +9,8 @@ from tf_keras import layers
 
 from orbit_kd.channels.graph import ChannelGraph
 from orbit_kd.errors import InputError
-from orbit_kd.removal.planning import RemovalPlan, plan_removal
+from orbit_kd.removal.plan import RemovalPlan
+from orbit_kd.removal.planning import plan_removal
 
 
 def chain(*norms: list[float], fan: int = 1) -> keras.Model:

@@ -7,9 +7,9 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from orbit_kd.datasets.preprocessing import Augment, apply, check, check_augment, output_shape
+from orbit_kd.datasets.augment import Augment
+from orbit_kd.datasets.preprocessing import Preprocess, apply, check, check_augment, output_shape
 from orbit_kd.errors import InputError
-from orbit_kd.pipeline.recipe import Preprocess
 
 SEED = tf.constant([3, 7], tf.int64)
 

@@ -11,11 +11,11 @@ import tf_keras as keras
 
 from orbit_kd import runtimes
 from orbit_kd.datasets import load
+from orbit_kd.datasets.preprocessing import Preprocess
 from orbit_kd.exporters import export, find, read_metadata
 from orbit_kd.exporters.hls4ml.project import run_project
 from orbit_kd.exporters.packed.export import layers_of, read_packed
 from orbit_kd.models.saving import load_model
-from orbit_kd.pipeline.recipe import Preprocess
 
 FOLDERS = sorted(p.parent for p in Path(__file__).parent.with_name("models").glob("*mstar*/student.keras"))
 # largest difference from Keras as a part of its largest output

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from orbit_kd.datasets.preprocessing import Preprocess
 from orbit_kd.errors import InputError
-from orbit_kd.pipeline.recipe import Preprocess
 from orbit_kd.reports import axes as report_axes
 from orbit_kd.reports import figures
 from orbit_kd.reports import words as text

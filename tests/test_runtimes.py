@@ -13,11 +13,11 @@ import tensorflow as tf
 import tf_keras as keras
 
 from orbit_kd import runtimes
-from orbit_kd.runtimes import execution, tflm
 from orbit_kd.errors import InputError
 from orbit_kd.evaluation import latency as timing
 from orbit_kd.evaluation.parity import tflm_parity
 from orbit_kd.exporters import export
+from orbit_kd.runtimes import execution, tflm
 from orbit_kd.support.native_log import native_stderr
 
 layers = keras.layers

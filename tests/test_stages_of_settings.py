@@ -15,13 +15,14 @@ import pytest
 import tf_keras as keras
 
 from orbit_kd.datasets import Data
-from orbit_kd.datasets.preprocessing import Augment
+from orbit_kd.datasets.augment import Augment
+from orbit_kd.datasets.preprocessing import Preprocess
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import export_all
 from orbit_kd.models.saving import load_model, save_model
 from orbit_kd.pipeline import compress as pipeline
 from orbit_kd.pipeline import decisions, retraining
-from orbit_kd.pipeline.recipe import Preprocess, Recipe
+from orbit_kd.pipeline.recipe import Recipe
 from orbit_kd.search.scan import Scan
 from orbit_kd.support.files import write_file
 from orbit_kd.support.stages import Stages

@@ -16,7 +16,8 @@ from orbit_kd.errors import InputError
 from orbit_kd.models import networks
 from orbit_kd.models.saving import load_model, save_model
 from orbit_kd.removal import importance
-from orbit_kd.removal.planning import RemovalPlan, plan_removal
+from orbit_kd.removal.plan import RemovalPlan
+from orbit_kd.removal.planning import plan_removal
 from orbit_kd.removal.surgery import recalibrate_batchnorm, remove_filters
 
 

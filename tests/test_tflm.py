@@ -426,7 +426,7 @@ REFERENCES = sorted(Path(__file__).parent.with_name("models").glob("*mstar*/*_in
 @pytest.mark.parametrize("file", REFERENCES, ids=lambda f: f.parent.name)
 def test_reference_models_agree_on_200_real_chips_and_their_arena_is_measured(file, real_data, tmp_path):
     from orbit_kd.datasets import load
-    from orbit_kd.pipeline.recipe import Preprocess
+    from orbit_kd.datasets.preprocessing import Preprocess
 
     told = read_metadata(file)["preprocess"]
     preprocess = Preprocess(**told)

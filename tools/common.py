@@ -18,8 +18,8 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 from absl import app, flags
 from absl import logging as absl_logging
 
+from orbit_kd.datasets.preprocessing import Preprocess
 from orbit_kd.errors import InputError
-from orbit_kd.pipeline.recipe import Preprocess
 from orbit_kd.support.native_log import native_stderr
 
 FLAGS = flags.FLAGS

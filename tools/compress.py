@@ -13,7 +13,7 @@ import sys
 
 from absl import flags
 
-from orbit_kd.datasets.preprocessing import Augment
+from orbit_kd.datasets.augment import Augment
 from orbit_kd.pipeline.recipe import Recipe
 from orbit_kd_tools.common import FLAGS, collect, define, define_data, load_data, load_teacher, required, run
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import flags
 
-from orbit_kd.datasets.preprocessing import Augment
+from orbit_kd.datasets.augment import Augment
 from orbit_kd.errors import InputError
 from orbit_kd_tools.common import FLAGS, collect, define, define_data, load, load_data, load_teacher, required, run
 
@@ -83,7 +83,7 @@ def main() -> None:
 def make_student(teacher: Any, data: Any) -> Any:
     """The model of --student, the teacher after --plan, or a new --network."""
     from orbit_kd.models import networks
-    from orbit_kd.removal.planning import RemovalPlan
+    from orbit_kd.removal.plan import RemovalPlan
     from orbit_kd.removal.surgery import recalibrate_batchnorm, remove_filters
 
     if sum(bool(FLAGS[name].value) for name in ("student", "plan", "network")) != 1:

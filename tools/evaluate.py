@@ -15,7 +15,7 @@ import tempfile
 
 from absl import flags
 
-from orbit_kd.pipeline.recipe import Preprocess
+from orbit_kd.datasets.preprocessing import Preprocess
 from orbit_kd.support.progress import log
 from orbit_kd_tools.common import FLAGS, collect, data_flags, define_data, given, load_data, load_teacher, required, run
 

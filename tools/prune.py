@@ -41,7 +41,8 @@ def main() -> None:
     recipe = collect(Recipe)
 
     from orbit_kd.models.saving import save_model
-    from orbit_kd.removal.planning import RemovalPlan, plan_removal
+    from orbit_kd.removal.plan import RemovalPlan
+    from orbit_kd.removal.planning import plan_removal
     from orbit_kd.removal.surgery import remove_filters
     from orbit_kd.support.files import write_file
 

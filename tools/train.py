@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from absl import flags
 
-from orbit_kd.datasets.preprocessing import Augment
+from orbit_kd.datasets.augment import Augment
 from orbit_kd_tools.common import FLAGS, collect, define, define_data, load_data, required, run
 
 flags.DEFINE_string(

@@ -13,12 +13,12 @@ import numpy as np
 
 from orbit_kd.datasets import data as _data
 from orbit_kd.datasets import folders, splits
+from orbit_kd.datasets.augment import Augment
 from orbit_kd.datasets.data import Data
 from orbit_kd.datasets.images import MEMORY_LIMIT, Images
-from orbit_kd.datasets.preprocessing import Augment
+from orbit_kd.datasets.preprocessing import Preprocess
 from orbit_kd.datasets.renderings import Renderings
 from orbit_kd.errors import InputError
-from orbit_kd.pipeline.recipe import Preprocess
 from orbit_kd.registry import Registry
 
 if TYPE_CHECKING:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from orbit_kd.datasets import contents, preprocessing
+from orbit_kd.datasets.augment import Augment
 from orbit_kd.datasets.images import Images
 from orbit_kd.datasets.labels import check_alike
-from orbit_kd.datasets.preprocessing import Augment
+from orbit_kd.datasets.preprocessing import Preprocess
 from orbit_kd.errors import InputError
-from orbit_kd.pipeline.recipe import Preprocess
 
 if TYPE_CHECKING:
     import tensorflow as tf

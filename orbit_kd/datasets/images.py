@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from orbit_kd.datasets.preprocessing import output_shape
+from orbit_kd.datasets.preprocessing import Preprocess, output_shape
 from orbit_kd.errors import InputError
-from orbit_kd.pipeline.recipe import Preprocess
 from orbit_kd.support.progress import track
 
 if TYPE_CHECKING:

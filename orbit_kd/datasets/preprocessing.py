@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from orbit_kd.datasets.augment import Augment, augmented
 from orbit_kd.errors import InputError
-from orbit_kd.pipeline.recipe import Preprocess
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -24,41 +24,103 @@ _KERAS_RESIZES = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Augment:
-    """Random changes to training images, each a stateless function of the example's seed pair.
+def _pair(value: Any, name: str) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    pair = (value, value) if isinstance(value, int) else tuple(int(v) for v in value)
+    if len(pair) != 2 or min(pair) < 1:
+        raise InputError(
+            f"Preprocess({name}={value!r}) is no image size.",
+            expected="a positive integer, or (height, width)",
+            fix=f"give for example {name}=64 or {name}=(64, 96)",
+        )
+    return pair
 
-    All of it happens on the decoded pixel values inside the crop, before the resize. Values stay within the range of
-    the decoded type (uint8, uint16).
+
+LOADERS: dict[str, tuple[str, ...]] = {
+    "orbit_kd": ("bilinear", "bicubic", "lanczos3", "lanczos5"),
+    "image_dataset_from_directory": (
+        "bilinear", "nearest", "bicubic", "area", "lanczos3", "lanczos5", "gaussian", "mitchellcubic",
+    ),
+    "load_img": ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"),
+}  # fmt: skip
+"""What reads and resizes images -> the interpolations it has, its default first."""
+
+ASPECTS = ("stretch", "crop", "pad")
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+    """From an image file to the network's input: channels, crop, resize, then (x - mean) * scale / std, in this order.
+
+    The one description used by training, calibration, evaluation and golden pairs alike; it is stored in the report
+    and in the exported file's metadata.
 
     Attributes:
-        shift: the crop moves by up to this many pixels each way. Real pixels come in where the image is larger than
-            the crop; beyond its border the image is reflected.
-        flip: "" for none, "h" mirrors left-right, "v" top-bottom, "hv" both, each with probability 1/2.
-        turns: turn by 0, 90, 180 or 270 degrees; needs a square crop.
-        gain: all pixels of an image are multiplied by one factor from [1 - gain, 1 + gain].
-        speckle: number of looks L; each pixel is multiplied by a gamma variate of mean 1 and variance 1/L. None: off.
+        crop: centre crop (height, width) in pixels of the decoded image; None keeps all.
+        resize: (height, width) in pixels after the crop; None keeps the size.
+        scale: factor on the pixel values, after the mean is taken off.
+        mean: subtracted from each channel, in units of the decoded pixels; empty for none.
+        channels: 1 (luminance) or 3 (grey repeated); None keeps what the file has.
+        loader: whose way of reading and resizing files the network was trained with: "orbit_kd" (Pillow; alpha over
+            black, 16 bits kept, antialiased), "image_dataset_from_directory" (Keras: TensorFlow's decoders, no
+            antialiasing) or "load_img" (Keras' ImageDataGenerator and load_img: Pillow on 8 bits).
+        interpolation: of the resize; None is the loader's default: bilinear, but "nearest" for load_img. Others:
+            bicubic, lanczos3, lanczos5 of the first two loaders; nearest, area, gaussian, mitchellcubic of the second;
+            bilinear, bicubic, lanczos, box, hamming of load_img.
+        aspect: what becomes of another ratio of height to width: "stretch" it, "crop" the centre
+            (Keras' crop_to_aspect_ratio, keep_aspect_ratio) or "pad" with zeros (pad_to_aspect_ratio).
+        bgr: whether colours come in reverse order, as keras.applications' VGG and ResNet (v1) have them; `mean` and
+            `std` are then in that order.
+        std: each channel is divided by it, in units of the decoded pixels; empty for none.
     """
 
-    shift: int = 0
-    flip: str = ""
-    turns: bool = False
-    gain: float = 0.0
-    speckle: float | None = None
+    crop: tuple[int, int] | None = None
+    resize: tuple[int, int] | None = None
+    scale: float = 1.0
+    mean: tuple[float, ...] = ()
+    channels: int | None = None
+    loader: str = "orbit_kd"
+    interpolation: str | None = None
+    aspect: str = "stretch"
+    bgr: bool = False
+    std: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        def need(good: bool, name: str, expected: str, example: str) -> None:
-            if not good:
-                value = getattr(self, name)
-                raise InputError(f"Augment({name}={value!r}).", expected=expected, fix=f"give for example {example}")
+        object.__setattr__(self, "crop", _pair(self.crop, "crop"))
+        object.__setattr__(self, "resize", _pair(self.resize, "resize"))
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            value = value if isinstance(value, (tuple, list)) else (value,)
+            object.__setattr__(self, name, tuple(float(v) for v in value))
 
-        need(isinstance(self.shift, int) and self.shift >= 0, "shift", "pixels, an integer >= 0", "shift=4")
-        need(self.flip in ("", "h", "v", "hv"), "flip", '"", "h", "v" or "hv"', 'flip="h"')
-        need(0 <= self.gain < 1, "gain", "a fraction in [0, 1)", "gain=0.1")
-        need(self.speckle is None or self.speckle > 0, "speckle", "a number of looks > 0, or None", "speckle=10")
+        def need(name: str, good: bool, expected: str, fix: str) -> None:
+            if not good:
+                raise InputError(f"Preprocess({name}={getattr(self, name)!r}).", expected=expected, fix=fix)
+
+        need("channels", self.channels in (None, 1, 3), "1, 3 or None", "use 1 for grey, 3 for RGB")
+        need("std", all(v > 0 for v in self.std), "numbers above 0", "leave out what is not to be divided (--std)")
+        known = ", ".join(LOADERS)
+        need("loader", self.loader in LOADERS, f"one of {known}", "name the one of the training (--loader)")
+        ways = LOADERS[self.loader]
+        need("aspect", self.aspect in ASPECTS, f"one of {', '.join(ASPECTS)}", "mend it (--aspect)")
+        if not self.resize:
+            alone = "leave it out, or give the size too: Preprocess(resize=...) (--resize)"
+            need("interpolation", self.interpolation is None, "None where nothing is resized", alone)
+            need("aspect", self.aspect == "stretch", '"stretch" where nothing is resized', alone)
+            return
+        if self.interpolation is None:
+            object.__setattr__(self, "interpolation", ways[0])
+        others = ", ".join(other for other, names in LOADERS.items() if self.interpolation in names)
+        way_out = f"choose one of these, or a loader that has it: {others}" if others else "choose one of these"
+        need("interpolation", self.interpolation in ways, f"one of {', '.join(ways)} of {self.loader}", way_out)
+        need(
+            "aspect", (self.loader, self.aspect) != ("load_img", "pad"), "stretch or crop: load_img pads nothing",
+            "use aspect=\"crop\", or pad with another loader (--aspect, --loader)",
+        )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON; `Augment(**d)` gives it back."""
+        """Plain values, for JSON; `Preprocess(**d)` gives it back."""
         return dataclasses.asdict(self)
 
 
@@ -199,7 +261,7 @@ def apply(
     if augment is None or augment == Augment():
         x = tf.cast(_centre(images, preprocess.crop), tf.float32)
     else:
-        x = _augmented(images, preprocess.crop, augment, seed)
+        x = augmented(images, preprocess.crop, augment, seed)
         x = x if top is None else tf.minimum(x, float(top))
     if preprocess.channels == 1 and x.shape[-1] == 3:
         x = tf.reduce_sum(x * tf.constant(LUMA), axis=-1, keepdims=True)
@@ -264,45 +326,6 @@ def _centre(images: tf.Tensor, size: Sequence[int | tf.Tensor] | None) -> tf.Ten
     cropped = images[:, row : row + size[0], column : column + size[1]]
     known = [n if isinstance(n, int) else None for n in size]
     return tf.ensure_shape(cropped, [images.shape[0], *known, images.shape[3]])
-
-
-def _augmented(images: tf.Tensor, size: tuple[int, int] | None, augment: Augment, seed: tf.Tensor) -> tf.Tensor:
-    """The moved, flipped and turned crop, as float32, with gain and speckle on it."""
-    import tensorflow as tf
-
-    draws = tf.map_fn(lambda s: tf.random.stateless_uniform([6], s), seed, fn_output_signature=tf.float32)
-    shape = tf.shape(images)
-    frame = size or (images.shape[1] or shape[1], images.shape[2] or shape[2])
-
-    def pick(axis: int, draw: tf.Tensor, mirror: tf.Tensor | None) -> tf.Tensor:
-        # A crop is a choice of rows and columns; reflecting the index is reflect padding without the padding.
-        offset = tf.cast(tf.floor(draw * (2 * augment.shift + 1)), tf.int32) - augment.shift
-        line = tf.range(frame[axis])[None]
-        if mirror is not None:
-            line = tf.where(mirror[:, None] < 0.5, line, frame[axis] - 1 - line)
-        index = tf.abs((shape[axis + 1] - frame[axis]) // 2 + offset[:, None] + line)
-        last = shape[axis + 1] - 1
-        return last - tf.abs(last - index)
-
-    rows = pick(0, draws[:, 0], draws[:, 2] if "v" in augment.flip else None)
-    columns = pick(1, draws[:, 1], draws[:, 3] if "h" in augment.flip else None)
-    x = tf.gather(tf.gather(images, rows, axis=1, batch_dims=1), columns, axis=2, batch_dims=1)
-    x = tf.cast(x, tf.float32)
-    if augment.turns:
-        quarter = tf.cast(tf.floor(draws[:, 4] * 4), tf.int32)[:, None, None, None]
-        x = tf.where(quarter >= 2, tf.reverse(x, [1, 2]), x)
-        x = tf.where(quarter % 2 == 1, tf.reverse(tf.transpose(x, [0, 2, 1, 3]), [1]), x)
-    if augment.gain:
-        x *= (1.0 + augment.gain * (2.0 * draws[:, 5] - 1.0))[:, None, None, None]
-    if augment.speckle:
-        looks = float(augment.speckle)
-
-        def gamma(s: tf.Tensor) -> tf.Tensor:
-            # The words swapped are another seed than the draws above have, which keeps the two independent.
-            return tf.random.stateless_gamma(tf.shape(x)[1:], tf.stack([s[1], s[0]]), alpha=looks, beta=looks)
-
-        x *= tf.map_fn(gamma, seed, fn_output_signature=tf.TensorSpec(x.shape[1:], tf.float32))
-    return x
 
 
 def _size(shape: Sequence[int | None]) -> str:

@@ -8,8 +8,8 @@ import numpy as np
 
 from orbit_kd.datasets.data import from_examples
 from orbit_kd.datasets.images import Images
+from orbit_kd.datasets.preprocessing import Preprocess
 from orbit_kd.datasets.splits import Source
-from orbit_kd.pipeline.recipe import Preprocess
 
 if TYPE_CHECKING:
     import tensorflow as tf

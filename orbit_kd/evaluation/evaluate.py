@@ -17,13 +17,13 @@ import numpy as np
 from orbit_kd import runtimes
 from orbit_kd.datasets.batches import as_batches
 from orbit_kd.datasets.labels import check_several, class_numbers
+from orbit_kd.datasets.samples import calibration_sample
 from orbit_kd.errors import InputError
 from orbit_kd.evaluation import latency as timing
 from orbit_kd.evaluation.metrics import accuracy, confusion_matrix, mcnemar
 from orbit_kd.evaluation.parity import tflm_parity
 from orbit_kd.exporters import Artifact, export, find, open_artifact
 from orbit_kd.exporters.c_array import read_c_array
-from orbit_kd.exporters.keras_source import calibration_sample
 from orbit_kd.reports.report import Report
 from orbit_kd.reports.words import shipped
 from orbit_kd.support.progress import track

@@ -12,12 +12,12 @@ import numpy as np
 
 from orbit_kd import datasets
 from orbit_kd.datasets import preprocessing
+from orbit_kd.datasets.preprocessing import LOADERS, Preprocess
 from orbit_kd.datasets.renderings import Renderings
 from orbit_kd.errors import InputError
 from orbit_kd.evaluation.metrics import confusion_matrix, wilson
 from orbit_kd.models.heads import heads
 from orbit_kd.models.saving import load_model
-from orbit_kd.pipeline.recipe import LOADERS, Preprocess
 from orbit_kd.support.progress import track
 
 # What the networks of keras.applications want: modes "tf", "caffe" and "torch" of preprocess_input; and rescale=1/255.

@@ -14,7 +14,7 @@ import tf_keras as keras
 
 from orbit_kd.channels.graph import ChannelGraph
 from orbit_kd.datasets import Data
-from orbit_kd.datasets.preprocessing import Augment
+from orbit_kd.datasets.augment import Augment
 from orbit_kd.distillation import TeacherCache, cache_teacher
 from orbit_kd.errors import InputError
 from orbit_kd.evaluation.evaluate import evaluate, logits, model_bytes
@@ -24,17 +24,19 @@ from orbit_kd.exporters.metadata import bytes_of, note
 from orbit_kd.models.conversion import as_tf_keras
 from orbit_kd.models.saving import fingerprint, load_model, save_model
 from orbit_kd.pipeline import decisions
-from orbit_kd.pipeline.recipe import Recipe, digest
+from orbit_kd.pipeline.recipe import Recipe
 from orbit_kd.pipeline.retraining import Retraining, lesson_layers, losses_of
 from orbit_kd.pipeline.story import story
 from orbit_kd.removal import budgets
 from orbit_kd.removal.importance import criteria
-from orbit_kd.removal.planning import RemovalPlan, check_names, plan_removal
+from orbit_kd.removal.plan import RemovalPlan
+from orbit_kd.removal.planning import check_names, plan_removal
 from orbit_kd.removal.rounds import ratio_of_round
 from orbit_kd.removal.surgery import recalibrate_batchnorm, remove_filters
 from orbit_kd.reports.report import Report
 from orbit_kd.search.evaluator import Evaluator, batches_of
 from orbit_kd.sparsity.sparsify import sparsify, strip
+from orbit_kd.support.digests import digest
 from orbit_kd.support.files import write_file
 from orbit_kd.support.stages import Stages, log
 from orbit_kd.training.fit import check_fit

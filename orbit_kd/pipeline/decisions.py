@@ -15,7 +15,7 @@ from orbit_kd.channels.graph import ChannelGraph
 from orbit_kd.datasets import Data
 from orbit_kd.errors import InputError
 from orbit_kd.models.saving import load_model, save_model
-from orbit_kd.pipeline.recipe import Recipe, digest
+from orbit_kd.pipeline.recipe import Recipe
 from orbit_kd.pipeline.retraining import Retraining
 from orbit_kd.removal import budgets
 from orbit_kd.removal.surgery import recalibrate_batchnorm
@@ -23,6 +23,7 @@ from orbit_kd.search.ratios import hybrid_for, ratios_for
 from orbit_kd.search.scan import Scan
 from orbit_kd.search.sensitivity import sensitivity
 from orbit_kd.search.smallest import RATIOS, smallest
+from orbit_kd.support.digests import digest
 from orbit_kd.support.files import write_file
 from orbit_kd.support.stages import Stages
 

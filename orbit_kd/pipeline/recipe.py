@@ -1,115 +1,12 @@
-"""What to do to images and to networks, as values: frozen dataclasses, no TensorFlow."""
+"""What to do to a network, as a value: a frozen dataclass, no TensorFlow."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from orbit_kd.errors import InputError
-
-
-def _pair(value: Any, name: str) -> tuple[int, int] | None:
-    if value is None:
-        return None
-    pair = (value, value) if isinstance(value, int) else tuple(int(v) for v in value)
-    if len(pair) != 2 or min(pair) < 1:
-        raise InputError(
-            f"Preprocess({name}={value!r}) is no image size.",
-            expected="a positive integer, or (height, width)",
-            fix=f"give for example {name}=64 or {name}=(64, 96)",
-        )
-    return pair
-
-
-LOADERS: dict[str, tuple[str, ...]] = {
-    "orbit_kd": ("bilinear", "bicubic", "lanczos3", "lanczos5"),
-    "image_dataset_from_directory": (
-        "bilinear", "nearest", "bicubic", "area", "lanczos3", "lanczos5", "gaussian", "mitchellcubic",
-    ),
-    "load_img": ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"),
-}  # fmt: skip
-"""What reads and resizes images -> the interpolations it has, its default first."""
-
-ASPECTS = ("stretch", "crop", "pad")
-
-
-@dataclasses.dataclass(frozen=True)
-class Preprocess:
-    """From an image file to the network's input: channels, crop, resize, then (x - mean) * scale / std, in this order.
-
-    The one description used by training, calibration, evaluation and golden pairs alike; it is stored in the report
-    and in the exported file's metadata.
-
-    Attributes:
-        crop: centre crop (height, width) in pixels of the decoded image; None keeps all.
-        resize: (height, width) in pixels after the crop; None keeps the size.
-        scale: factor on the pixel values, after the mean is taken off.
-        mean: subtracted from each channel, in units of the decoded pixels; empty for none.
-        channels: 1 (luminance) or 3 (grey repeated); None keeps what the file has.
-        loader: whose way of reading and resizing files the network was trained with: "orbit_kd" (Pillow; alpha over
-            black, 16 bits kept, antialiased), "image_dataset_from_directory" (Keras: TensorFlow's decoders, no
-            antialiasing) or "load_img" (Keras' ImageDataGenerator and load_img: Pillow on 8 bits).
-        interpolation: of the resize; None is the loader's default: bilinear, but "nearest" for load_img. Others:
-            bicubic, lanczos3, lanczos5 of the first two loaders; nearest, area, gaussian, mitchellcubic of the second;
-            bilinear, bicubic, lanczos, box, hamming of load_img.
-        aspect: what becomes of another ratio of height to width: "stretch" it, "crop" the centre
-            (Keras' crop_to_aspect_ratio, keep_aspect_ratio) or "pad" with zeros (pad_to_aspect_ratio).
-        bgr: whether colours come in reverse order, as keras.applications' VGG and ResNet (v1) have them; `mean` and
-            `std` are then in that order.
-        std: each channel is divided by it, in units of the decoded pixels; empty for none.
-    """
-
-    crop: tuple[int, int] | None = None
-    resize: tuple[int, int] | None = None
-    scale: float = 1.0
-    mean: tuple[float, ...] = ()
-    channels: int | None = None
-    loader: str = "orbit_kd"
-    interpolation: str | None = None
-    aspect: str = "stretch"
-    bgr: bool = False
-    std: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "crop", _pair(self.crop, "crop"))
-        object.__setattr__(self, "resize", _pair(self.resize, "resize"))
-        for name in ("mean", "std"):
-            value = getattr(self, name)
-            value = value if isinstance(value, (tuple, list)) else (value,)
-            object.__setattr__(self, name, tuple(float(v) for v in value))
-
-        def need(name: str, good: bool, expected: str, fix: str) -> None:
-            if not good:
-                raise InputError(f"Preprocess({name}={getattr(self, name)!r}).", expected=expected, fix=fix)
-
-        need("channels", self.channels in (None, 1, 3), "1, 3 or None", "use 1 for grey, 3 for RGB")
-        need("std", all(v > 0 for v in self.std), "numbers above 0", "leave out what is not to be divided (--std)")
-        known = ", ".join(LOADERS)
-        need("loader", self.loader in LOADERS, f"one of {known}", "name the one of the training (--loader)")
-        ways = LOADERS[self.loader]
-        need("aspect", self.aspect in ASPECTS, f"one of {', '.join(ASPECTS)}", "mend it (--aspect)")
-        if not self.resize:
-            alone = "leave it out, or give the size too: Preprocess(resize=...) (--resize)"
-            need("interpolation", self.interpolation is None, "None where nothing is resized", alone)
-            need("aspect", self.aspect == "stretch", '"stretch" where nothing is resized', alone)
-            return
-        if self.interpolation is None:
-            object.__setattr__(self, "interpolation", ways[0])
-        others = ", ".join(other for other, names in LOADERS.items() if self.interpolation in names)
-        way_out = f"choose one of these, or a loader that has it: {others}" if others else "choose one of these"
-        need("interpolation", self.interpolation in ways, f"one of {', '.join(ways)} of {self.loader}", way_out)
-        need(
-            "aspect", (self.loader, self.aspect) != ("load_img", "pad"), "stretch or crop: load_img pads nothing",
-            "use aspect=\"crop\", or pad with another loader (--aspect, --loader)",
-        )  # fmt: skip
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON; `Preprocess(**d)` gives it back."""
-        return dataclasses.asdict(self)
-
 
 STAGES = (
     "teacher",
@@ -269,8 +166,3 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; `Recipe(**d)` gives it back."""
         return {**dataclasses.asdict(self), "ratios": dict(self.ratios), "sparsities": dict(self.sparsities)}
-
-
-def digest(*values: Any) -> str:
-    """sha256 of JSON values, as hex: the key under which a result is found again."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -10,7 +10,7 @@ from typing import Any
 import tf_keras as keras
 
 from orbit_kd.channels.profiles import profile
-from orbit_kd.datasets.preprocessing import Augment
+from orbit_kd.datasets.augment import Augment
 from orbit_kd.exporters import Artifact
 from orbit_kd.pipeline.decisions import Decisions
 from orbit_kd.pipeline.recipe import Recipe

@@ -13,12 +13,12 @@ import tensorflow as tf
 import tf_keras as keras
 
 from orbit_kd.datasets import Data
-from orbit_kd.datasets.preprocessing import Augment
+from orbit_kd.datasets.augment import Augment
 from orbit_kd.distillation import Distiller, cache_teacher
 from orbit_kd.distillation.schedules import Scheduled
 from orbit_kd.errors import InputError
 from orbit_kd.models.saving import fingerprint, save_model
-from orbit_kd.pipeline.recipe import digest
+from orbit_kd.support.digests import digest
 from orbit_kd.support.files import write_file
 from orbit_kd.support.stages import Stages
 from orbit_kd.training import workers

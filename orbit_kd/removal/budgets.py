@@ -20,7 +20,9 @@ import numpy as np
 from orbit_kd.channels.graph import ChannelGraph
 from orbit_kd.channels.profiles import activation_bytes
 from orbit_kd.errors import InputError
+from orbit_kd.exporters import export
 from orbit_kd.registry import Registry
+from orbit_kd.removal.surgery import rebuild
 
 Cost = Callable[[ChannelGraph, np.ndarray], float]
 costs: Registry[Cost] = Registry("budget")
@@ -58,9 +60,6 @@ def int8_bytes(graph: ChannelGraph, stays: np.ndarray) -> float:
     The file is really written. Its size does not depend on what it is calibrated with, so that two seeded random images
     do.
     """
-    from orbit_kd.exporters import export
-    from orbit_kd.removal.surgery import rebuild
-
     model = rebuild(graph, stays)
     shape = model.inputs[0].shape[1:]
     if None in shape:

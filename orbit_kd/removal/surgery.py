@@ -17,7 +17,7 @@ from orbit_kd.models.conversion import as_tf_keras
 from orbit_kd.models.tracing import traced
 from orbit_kd.models.walk import replay, require_graph, walk
 from orbit_kd.models.wrapped import refuse_wrapped
-from orbit_kd.removal.planning import RemovalPlan
+from orbit_kd.removal.plan import RemovalPlan
 
 
 def remove_filters(model: keras.Model, plan: RemovalPlan) -> keras.Model:

@@ -25,12 +25,12 @@ from orbit_kd.models.copies import resolve
 from orbit_kd.models.outputs import check_classes, compiled_loss
 from orbit_kd.models.saving import fingerprint
 from orbit_kd.models.wrappers import KernelRule, kernel_rule
-from orbit_kd.pipeline.recipe import digest
 from orbit_kd.removal.importance import Scorer
 from orbit_kd.removal.planning import check_names, named
 from orbit_kd.removal.surgery import rebuild
 from orbit_kd.search.evaluator import Evaluator, batches_of, told_apart
 from orbit_kd.search.scan import Curve, Scan
+from orbit_kd.support.digests import digest
 from orbit_kd.support.files import write_file
 from orbit_kd.support.progress import track
 

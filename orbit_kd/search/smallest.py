@@ -26,7 +26,6 @@ from orbit_kd.errors import InputError
 from orbit_kd.models.conversion import as_tf_keras
 from orbit_kd.models.outputs import check_classes, compiled_loss, loss_name
 from orbit_kd.models.saving import fingerprint, load_model, save_model
-from orbit_kd.pipeline.recipe import digest
 from orbit_kd.removal.importance import needs_data
 from orbit_kd.removal.planning import plan_removal
 from orbit_kd.removal.surgery import remove_filters
@@ -34,6 +33,7 @@ from orbit_kd.search.evaluator import Evaluator, batches_of, told_apart
 from orbit_kd.search.ratios import ratios_for
 from orbit_kd.search.scan import Curve, Scan
 from orbit_kd.search.sensitivity import sensitivity
+from orbit_kd.support.digests import digest
 from orbit_kd.support.files import write_file
 
 log = logging.getLogger("orbit_kd")

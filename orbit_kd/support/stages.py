@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from orbit_kd.pipeline.recipe import digest
+from orbit_kd.support.digests import digest
 from orbit_kd.support.files import writable_folder, write_file
 from orbit_kd.support.progress import duration
 

@@ -13,15 +13,17 @@ from typing import Any
 import tensorflow as tf
 import tf_keras as keras
 
-from orbit_kd.datasets import Data
+from orbit_kd.datasets import Data, preprocessing
 from orbit_kd.datasets.labels import are_rows
-from orbit_kd.distillation import Resume, StopOnNonFinite
+from orbit_kd.datasets.preprocessing import Preprocess
 from orbit_kd.errors import InputError
 from orbit_kd.models.heads import heads
 from orbit_kd.models.outputs import check_classes, cross_entropy
 from orbit_kd.models.saving import save_model
 from orbit_kd.support.files import write_file
 from orbit_kd.support.progress import duration
+from orbit_kd.training.monitor import StopOnNonFinite
+from orbit_kd.training.resume import Resume
 
 log = logging.getLogger("orbit_kd")
 
@@ -170,8 +172,6 @@ def check_fit(model: keras.Model, data: Data, *, labels: bool = True) -> None:
     Raises:
         InputError: with the flag that resolves it.
     """
-    from orbit_kd.datasets import preprocessing
-    from orbit_kd.pipeline.recipe import Preprocess
 
     if len(model.inputs) != 1 or len(model.outputs) != 1 or len(model.output_shape) != 2:
         raise InputError(

@@ -20,10 +20,11 @@ from typing import Any
 
 import numpy as np
 
+from orbit_kd.datasets.samples import calibration_images
 from orbit_kd.errors import InputError
 from orbit_kd.exporters.artifact import Artifact
-from orbit_kd.exporters.keras_source import calibration_images, input_shape
 from orbit_kd.exporters.packed.packing import pack_bits
+from orbit_kd.exporters.requirements import input_shape
 from orbit_kd.exporters.targets import target
 from orbit_kd.exporters.tflite.convert import refuse_quantization_aware
 from orbit_kd.support.extras import require

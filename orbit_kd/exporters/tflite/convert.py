@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from orbit_kd.datasets.samples import calibration_images
 from orbit_kd.errors import InputError
 from orbit_kd.exporters.artifact import Artifact
-from orbit_kd.exporters.keras_source import calibration_images, check_finite, fixed_shape
 from orbit_kd.exporters.metadata import add_metadata
+from orbit_kd.exporters.requirements import check_finite, fixed_shape
 from orbit_kd.exporters.targets import target
 from orbit_kd.exporters.tflite.mending import mend_scales
 from orbit_kd.support.files import write_file

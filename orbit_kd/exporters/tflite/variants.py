@@ -13,7 +13,7 @@ import numpy as np
 
 from orbit_kd.errors import InputError
 from orbit_kd.exporters.artifact import Artifact
-from orbit_kd.exporters.keras_source import fixed_shape
+from orbit_kd.exporters.requirements import fixed_shape
 from orbit_kd.exporters.targets import target
 from orbit_kd.exporters.tflite.convert import (
     check_integers,

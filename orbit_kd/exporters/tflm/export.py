@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from orbit_kd import runtimes
+from orbit_kd.datasets.samples import calibration_sample
 from orbit_kd.errors import InputError
 from orbit_kd.evaluation.parity import yardstick
 from orbit_kd.exporters.artifact import Artifact
 from orbit_kd.exporters.c_array import export_c_array
-from orbit_kd.exporters.keras_source import calibration_sample
 from orbit_kd.exporters.metadata import add_metadata
 from orbit_kd.exporters.source import tflite_of
 from orbit_kd.exporters.targets import target
