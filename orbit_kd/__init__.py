@@ -1,7 +1,28 @@
 """orbit_kd: makes a trained Keras CNN fit a satellite payload, a microcontroller or an FPGA.
 
-The public surface is listed here by name and loaded on first use (PEP 562), so that importing the package, or asking a
-tool for --help, does not load TensorFlow.
+A map of the packages, each importing only those on lower levels:
+
+    7  pipeline       compress: the whole job, its recipe, what it decides, its stages; distillation by command
+    6  search         sensitivity scans, ratios from them, the smallest network within an accuracy
+    5  removal        which channels matter, the plan, budgets, surgery, rounds
+    5  distillation   Distiller, losses, teachers and the cache of what they say, DST
+    5  evaluation     exported files on the test set: metrics, latency, operators, parity
+    5  quantization   training with the rounding of the int8 file
+    4  exporters      one file a format, a folder where a target has several
+    4  clustering     few distinct values a kernel
+    3  channels       every channel has a name: ids, rules a layer type, the graph, costs
+    3  runtimes       LiteRT, its reference kernels, TFLite Micro, onnxruntime
+    3  training       fit, callbacks, resuming, workers
+    3  sparsity       patterns, schedules, wrappers: N:M, UHP, magnitude
+    2  datasets       builders, folders, preprocessing, labels, batches of any kind, samples
+    2  models         Keras models as objects: graph walk, heads, Keras 3, saving, copies, wrappers
+    2  tflite         .tflite files: reader, writer, N:M check
+    2  reports        report, words, tables, figures, page
+    1  support        files, stages, digests, progress, text tables, extras
+    0  registry, errors
+
+The public names below are loaded on first use (PEP 562), so that importing the package, or asking a tool for --help,
+does not load TensorFlow.
 """
 
 from __future__ import annotations
@@ -12,10 +33,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _WHERE = {
-    "channels": ["channel_rule"],
-    "clustering": ["cluster", "strip_clusters"],
-    "conversion": ["as_graph"],
+    "channels.ids": ["channel_rule"],
+    "channels.profiles": ["profile"],
+    "clustering.cluster": ["cluster", "strip_clusters"],
     "datasets": ["Data", "load"],
+    "datasets.augment": ["Augment"],
+    "datasets.preprocessing": ["Preprocess"],
     "distillation": [
         "DST",
         "AttentionTransfer",
@@ -28,45 +51,45 @@ _WHERE = {
         "MSEDistillation",
         "Piecewise",
         "RelationalDistillation",
-        "Resume",
         "SimilarityPreserving",
-        "StopOnNonFinite",
         "TeacherCache",
         "cache_teacher",
     ],
     "errors": ["InputError"],
-    "evaluation": ["evaluate"],
+    "evaluation.evaluate": ["evaluate"],
+    "evaluation.prediction": ["predict"],
+    "evaluation.preprocess_check": ["check_preprocess"],
     "exporters": ["Artifact", "export"],
-    "iterative": ["remove_in_rounds"],
-    "model_io": ["load_model", "save_model"],
-    "pipeline": ["compress"],
-    "planning": ["RemovalPlan", "plan_removal"],
-    "preprocess_check": ["check_preprocess"],
-    "prediction": ["predict"],
-    "preprocessing": ["Augment"],
-    "profiling": ["profile"],
-    "quantization": ["quantize_aware", "quantize_table", "strip_quantization"],
-    "ratios": ["hybrid_for", "ratios_for"],
-    "recipe": ["Preprocess", "Recipe"],
-    "reporting": ["Report"],
-    "scan": ["Scan"],
-    "scanning": ["sensitivity"],
-    "search": ["smallest"],
-    "sparsity": ["keep_zeros", "sparsify", "strip"],
-    "sparsity_report": ["sparsity_table"],
-    "surgery": ["recalibrate_batchnorm", "remove_filters"],
+    "models.conversion": ["as_graph"],
+    "models.saving": ["load_model", "save_model"],
+    "pipeline.compress": ["compress"],
+    "pipeline.recipe": ["Recipe"],
+    "quantization.aware": ["quantize_aware", "quantize_table", "strip_quantization"],
+    "removal.plan": ["RemovalPlan"],
+    "removal.planning": ["plan_removal"],
+    "removal.rounds": ["remove_in_rounds"],
+    "removal.surgery": ["recalibrate_batchnorm", "remove_filters"],
+    "reports.report": ["Report"],
+    "search.ratios": ["hybrid_for", "ratios_for"],
+    "search.scan": ["Scan"],
+    "search.sensitivity": ["sensitivity"],
+    "search.smallest": ["smallest"],
+    "sparsity.sparsify": ["keep_zeros", "sparsify", "strip"],
+    "sparsity.table": ["sparsity_table"],
+    "training.monitor": ["StopOnNonFinite"],
+    "training.resume": ["Resume"],
 }
 # Modules with a registry, for extensions: `@okd.importance.criterion("mine")`.
-_MODULES = (
-    "budgets",
-    "datasets",
-    "distillation",
-    "exporters",
-    "importance",
-    "networks",
-    "runtimes",
-    "sparsity_patterns",
-)
+_MODULES = {
+    "budgets": "removal.budgets",
+    "datasets": "datasets",
+    "distillation": "distillation",
+    "exporters": "exporters",
+    "importance": "removal.importance",
+    "networks": "models.networks",
+    "runtimes": "runtimes",
+    "sparsity_patterns": "sparsity.patterns",
+}
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
 __all__ = sorted(_MODULE_OF)
@@ -121,7 +144,7 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return importlib.import_module(f"orbit_kd.{name}")
+        return importlib.import_module(f"orbit_kd.{_MODULES[name]}")
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'orbit_kd' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"orbit_kd.{_MODULE_OF[name]}"), name)

@@ -1,7 +1,7 @@
 """How channel ids flow through each Keras layer type: one short rule a type, filed with `@channel_rule`.
 
 To add a layer, write a function of a `Call` that names the layer's weights and returns the named output; see
-`orbit_kd.channels.ids.Call` for what a rule can say. TensorFlow operations in a graph have their rules in `channel_ops.py`.
+`ids.Call` for what a rule can say. TensorFlow operations in a graph have their rules in `operations.py`.
 """
 
 from __future__ import annotations

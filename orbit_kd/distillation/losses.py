@@ -29,7 +29,7 @@ class Context:
         step: the optimizer's iteration count.
         head: activation of the teacher's output, "softmax", "sigmoid" or "linear".
         labels: the task's labels for this output, integer or one-hot; None where there are none.
-        kind: what the output holds: "classes", "labels" or "values" (see `orbit_kd.models.outputs`), "" where nothing says.
+        kind: what the output holds: "classes", "labels" or "values" (see `models.outputs`), "" where nothing says.
     """
 
     step: tf.Tensor | int = 0

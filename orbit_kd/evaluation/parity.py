@@ -21,7 +21,7 @@ class TflmParity:
         arena_bytes: RAM it took for activations and its own tables.
         max_lsb: largest difference of an output, in quantization steps; the gate is 1.
         compared: number of images.
-        against: the runtime it was compared with, see `yardstick`; "" if it did not run.
+        against: the runtime it was compared with, see `runtimes.yardstick`; "" if it did not run.
     """
 
     ran: bool
@@ -30,19 +30,6 @@ class TflmParity:
     max_lsb: int | None
     compared: int
     against: str = ""
-
-
-def yardstick(model: runtimes.Model) -> str:
-    """The runtime that TensorFlow Lite Micro is compared with on a file: "litert_reference", or else "litert".
-
-    LiteRT's reference kernels (2.3) lack ELU, CEIL, ROUND and the newer versions of some operators, which TFLM has.
-    """
-    try:
-        runtimes.load(model, runtime="litert_reference")
-    except InputError:
-        runtimes.load(model)
-        return "litert"
-    return "litert_reference"
 
 
 def tflm_parity(model: runtimes.Model, x: Any) -> TflmParity:
@@ -58,7 +45,7 @@ def tflm_parity(model: runtimes.Model, x: Any) -> TflmParity:
     if not runtimes.has_tflm():
         return TflmParity(False, f"not run: {runtimes.MCU_HINT}", None, None, 0)
     try:
-        against = yardstick(model)
+        against = runtimes.yardstick(model)
         for runtime in (against, "tflm"):
             runtimes.probe(model, runtime=runtime)
     except InputError as error:

@@ -1,8 +1,20 @@
 """Runs exported files: LiteRT, its reference kernels, TensorFlow Lite Micro, onnxruntime. One file a runtime."""
 
 from orbit_kd.runtimes import litert, onnx, tflm  # noqa: F401  each files its runtimes
-from orbit_kd.runtimes.execution import Model, load, predict, probe, run
+from orbit_kd.runtimes.execution import Model, load, predict, probe, run, yardstick
 from orbit_kd.runtimes.tflm import MCU_HINT, has_tflm
 from orbit_kd.runtimesner import Port, Runner, runtimes
 
-__all__ = ["MCU_HINT", "Model", "Port", "Runner", "has_tflm", "load", "predict", "probe", "run", "runtimes"]
+__all__ = [
+    "MCU_HINT",
+    "Model",
+    "Port",
+    "Runner",
+    "has_tflm",
+    "load",
+    "predict",
+    "probe",
+    "run",
+    "runtimes",
+    "yardstick",
+]

@@ -115,3 +115,16 @@ def run_on_zeros(data: bytes, runtime: str) -> None:
         run(runner, np.zeros((1, *runner.input.shape), np.float32))
     except InputError:
         pass  # told properly, the caller will see it when it runs the file itself
+
+
+def yardstick(model: Model) -> str:
+    """The runtime that TensorFlow Lite Micro is compared with on a file: "litert_reference", or else "litert".
+
+    LiteRT's reference kernels (2.3) lack ELU, CEIL, ROUND and the newer versions of some operators, which TFLM has.
+    """
+    try:
+        load(model, runtime="litert_reference")
+    except InputError:
+        load(model)
+        return "litert"
+    return "litert_reference"

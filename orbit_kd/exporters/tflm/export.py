@@ -13,7 +13,6 @@ import numpy as np
 from orbit_kd import runtimes
 from orbit_kd.datasets.samples import calibration_sample
 from orbit_kd.errors import InputError
-from orbit_kd.evaluation.parity import yardstick
 from orbit_kd.exporters.artifact import Artifact
 from orbit_kd.exporters.c_array import export_c_array
 from orbit_kd.exporters.metadata import add_metadata
@@ -81,7 +80,7 @@ def export_tflm(
     _refuse_resources(original)
     if metadata is not None:
         original = add_metadata(original, metadata)
-    against = yardstick(original)
+    against = runtimes.yardstick(original)
     for runtime in (against, "tflm"):
         runtimes.probe(original, runtime=runtime)
     golden, steps = _golden(original, calibration, seed, against=against, tolerance=tolerance)

@@ -143,7 +143,8 @@ class _Twin:
             raise InputError(
                 f"The Keras 3 operation {operation.name!r} ({name}) has no twin.",
                 expected="an operation of: " + ", ".join(OPERATIONS),
-                fix="use a layer in its place, or register a function for it in orbit_kd.models.keras3.operations.OPERATIONS",
+                fix="use a layer in its place, or register a function for it in "
+                "orbit_kd.models.keras3.operations.OPERATIONS",
             )
         return lambda *args, **kwargs: OPERATIONS.get(name)(operation, *args, **kwargs)
 
