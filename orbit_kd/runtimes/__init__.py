@@ -2,8 +2,8 @@
 
 from orbit_kd.runtimes import litert, onnx, tflm  # noqa: F401  each files its runtimes
 from orbit_kd.runtimes.execution import Model, load, predict, probe, run, yardstick
+from orbit_kd.runtimes.runner import Port, Runner, runtimes
 from orbit_kd.runtimes.tflm import MCU_HINT, has_tflm
-from orbit_kd.runtimesner import Port, Runner, runtimes
 
 __all__ = [
     "MCU_HINT",

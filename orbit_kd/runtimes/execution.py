@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from orbit_kd.errors import InputError
-from orbit_kd.runtimesner import Runner, runtimes
+from orbit_kd.runtimes.runner import Runner, runtimes
 from orbit_kd.tflite.reader import read_bytes
 
 Model = str | os.PathLike[str] | bytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from orbit_kd.errors import InputError
-from orbit_kd.runtimesner import Port, Runner, runtimes
+from orbit_kd.runtimes.runner import Port, Runner, runtimes
 from orbit_kd.support.extras import require
 
 _BATCH = 32

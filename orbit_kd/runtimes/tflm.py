@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from orbit_kd.errors import InputError
-from orbit_kd.runtimesner import Port, Runner, one_in_one_out, runnable, runtimes
+from orbit_kd.runtimes.runner import Port, Runner, one_in_one_out, runnable, runtimes
 from orbit_kd.support.extras import require
 from orbit_kd.support.native_log import native_stderr
 from orbit_kd.tflite.reader import Graph, State, parse, state_of

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from orbit_kd.exporters.tflm.memory import arena_size
-from orbit_kd.runtimesner import Port
+from orbit_kd.runtimes.runner import Port
 
 _NOTE = "// Written by orbit_kd. Do not edit."
 _SETTINGS = """\
