@@ -148,8 +148,9 @@ def page(runs: Runs) -> str:
             f"## Layer by layer: {row['type']}, {row['threads']} thread{'s'[: row['threads'] > 1]}",
             "LiteRT's Python package has no profiler, so each operator is timed alone, in a file cut out of the "
             "network (`orbit_kd/evaluation/operators.py`, `tools/benchmark.py --per_op`), its fastest turn. The parts "
-            f"sum to {covered[0]:.2f} of the whole teacher and {covered[1]:.2f} of the whole student, whose own fastest "
-            f"turns took {slow:.3f} and {fast:.3f} ms ({slow / fast:.2f}x). The layers with a reason in the last column gain "
+            f"sum to {covered[0]:.2f} of the whole teacher and {covered[1]:.2f} of the whole student, whose own "
+            f"fastest turns took {slow:.3f} and {fast:.3f} ms ({slow / fast:.2f}x). The layers with a reason in the "
+            "last column gain "
             "less than half of their MACs ratio, or have no MACs; "
             f"they are {100 * share:.0f}% of the student's time.",
             layers(row),

@@ -182,8 +182,9 @@ def test_a_changed_setting_reruns_exactly_its_stages(keys):
         "# Which stages a changed setting runs anew\n\n"
         "Written by `ORBIT_KD_WRITE=1 python -m pytest tests/test_stages_of_settings.py`, which also checks it. Each "
         "field of `Recipe` says which stages it changes (`orbit_kd/pipeline/recipe.py`), a stage says which ones it "
-        "follows. Every exported file names its recipe, so that each change writes and measures the files again. Ratios, "
-        "sparsities and epochs that a budget or the clock decides are held here: where a decision comes out otherwise, "
+        "follows. Every exported file names its recipe, so that each change writes and measures the files again. "
+        "Ratios, sparsities and epochs that a budget or the clock decides are held here: where a decision comes out "
+        "otherwise, "
         "what follows from it runs anew too.\n"
         + "\n".join(rows) + "\n"
     )  # fmt: skip

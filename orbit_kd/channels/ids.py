@@ -1,7 +1,7 @@
 """Every channel has a name: integer ids on the channel axis of each tensor, and one rule a layer type for their flow.
 
-From the ids follow the coupled groups and all counts (`channel_graph.py`) and the rebuilt network (`surgery.py`); none
-of them does index arithmetic of its own. Here is what a rule can say; the rules are in `channel_rules.py`.
+From the ids follow the coupled groups and all counts (`graph.py`) and the rebuilt network (`surgery.py`); none
+of them does index arithmetic of its own. Here is what a rule can say; the rules are in `rules.py`.
 """
 
 from __future__ import annotations

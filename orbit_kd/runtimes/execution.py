@@ -83,7 +83,10 @@ def probe(model: Model, *, runtime: str = "litert") -> None:
     Raises:
         InputError: the file does not run there.
     """
-    code = "import sys; from orbit_kd.runtimes import execution; execution.run_on_zeros(sys.stdin.buffer.read(), sys.argv[1])"
+    code = (
+        "import sys; from orbit_kd.runtimes import execution; "
+        "execution.run_on_zeros(sys.stdin.buffer.read(), sys.argv[1])"
+    )
     try:
         child = subprocess.run(
             [sys.executable, "-c", code, runtime],

@@ -1,7 +1,7 @@
 """Which weights of a kernel are kept: N:M, UHP and magnitude patterns.
 
 A pattern is a value. It maps the magnitudes of a kernel and a *progress* in [0, 1] (0 dense, 1 the full pattern; see
-`sparsity_schedules.py`) to a mask, and checks a finished kernel. A new pattern is one frozen dataclass with `mask`,
+`schedules.py`) to a mask, and checks a finished kernel. A new pattern is one frozen dataclass with `mask`,
 `violation`, `reason_dense`, `steps` and `label`, registered with Keras so that it is saved, and filed in `patterns`.
 """
 

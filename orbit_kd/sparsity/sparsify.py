@@ -5,7 +5,7 @@
     print(okd.sparsity_table(sparse))
     plain = strip(sparse)                       # no wrappers, zeros verified group by group
 
-Patterns are in `sparsity_patterns`, schedules in `sparsity_schedules`, the wrapper in `sparsity_layers`. Importing this
+Patterns are in `patterns`, schedules in `schedules`, the wrapper in `layers`. Importing this
 module registers what a saved sparse model needs, so that `keras.models.load_model` reads one without custom objects.
 """
 

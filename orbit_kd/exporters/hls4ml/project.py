@@ -266,7 +266,7 @@ def count_adders(kernels: dict[str, np.ndarray], *, limit: int, seed: int = 0) -
 
 
 def _job(job: str, request: dict[str, Any], scratch: str, failure: str) -> dict[str, Any]:
-    """Runs a job of `hls4ml_build` in a process of its own, in the folder `scratch`."""
+    """Runs a job of `build` in a process of its own, in the folder `scratch`."""
     Path(scratch, f"{job}.json").write_text(json.dumps(request))
     command = [sys.executable, "-m", "orbit_kd.exporters.hls4ml.build", job, f"{job}.json", "answer.json"]
     paths = os.pathsep.join(str(Path(p or ".").absolute()) for p in sys.path)

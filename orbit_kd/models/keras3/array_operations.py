@@ -1,6 +1,6 @@
 """Operations of `keras.ops` that have options to translate; to add one, add a function.
 
-Simple ones are in the tables of `keras3_operations`.
+Simple ones are in the tables of `operations`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Operations of `keras.ops` that are one TensorFlow function, in tables; to add one, add a line.
 
-Those with options of their own are in `keras3_array_operations`.
+Those with options of their own are in `array_operations`.
 """
 
 from __future__ import annotations

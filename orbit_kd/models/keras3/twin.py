@@ -1,7 +1,7 @@
 """The tf_keras twin of a Keras 3 model: the same layers and weights, in the Keras that tfmot and TFLite take.
 
-Layers are made anew (`keras3_layers`) and called along the Keras 3 graph; operations of `keras.ops` become the
-TensorFlow operations they stand for (`keras3_operations`). Both models then run on random inputs (`keras3_check`).
+Layers are made anew (`layers`) and called along the Keras 3 graph; operations of `keras.ops` become the
+TensorFlow operations they stand for (`operations`). Both models then run on random inputs (`check`).
 """
 
 from __future__ import annotations
