@@ -448,7 +448,7 @@ def test_what_tf_keras_lacks_is_refused_by_name():
     ]:
         with pytest.raises(InputError, match=name):
             to_tf_keras(value)
-    distiller = Distiller(student(), student())
+    distiller = Distiller(student(), student(), losses=["logits"])
     distiller.compile("sgd")
     for callback, fix in [(keras.callbacks.EarlyStopping(), "tf_keras.callbacks.EarlyStopping"), (Mine(), "derive")]:
         with pytest.raises(InputError, match=fix):

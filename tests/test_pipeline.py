@@ -242,7 +242,7 @@ def test_a_teacher_that_only_guesses_is_told_of_at_once(teacher, data, caplog):
     assert "of 48 validation images" in caplog.text and "commonest" not in caplog.text
     x, y = stripes(48, 1)
     pipeline._tell_of_chance(teacher, Data((x, y), (x * 0, y), (x, y)), 48)
-    assert "no better than the commonest class" in caplog.text and "--scale" in caplog.text
+    assert "no better than the commonest class" in caplog.text and "--expected_accuracy" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -185,6 +185,8 @@ def _arrays(data: Any, inputs: Any) -> Any:
     """The tuple (x, ...) where the data are arrays of all examples, else None."""
     if is_array(data) or (isinstance(data, Mapping) and is_batch(data)):
         return (data,)
+    if _are_inputs(data, inputs):
+        return (tuple(data),)
     if not isinstance(data, (tuple, list)) or not 1 <= len(data) <= 3 or not is_batch(data):
         return None
     x, *rest = data
@@ -198,6 +200,14 @@ def _arrays(data: Any, inputs: Any) -> Any:
     # a list of arrays: (x, y), or batches of x alone
     pair = len(rest) > 0 and is_array(x) and is_array(rest[0]) and tuple(x.shape[1:]) != tuple(rest[0].shape[1:])
     return (x, *rest) if pair and _alike([x, *rest]) else None
+
+
+def _are_inputs(data: Any, inputs: Mapping[str, Any] | None) -> bool:
+    """Whether a tuple or list holds one array for each of several inputs, and not (x, y)."""
+    if not isinstance(data, (tuple, list)) or inputs is None or len(data) != len(inputs) or len(inputs) < 2:
+        return False
+    fit = (is_array(v) and _fits(v.shape[1:], shape) for v, shape in zip(data, inputs.values(), strict=True))
+    return all(fit) and _alike(data)
 
 
 def _alike(parts: Any) -> bool:
@@ -290,6 +300,8 @@ def _unpacked(given: Any, what: str, inputs: Mapping[str, Any] | None, lists: bo
             + (f": {', '.join(inputs)}" if inputs else ""),
             fix="map it: data.map(lambda d: (d['image'], d['label'])), with your keys; in TFDS as_supervised=True",
         )
+    if _are_inputs(given, inputs):
+        return tuple(given), None, None
     if isinstance(given, list) and lists:  # TFLite's representative_dataset yields lists of inputs
         return (given[0] if len(given) == 1 else tuple(given)), None, None
     if not isinstance(given, (tuple, list)):

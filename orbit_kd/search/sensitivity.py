@@ -97,7 +97,7 @@ def sensitivity(
     if lost is not None and not 0 < lost < 1:
         raise InputError(f"lost={lost!r}.", expected="a part in (0, 1), or None", fix="use for example lost=0.5")
     loss = loss if loss is not None else compiled_loss(model)  # the copy below is not compiled
-    check_classes(model, loss=loss)
+    kind = check_classes(model, loss=loss)
     batches = batches_of(data, images, model=model)
     graph = ChannelGraph(model, unknown=unknown)
     graph = ChannelGraph(rebuild(graph, graph.all_stay()), unknown=unknown)  # a copy, whose weights may be masked
@@ -109,7 +109,7 @@ def sensitivity(
     else:
         jobs = list(_weight_jobs(graph, evaluator, exclude))
     orders = [(j.curve.name, j.curve.reason, hashlib.sha256(j.order.tobytes()).hexdigest()) for j in jobs]
-    key = digest(fingerprint(model), told_apart(batches), ratios, of, lost, orders)
+    key = digest(fingerprint(model), told_apart(batches), ratios, of, kind, lost, orders)
     done = _known(path, key)
     for job in track(sorted(jobs, key=lambda j: j.position), f"sensitivity of {of}"):
         if job.curve.name in done:

@@ -123,7 +123,7 @@ def _first_line(error: Exception | None) -> str:
 @contextlib.contextmanager
 def unchanged(variables: Sequence[Any]) -> Iterator[None]:
     """Within it, statistics and random states may move; afterwards they are as before."""
-    values = [(v, np.array(v)) for v in variables]
+    values = [(v, v.numpy()) for v in variables]
     try:
         yield
     finally:
