@@ -25,6 +25,7 @@ from orbit_kd.distillation import DistillationLoss, LogitsDistillation, TeacherC
 from orbit_kd.distillation.job import TrainingJob
 from orbit_kd.models.networks import build
 from orbit_kd.models.saving import load_model
+from orbit_kd.search.evaluator import accuracy_of, batches_of
 from orbit_kd.training.fit import train
 
 RESULTS = Path(__file__).parent / "results"
@@ -161,8 +162,7 @@ def teach(
 
 def accuracy(model: keras.Model, batches: Any) -> float:
     """Share of right answers, in [0, 1]."""
-    right = [np.argmax(model(x, training=False), -1) == np.asarray(y) for x, y in batches]
-    return float(np.mean(np.concatenate(right)))
+    return accuracy_of(model, batches_of(batches, None))
 
 
 def written_by(command: str, name: str) -> str:

@@ -38,6 +38,7 @@ from experiments import (
     written_by,
 )
 
+from orbit_kd.evaluation import metrics
 from orbit_kd.exporters import export
 from orbit_kd.models.saving import load_model, save_model
 from orbit_kd.quantization.aware import quantize_aware
@@ -125,7 +126,7 @@ def int8(method: str, seed: int) -> dict[str, Any]:
         for split in ("val", "test"):
             batches = list(getattr(data, split).as_numpy_iterator())
             logits = predict(file.path, np.concatenate([x for x, _ in batches]))
-            right[split] = float(np.mean(logits.argmax(-1) == np.concatenate([y for _, y in batches])))
+            right[split] = metrics.accuracy(np.concatenate([y for _, y in batches]), logits)
         return {
             **{k: round(v, 5) for k, v in right.items()},
             "sparse_layers": sum(c.ok for c in checks),

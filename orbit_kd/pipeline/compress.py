@@ -34,7 +34,7 @@ from orbit_kd.removal.planning import check_names, plan_removal
 from orbit_kd.removal.rounds import ratio_of_round
 from orbit_kd.removal.surgery import recalibrate_batchnorm, remove_filters
 from orbit_kd.reports.report import Report
-from orbit_kd.search.evaluator import Evaluator, batches_of
+from orbit_kd.search.evaluator import accuracy_of, batches_of
 from orbit_kd.sparsity.sparsify import sparsify, strip
 from orbit_kd.support.digests import digest
 from orbit_kd.support.files import write_file
@@ -153,7 +153,7 @@ def _check(teacher: keras.Model, data: Data, recipe: Recipe) -> RemovalPlan | No
 def _tell_of_chance(teacher: keras.Model, data: Data, images: int) -> None:
     """Says before hours are spent what the teacher knows, and warns of one that only guesses."""
     batches = batches_of(data.val, images)
-    right = Evaluator(teacher, batches, memory=0).measure(None)[0]
+    right = accuracy_of(teacher, batches)
     labels = np.concatenate([y for _, y in batches])
     guess = np.bincount(labels).max() / len(labels)
     log.info("teacher: %.2f%% of %d validation images", 100 * right, len(labels))
