@@ -28,6 +28,7 @@ from experiments import (
     Runs,
     accuracy,
     data_of,
+    lessons_of,
     markdown,
     spread,
     teach,
@@ -74,10 +75,9 @@ def setting(dataset: str) -> tuple[Any, keras.Model]:
 @functools.lru_cache(maxsize=1)
 def lessons(dataset: str, views: int, losses: str) -> kd.TeacherCache:
     data, teacher = setting(dataset)
-    rendered = [data.views(k, seed=0, augment=AUGMENT[dataset]) for k in range(views)]
     layers = [*POOLS, "fc1"] if any(name in ON_FEATURES for name in losses.split("+")) else []
     path = Path(FLAGS.workdir, f"lessons_{dataset}_{'features' if layers else 'logits'}")
-    return kd.cache_teacher(teacher, rendered, path=path, layers=layers)
+    return lessons_of(teacher, data, augment=AUGMENT[dataset], views=views, layers=layers, path=path)
 
 
 def run(dataset: str, how: dict[str, Any], seed: int, epochs: int) -> dict[str, Any]:

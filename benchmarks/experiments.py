@@ -21,10 +21,12 @@ from absl import logging as absl_logging
 from orbit_kd.datasets import Data, load
 from orbit_kd.datasets.augment import Augment
 from orbit_kd.datasets.preprocessing import Preprocess
-from orbit_kd.distillation import DistillationLoss, Distiller, LogitsDistillation, TeacherCache, cache_teacher
+from orbit_kd.distillation import DistillationLoss, LogitsDistillation, TeacherCache
+from orbit_kd.distillation.job import TrainingJob
 from orbit_kd.models.networks import build
 from orbit_kd.models.saving import load_model
-from orbit_kd.training.fit import classification_loss, fit, train
+from orbit_kd.search.evaluator import accuracy_of, batches_of
+from orbit_kd.training.fit import train
 
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parent.parent / "docs"
@@ -74,7 +76,15 @@ def small_setting(network: str) -> tuple[Data, keras.Model, TeacherCache]:
             path=path,
         )  # fmt: skip
     teacher = load_model(path)
-    return data, teacher, cache_teacher(teacher, [data.views(k, seed=0, augment=AUGMENT["mstar"]) for k in range(4)])
+    return data, teacher, lessons_of(teacher, data, augment=AUGMENT["mstar"])
+
+
+def lessons_of(
+    teacher: keras.Model, data: Data, *, augment: Augment, views: int = 4, layers: Sequence[str] = (),
+    path: Path | None = None,
+) -> TeacherCache:  # fmt: skip
+    """What a teacher says about augmented renderings of the training images."""
+    return TrainingJob(teacher, data, views=views, augment=augment).lessons(layers, folder=path)
 
 
 class Runs:
@@ -142,29 +152,17 @@ def teach(
     learning_rate: float = 2e-3,
 ) -> list[float]:
     """Trains a student as `compress` does; alpha = 0 learns from the labels alone. Returns the validation curve."""
-    distiller = Distiller(
-        student, teacher=teacher, losses=list(losses or [LogitsDistillation(temperature=5.0)]), alpha=alpha
-    )
+    losses = losses or [LogitsDistillation(temperature=5.0)]
+    training = TrainingJob(teacher, data, losses=losses, alpha=alpha, seed=seed, batch_size=lessons.batch_size,
+                           learning_rate=learning_rate)  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:  # a row that was killed starts anew: it is not resumed
-        history = fit(
-            distiller,
-            lambda start: lessons.epochs(seed=seed, start=start),
-            steps=lessons.steps(),
-            epochs=epochs,
-            val=data.val,
-            loss=classification_loss(student, data),
-            learning_rate=learning_rate,
-            seed=seed,
-            folder=Path(folder),
-            label="run",
-        )
+        history = training.train(training.distiller(student), lessons, epochs=epochs, folder=Path(folder), label="run")
     return [round(v, 4) for v in history["val_accuracy"]]
 
 
 def accuracy(model: keras.Model, batches: Any) -> float:
     """Share of right answers, in [0, 1]."""
-    right = [np.argmax(model(x, training=False), -1) == np.asarray(y) for x, y in batches]
-    return float(np.mean(np.concatenate(right)))
+    return accuracy_of(model, batches_of(batches, None))
 
 
 def written_by(command: str, name: str) -> str:

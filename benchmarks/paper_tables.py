@@ -30,6 +30,7 @@ from experiments import (
     Runs,
     accuracy,
     data_of,
+    lessons_of,
     markdown,
     spread,
     teach,
@@ -40,7 +41,7 @@ from experiments import (
 from orbit_kd.datasets import Data, load
 from orbit_kd.datasets.augment import Augment
 from orbit_kd.datasets.preprocessing import Preprocess
-from orbit_kd.distillation import LogitsDistillation, cache_teacher
+from orbit_kd.distillation import LogitsDistillation
 from orbit_kd.models.saving import load_model, save_model
 from orbit_kd.removal.planning import plan_removal
 from orbit_kd.removal.surgery import recalibrate_batchnorm, remove_filters
@@ -97,8 +98,7 @@ def setting() -> tuple[Data, keras.Model, Any]:
         data = load(name, preprocess=preprocess, validation=0.2, seed=0, batch_size=32, data_dir=FLAGS.data_dir)
         teacher = load_model(FLAGS.teacher)
     augment = AUGMENT.get(name, Augment(shift=4, flip="h"))
-    views = [data.views(k, seed=0, augment=augment) for k in range(4)]
-    return data, teacher, cache_teacher(teacher, views, path=kept("lessons"))
+    return data, teacher, lessons_of(teacher, data, augment=augment, path=kept("lessons"))
 
 
 @functools.cache

@@ -29,6 +29,7 @@ from experiments import (
     Runs,
     accuracy,
     data_of,
+    lessons_of,
     markdown,
     spread,
     teach,
@@ -37,7 +38,7 @@ from experiments import (
     written_by,
 )
 
-from orbit_kd.distillation import cache_teacher
+from orbit_kd.evaluation import metrics
 from orbit_kd.exporters import export
 from orbit_kd.models.saving import load_model, save_model
 from orbit_kd.quantization.aware import quantize_aware
@@ -70,8 +71,8 @@ VIEWS = 4
 def setting(dataset: str) -> tuple[Any, keras.Model, Any]:
     """Data, teacher, and what it says about the training images."""
     data, teacher = data_of(dataset), teacher_of(dataset)
-    views = [data.views(k, seed=0, augment=AUGMENT[dataset]) for k in range(VIEWS)]
-    return data, teacher, cache_teacher(teacher, views, path=Path(FLAGS.workdir, f"lessons_{dataset}"))
+    path = Path(FLAGS.workdir, f"lessons_{dataset}")
+    return data, teacher, lessons_of(teacher, data, augment=AUGMENT[dataset], views=VIEWS, path=path)
 
 
 def dense(dataset: str, alpha: float, seed: int) -> tuple[keras.Model, list[float]]:
@@ -125,7 +126,7 @@ def int8(method: str, seed: int) -> dict[str, Any]:
         for split in ("val", "test"):
             batches = list(getattr(data, split).as_numpy_iterator())
             logits = predict(file.path, np.concatenate([x for x, _ in batches]))
-            right[split] = float(np.mean(logits.argmax(-1) == np.concatenate([y for _, y in batches])))
+            right[split] = metrics.accuracy(np.concatenate([y for _, y in batches]), logits)
         return {
             **{k: round(v, 5) for k, v in right.items()},
             "sparse_layers": sum(c.ok for c in checks),

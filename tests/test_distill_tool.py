@@ -16,7 +16,7 @@ from test_tools import process
 
 from orbit_kd.datasets import Data
 from orbit_kd.datasets.augment import Augment
-from orbit_kd.distillation import LogitsDistillation, Piecewise
+from orbit_kd.distillation import LogitsDistillation, Piecewise, job
 from orbit_kd.distillation.losses import get_loss
 from orbit_kd.distillation.schedules import read_schedule
 from orbit_kd.errors import InputError
@@ -167,9 +167,10 @@ def test_every_argument_runs_those_stages_again_that_use_it(tmp_path, monkeypatc
                 yield folder, done
 
     lessons = SimpleNamespace(steps=lambda size: 1)
-    for name, stand_in in (("Stages", Seen), ("cache_teacher", lambda *_, **__: lessons), ("fit", lambda *_, **__: {}),
-                           ("save_model", lambda *_: None)):  # fmt: skip
-        monkeypatch.setattr(teaching, name, stand_in)
+    monkeypatch.setattr(teaching, "Stages", Seen)
+    monkeypatch.setattr(teaching, "save_model", lambda *_: None)
+    monkeypatch.setattr(job, "cache_teacher", lambda *_, **__: lessons)
+    monkeypatch.setattr(job, "fit", lambda *_, **__: {})
 
     def network(seed):
         keras.utils.set_random_seed(seed)

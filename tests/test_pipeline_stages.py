@@ -112,7 +112,7 @@ def go(teacher, data, tmp_path_factory):
         patch.setattr(pipeline, "Stages", Seen)
         patch.setattr(pipeline, "export_all", export_all)
         patch.setattr(pipeline, "model_bytes", lambda artifact: file)
-        patch.setattr(pipeline, "cache_teacher", lambda *_, **__: SimpleNamespace(steps=lambda size: 4))
+        patch.setattr("orbit_kd.distillation.job.cache_teacher", lambda *_, **__: SimpleNamespace(steps=lambda size: 4))
         patch.setattr(pipeline, "logits", lambda *_: (np.arange(2), {"student": np.eye(2)}))
         patch.setattr(pipeline, "recalibrate_batchnorm", lambda *_: None)
         patch.setattr(pipeline, "remove_filters", lambda model, plan: model)

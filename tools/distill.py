@@ -74,10 +74,9 @@ def main() -> None:
                     path=FLAGS.output, **settings)  # fmt: skip
     print(f"{FLAGS.output}: validation accuracy {history['val_accuracy'][-1]:.4f}")
     if FLAGS.test:
-        from orbit_kd.evaluation.metrics import accuracy
+        from orbit_kd.search.evaluator import accuracy_of, batches_of
 
-        labels = [int(label) for _, y in data.test for label in y]
-        print(f"test accuracy {accuracy(labels, student.predict(data.test, verbose=0)):.4f}")
+        print(f"test accuracy {accuracy_of(student, batches_of(data.test, None, what='test data')):.4f}")
 
 
 def make_student(teacher: Any, data: Any) -> Any:

@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 import tf_keras as keras
 from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
 
 from orbit_kd.channels.ids import Call, Channels, Ids, Kept, Layer, Rule, Weight, rule_for, supported_layers, symbol_of
 from orbit_kd.errors import InputError
-from orbit_kd.models.walk import require_graph, walk
+from orbit_kd.models.walk import Node, carry, has_graph, require_graph
 
 _NONE = np.empty(0, np.int64)
 _ACTIVATIONS_OVER_CHANNELS = {"softmax", "log_softmax"}
@@ -92,7 +91,8 @@ class ChannelGraph:
         self._count = 0
         shapes = shapes or [tuple(t.shape[1:]) for t in model.inputs]
         inputs = [self._input(shape, i) for i, shape in enumerate(shapes)]
-        outputs = self._trace(model, inputs, "")
+        self.entries[id(model)] = inputs
+        outputs = carry(model, inputs, self._call, enter=self._enter)
         for i, x in enumerate(outputs):
             self.kept.append((x.ids, f"model output {i}" if len(outputs) > 1 else "model output"))
         self._finish()
@@ -108,28 +108,27 @@ class ChannelGraph:
         self.kept.append((ids, f"model input {index}"))
         return Channels(ids, max(len(shape) - 1, 0), shape)
 
-    def _trace(self, model: keras.Model, inputs: list[Channels], prefix: str) -> list[Channels]:
-        self.entries.setdefault(id(model), inputs)
-        tensors: dict[int, Channels] = {id(t): c for t, c in zip(model.inputs, inputs, strict=True)}
-        for node in walk(model):
-            layer, path = node.layer, prefix + node.layer.name
-            record = self.layers.setdefault(id(layer), Layer(layer, path))
-            given = [tensors[id(t)] for t in node.keras_inputs]
-            if isinstance(layer, keras.Model):
-                require_graph(layer, path)
-                outputs = self._trace(layer, given, path + "/")
-            else:
-                call = Call(self, record, node, given)
-                if given and not any(len(x.ids) for x in given):
-                    outputs = [Channels(_NONE, 0, ()) for _ in call.output_shapes]  # computed from shapes alone
-                else:
-                    result = self._rule(layer, path)(call)
-                    outputs = [result] if isinstance(result, Channels) else list(result)
-                if getattr(getattr(layer, "activation", None), "__name__", "") in _ACTIVATIONS_OVER_CHANNELS:
-                    call.keep(outputs[0].ids, "its activation mixes channels")
-                self.steps.append((given, outputs, path))
-            tensors.update({id(t): c for t, c in zip(tf.nest.flatten(node.outputs), outputs, strict=True)})
-        return [tensors[id(t)] for t in model.outputs]
+    def _call(self, node: Node, path: str, given: list[Channels]) -> list[Channels]:
+        layer = node.layer
+        call = Call(self, self.layers.setdefault(id(layer), Layer(layer, path)), node, given)
+        if given and not any(len(x.ids) for x in given):
+            outputs = [Channels(_NONE, 0, ()) for _ in call.output_shapes]  # computed from shapes alone
+        else:
+            result = self._rule(layer, path)(call)
+            outputs = [result] if isinstance(result, Channels) else list(result)
+        if getattr(getattr(layer, "activation", None), "__name__", "") in _ACTIVATIONS_OVER_CHANNELS:
+            call.keep(outputs[0].ids, "its activation mixes channels")
+        self.steps.append((given, outputs, path))
+        return outputs
+
+    def _enter(self, node: Node, path: str, given: list[Channels]) -> list[Channels]:
+        self.layers.setdefault(id(node.layer), Layer(node.layer, path))
+        for i, (x, t) in enumerate(zip(given, node.layer.inputs, strict=True)):
+            if len(x.shape) != len(t.shape) - 1 and len(x.ids):  # Keras adds or drops a last axis of 1
+                self.kept.append((x.ids, f"{path}: takes another number of axes"))
+                given[i] = self._input(tuple(t.shape[1:]), i)
+        self.entries.setdefault(id(node.layer), given)
+        return given
 
     def _rule(self, layer: keras.layers.Layer, path: str) -> Rule:
         rule = rule_for(layer)
@@ -183,7 +182,7 @@ class ChannelGraph:
 
     def macs_of(self, model: keras.Model, shape: tuple[int | None, ...]) -> float:
         """Multiply-accumulates of a model within a layer (TimeDistributed), for one input; NaN where not known."""
-        if not getattr(model, "_is_graph_network", False) or len(model.inputs) != 1:
+        if not has_graph(model) or len(model.inputs) != 1:
             return math.nan
         inner = ChannelGraph(model, unknown="keep", shapes=[shape])
         return inner.macs(inner.all_stay())

@@ -23,7 +23,7 @@ import tf_keras as keras
 
 from orbit_kd.errors import InputError
 from orbit_kd.models.conversion import as_tf_keras
-from orbit_kd.models.copies import copy_layer, named_layers, rebuild, resolve
+from orbit_kd.models.copies import clone_with, copy_layer, named_layers, resolve
 from orbit_kd.models.wrapped import CLUSTERED, QUANTIZED, SPARSE, unwrapped_copy, wrappers_in
 from orbit_kd.models.wrappers import (
     ClusterWeights,
@@ -97,7 +97,7 @@ def cluster(
             return copy
         return ClusteredLayer(copy, rule=rule, clusters=most, per_channel=per_channel, keep_zeros=zeros)
 
-    clustered, pairs = rebuild(model, wrap)
+    clustered, pairs = clone_with(model, wrap)
     for layer, new in pairs:
         inner_layer(new, ClusteredLayer).set_weights(layer.get_weights())
         if isinstance(new, ClusteredLayer):

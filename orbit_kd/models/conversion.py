@@ -14,8 +14,9 @@ import tf_keras as keras
 
 from orbit_kd.errors import InputError
 from orbit_kd.models import subclassed
-from orbit_kd.models.copies import is_graph, rebuild
+from orbit_kd.models.copies import clone_with
 from orbit_kd.models.keras3.twin import from_keras3, is_keras3
+from orbit_kd.models.walk import is_graph
 from orbit_kd.models.wrapped import EVERY, QUANTIZED, Kinds, refuse_wrapped, unwrapped_copy, wrappers_in
 
 
@@ -111,7 +112,7 @@ def in_one_precision(model: keras.Model) -> keras.Model:
         config = layer.get_config()
         return type(layer).from_config({**config, "dtype": layer.variable_dtype} if "dtype" in config else config)
 
-    copy, _ = rebuild(model, plain)
+    copy, _ = clone_with(model, plain)
     copy.set_weights(model.get_weights())
     return copy
 

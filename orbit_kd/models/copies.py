@@ -8,10 +8,10 @@ import tensorflow as tf
 import tf_keras as keras
 
 from orbit_kd.errors import InputError
-from orbit_kd.models.walk import matches
+from orbit_kd.models.walk import is_graph, matches
 
 
-def rebuild(
+def clone_with(
     model: keras.Model,
     convert: Callable[[keras.layers.Layer], keras.layers.Layer],
     *,
@@ -68,26 +68,21 @@ def copy_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
         ) from error
 
 
-def is_graph(layer: keras.layers.Layer) -> bool:
-    """Whether a layer is a Functional or Sequential model, whose layers can be reached."""
-    return isinstance(layer, keras.Sequential) or (isinstance(layer, keras.Model) and layer._is_graph_network)
-
-
 def named_layers(model: keras.Model) -> Iterator[tuple[str, keras.layers.Layer]]:
     """(path, layer) of every layer that is not itself a graph of layers, each layer once."""
     seen: set[int] = set()
 
-    def walk(parent: keras.Model, prefix: str) -> Iterator[tuple[str, keras.layers.Layer]]:
+    def inside(parent: keras.Model, prefix: str) -> Iterator[tuple[str, keras.layers.Layer]]:
         for layer in parent.layers:
             if id(layer) in seen:
                 continue
             seen.add(id(layer))
             if is_graph(layer):
-                yield from walk(layer, f"{prefix}{layer.name}/")
+                yield from inside(layer, f"{prefix}{layer.name}/")
             else:
                 yield f"{prefix}{layer.name}", layer
 
-    return walk(model, "")
+    return inside(model, "")
 
 
 def resolve(names: Iterable[str], layers: Mapping[str, keras.layers.Layer], option: str) -> set[str]:

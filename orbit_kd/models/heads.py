@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
+from orbit_kd.models.walk import fed, has_graph
 from orbit_kd.registry import Registry
 
 
@@ -93,14 +94,15 @@ def _head(tensor: Any, outside: dict[int, Any]) -> str:
     layer = history.layer
     if id(layer) in outside:  # the nested model hands its own input on
         return _head(*outside[id(layer)])
-    before = tf.nest.flatten(layer._inbound_nodes[history.node_index].keras_inputs)
+    node = layer._inbound_nodes[history.node_index]
+    before = fed(node) if has_graph(layer) else tf.nest.flatten(node.keras_inputs)
     if isinstance(layer, keras.Model):
         if not layer.outputs:
             return "linear"
-        fed = {
+        inside = {
             id(inner._keras_history.layer): (outer, outside) for inner, outer in zip(layer.inputs, before, strict=False)
         }
-        return _head(layer.outputs[history.tensor_index], fed)
+        return _head(layer.outputs[history.tensor_index], inside)
     while isinstance(
         getattr(layer, "layer", None), keras.layers.Layer
     ):  # wrappers: TimeDistributed, sparsity, quantization

@@ -14,8 +14,8 @@ import tensorflow as tf
 import tf_keras as keras
 
 from orbit_kd.errors import InputError
-from orbit_kd.models.copies import copy_layer, is_graph, rebuild
-from orbit_kd.models.walk import walk
+from orbit_kd.models.copies import clone_with, copy_layer
+from orbit_kd.models.walk import Node, carry, is_graph
 
 
 def ready_for_integers(model: keras.Model) -> keras.Model:
@@ -64,15 +64,20 @@ def check_whole(images: np.ndarray, model: Any) -> None:
 
 def _reads_indices(model: keras.Model) -> bool:
     """Whether an Embedding takes the model's one input."""
-    source = model.inputs[0]
-    readers = [node.layer for node in walk(model) if any(tensor is source for tensor in node.keras_inputs)]
-    return any(isinstance(r, keras.layers.Embedding) or (is_graph(r) and _reads_indices(r)) for r in readers)
+    readers: list[keras.layers.Layer] = []
+
+    def call(node: Node, path: str, is_input: list[bool]) -> list[bool]:
+        readers.extend([node.layer] if any(is_input) else [])
+        return [False] * len(tf.nest.flatten(node.outputs))
+
+    carry(model, [True], call, opaque=True)
+    return any(isinstance(layer, keras.layers.Embedding) for layer in readers)
 
 
 def _copy(model: keras.Model, dtype: tf.DType) -> keras.Model | None:
     """The model with another type of input; None where that computes something else, or nothing."""
     try:
-        copy, pairs = rebuild(model, copy_layer, input_dtypes={model.inputs[0].dtype: dtype})
+        copy, pairs = clone_with(model, copy_layer, input_dtypes={model.inputs[0].dtype: dtype})
         for layer, new in pairs:
             new.set_weights(layer.get_weights())
         shape = [n or 32 for n in model.inputs[0].shape[1:]]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import tensorflow as tf
 import tf_keras as keras
 
-from orbit_kd.models.walk import require_graph, walk
+from orbit_kd.models.walk import Node, arguments, carry, conform, fed, require_graph
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +22,7 @@ class _Ref:
 
 @dataclasses.dataclass(frozen=True)
 class _Call:
-    layer: keras.layers.Layer
+    layer: Callable[..., Any]  # a layer, or what makes tensors fit the inputs of a nested model
     args: Any
     kwargs: Any
     reads: tuple[int, ...]
@@ -46,35 +47,33 @@ class Segments:
         self.calls: list[_Call] = []
         self._count = len(model.inputs)
         self._inputs = list(range(self._count))
-        self._outputs = self._add(model, self._inputs)
+        self._outputs = carry(model, self._inputs, self._call, enter=self._enter)
         last: dict[int, int] = {key: len(self.calls) for key in self._outputs}
         for i, call in enumerate(self.calls):
             for key in call.reads:
                 last[key] = max(last.get(key, 0), i)
         self._last = last
 
-    def _add(self, model: keras.Model, given: Sequence[int]) -> list[int]:
-        """Appends the calls of a (nested) model on the tensors `given`; returns its outputs."""
-        keys = dict(zip(map(id, model.inputs), given, strict=True))
+    def _call(self, node: Node, path: str, reads: list[int]) -> list[int]:
+        args, kwargs = arguments(node, [_Ref(key) for key in reads])
+        if node.layer._expects_training_arg:
+            kwargs = {**kwargs, "training": False}
+        return self._add(node.layer, args, kwargs, reads, makes=len(tf.nest.flatten(node.outputs)))
 
-        def ref(value: Any) -> Any:
-            return _Ref(keys[id(value)]) if id(value) in keys else value
+    def _enter(self, node: Node, path: str, given: list[int]) -> list[int]:
+        """The inputs of a nested model: what it is given, but for a call that makes it fit where it does not."""
+        model = node.layer
+        fits = all(t.dtype == own.dtype and t.shape.rank == own.shape.rank
+                   for t, own in zip(fed(node), model.inputs, strict=True))  # fmt: skip
+        if fits:
+            return given
+        return self._add(functools.partial(conform, model), [[_Ref(key) for key in given]], {}, given, makes=len(given))
 
-        for node in walk(model):
-            reads = [keys[id(t)] for t in node.keras_inputs]
-            outputs = tf.nest.flatten(node.outputs)
-            if isinstance(node.layer, keras.Model):
-                require_graph(node.layer)
-                makes = self._add(node.layer, reads)
-            else:
-                makes = list(range(self._count, self._count + len(outputs)))
-                self._count += len(outputs)
-                args, kwargs = tf.nest.map_structure(ref, (node.call_args, node.call_kwargs))
-                if node.layer._expects_training_arg:
-                    kwargs = {**kwargs, "training": False}
-                self.calls.append(_Call(node.layer, args, kwargs, tuple(reads), tuple(makes)))
-            keys.update(zip(map(id, outputs), makes, strict=True))
-        return [keys[id(t)] for t in model.outputs]
+    def _add(self, function: Callable[..., Any], args: Any, kwargs: Any, reads: list[int], *, makes: int) -> list[int]:
+        made = list(range(self._count, self._count + makes))
+        self._count += makes
+        self.calls.append(_Call(function, args, kwargs, tuple(reads), tuple(made)))
+        return made
 
     def first_call(self, layers: Iterable[keras.layers.Layer]) -> int:
         """The position before the first call of any of the layers; the end where none is called."""

@@ -12,7 +12,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from orbit_kd.errors import InputError
-from orbit_kd.models.copies import is_graph
+from orbit_kd.models.walk import is_graph
 
 
 def graph_of(model: keras.Model, *, input_shape: tuple[int | None, ...] | None = None) -> keras.Model:

@@ -12,7 +12,7 @@ import numpy as np
 import tf_keras as keras
 
 from orbit_kd.errors import InputError
-from orbit_kd.models.copies import copy_layer, rebuild
+from orbit_kd.models.copies import clone_with, copy_layer
 from orbit_kd.models.wrappers import ClusterWeights, LayerWrapper, PruneLowMagnitude, QuantizeWrapper
 
 with warnings.catch_warnings():
@@ -67,7 +67,7 @@ def unwrapped_copy(model: keras.Model, kinds: Kinds = EVERY) -> keras.Model:
             return keras.layers.TimeDistributed(copy, name=layer.name, dtype=layer.dtype_policy)
         return copy_layer(layer)
 
-    plain, pairs = rebuild(model, unwrap)
+    plain, pairs = clone_with(model, unwrap)
     if left := wrappers_in(plain, kinds):
         raise InputError(
             f"The wrapper {left[0].name!r} is within a layer of your own, and cannot be taken off there.",

@@ -15,7 +15,7 @@ import tf_keras as keras
 from orbit_kd.channels.graph import ChannelGraph
 from orbit_kd.datasets import Data
 from orbit_kd.datasets.augment import Augment
-from orbit_kd.distillation import TeacherCache, cache_teacher
+from orbit_kd.distillation import TeacherCache
 from orbit_kd.errors import InputError
 from orbit_kd.evaluation.evaluate import evaluate, logits, model_bytes
 from orbit_kd.evaluation.metrics import accuracy
@@ -25,7 +25,7 @@ from orbit_kd.models.conversion import as_tf_keras
 from orbit_kd.models.saving import fingerprint, load_model, save_model
 from orbit_kd.pipeline import decisions
 from orbit_kd.pipeline.recipe import Recipe
-from orbit_kd.pipeline.retraining import Retraining, lesson_layers, losses_of
+from orbit_kd.pipeline.retraining import Retraining, lesson_layers, losses_of, training_of
 from orbit_kd.pipeline.story import story
 from orbit_kd.removal import budgets
 from orbit_kd.removal.importance import criteria
@@ -34,7 +34,7 @@ from orbit_kd.removal.planning import check_names, plan_removal
 from orbit_kd.removal.rounds import ratio_of_round
 from orbit_kd.removal.surgery import recalibrate_batchnorm, remove_filters
 from orbit_kd.reports.report import Report
-from orbit_kd.search.evaluator import Evaluator, batches_of
+from orbit_kd.search.evaluator import accuracy_of, batches_of
 from orbit_kd.sparsity.sparsify import sparsify, strip
 from orbit_kd.support.digests import digest
 from orbit_kd.support.files import write_file
@@ -153,7 +153,7 @@ def _check(teacher: keras.Model, data: Data, recipe: Recipe) -> RemovalPlan | No
 def _tell_of_chance(teacher: keras.Model, data: Data, images: int) -> None:
     """Says before hours are spent what the teacher knows, and warns of one that only guesses."""
     batches = batches_of(data.val, images)
-    right = Evaluator(teacher, batches, memory=0).measure(None)[0]
+    right = accuracy_of(teacher, batches)
     labels = np.concatenate([y for _, y in batches])
     guess = np.bincount(labels).max() / len(labels)
     log.info("teacher: %.2f%% of %d validation images", 100 * right, len(labels))
@@ -169,10 +169,8 @@ def _lessons(stages: Stages, teacher: keras.Model, data: Data, recipe: Recipe, a
     layers = lesson_layers(teacher, recipe)
     settings = {"layers": layers, "augment": augment.to_dict(), **recipe.settings("lessons")}
     with stages.stage("lessons", **settings) as (folder, _):
-        views = data.renderings(recipe.views, seed=recipe.seed, augment=augment)
-        return cache_teacher(
-            teacher, views, path=folder, seed=recipe.seed, layers=layers, data_key=stages.keys["lessons"]
-        )
+        training = training_of(recipe, teacher, data=data, augment=augment)
+        return training.lessons(layers, folder=folder, key=stages.keys["lessons"])
 
 
 def _plan(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,13 @@ from typing import Any
 import tf_keras as keras
 
 from orbit_kd.datasets import Data
-from orbit_kd.distillation import DistillationLoss, Distiller, TeacherCache, get_loss
+from orbit_kd.datasets.augment import Augment
+from orbit_kd.distillation import DistillationLoss, TeacherCache, get_loss
+from orbit_kd.distillation.job import TrainingJob, layers_of
 from orbit_kd.models.saving import load_model, save_model
 from orbit_kd.pipeline.recipe import Recipe
 from orbit_kd.support.files import write_file
 from orbit_kd.support.stages import Stages
-from orbit_kd.training.fit import classification_loss, fit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,43 +77,33 @@ class Retraining:
         Raises:
             InputError: a loss that is not finite.
         """
-        recipe = self.recipe
-        keras.utils.set_random_seed(recipe.seed)
-        return fit(
-            self._distiller(student),
-            lambda start: self.lessons.epochs(seed=recipe.seed, start=start, batch_size=recipe.batch_size),
-            steps=self.lessons.steps(recipe.batch_size),
-            epochs=epochs,
-            val=self.data.val,
-            loss=classification_loss(student, self.data),
-            learning_rate=recipe.learning_rate,
-            seed=recipe.seed,
-            folder=folder,
-            label=label,
-        )
+        keras.utils.set_random_seed(self.recipe.seed)
+        training = self.training
+        return training.train(training.distiller(student), self.lessons, epochs=epochs, folder=folder, label=label)
 
     def seconds_an_epoch(self, student: keras.Model) -> float:
-        """How long an epoch of `distil` takes here, from some steps of a copy and one pass over validation images."""
-        copy, val = keras.models.clone_model(student), self.data.val
-        distiller, recipe = self._distiller(copy), self.recipe
-        distiller.compile(optimizer="adam", loss=classification_loss(student, self.data), metrics=["accuracy"])
-        batches = self.lessons.epochs(seed=recipe.seed, start=0, batch_size=recipe.batch_size)
-        whole = self.lessons.steps(recipe.batch_size)
-        steps = min(whole, 12)
+        """How long an epoch of `distil` takes here."""
+        return self.training.seconds_an_epoch(student, self.lessons)
 
-        def seconds() -> float:
-            start = time.monotonic()
-            distiller.fit(batches, steps_per_epoch=steps, epochs=1, verbose=0)
-            return time.monotonic() - start
+    @property
+    def training(self) -> TrainingJob:
+        """What trains one student: its losses are new."""
+        return training_of(self.recipe, self.teacher, data=self.data)
 
-        distiller.evaluate(val, verbose=0)
-        seconds()  # tracing
-        start = time.monotonic()
-        distiller.evaluate(val, verbose=0)
-        return seconds() / steps * whole + time.monotonic() - start
 
-    def _distiller(self, student: keras.Model) -> Distiller:
-        return Distiller(student, teacher=self.teacher, losses=losses_of(self.recipe), alpha=self.recipe.alpha)
+def training_of(recipe: Recipe, teacher: keras.Model, *, data: Data, augment: Augment | None = None) -> TrainingJob:
+    """The training that a recipe describes, with losses of its own."""
+    return TrainingJob(
+        teacher,
+        data,
+        losses=losses_of(recipe),
+        alpha=recipe.alpha,
+        views=recipe.views,
+        augment=augment,
+        seed=recipe.seed,
+        batch_size=recipe.batch_size,
+        learning_rate=recipe.learning_rate,
+    )
 
 
 def losses_of(recipe: Recipe) -> list[DistillationLoss]:
@@ -130,4 +120,4 @@ def lesson_layers(teacher: keras.Model, recipe: Recipe) -> list[str]:
     losses = losses_of(recipe)
     for loss in losses:
         loss.build(teacher, teacher)
-    return sorted({theirs for loss in losses for _, theirs in loss.pairs})
+    return layers_of(losses)

@@ -14,7 +14,7 @@ import tf_keras as keras
 
 from orbit_kd.datasets import Data
 from orbit_kd.datasets.augment import Augment
-from orbit_kd.distillation import Distiller, cache_teacher
+from orbit_kd.distillation.job import TrainingJob, layers_of
 from orbit_kd.distillation.schedules import Scheduled
 from orbit_kd.errors import InputError
 from orbit_kd.models.saving import fingerprint, save_model
@@ -22,7 +22,7 @@ from orbit_kd.support.digests import digest
 from orbit_kd.support.files import write_file
 from orbit_kd.support.stages import Stages
 from orbit_kd.training import workers
-from orbit_kd.training.fit import check_fit, classification_loss, fit
+from orbit_kd.training.fit import check_fit
 from orbit_kd.training.tensorboard import TensorBoardLogs
 
 
@@ -79,27 +79,20 @@ def teach(
         if batch_size % strategy.num_replicas_in_sync:
             raise InputError(f"batch_size={batch_size} for {strategy.num_replicas_in_sync} replicas.",
                              expected="equal parts", fix="give a multiple of their number")  # fmt: skip
+        training = TrainingJob(
+            teacher, data, losses=losses, alpha=alpha, label_free=label_free, views=views, augment=augment or Augment(),
+            seed=seed, batch_size=batch_size, learning_rate=learning_rate, strategy=strategy,
+        )  # fmt: skip
         copy = workers.spread(student, strategy)
-        with strategy.scope():
-            distiller = Distiller(copy, teacher=teacher, losses=losses, alpha=alpha)
+        distiller = training.distiller(copy)
 
         path = Path(path)
         folder = path.with_suffix(".state") / (f"worker-{index}" if count > 1 else "")
         stages = Stages(folder, digest(fingerprint(teacher), _start(student), data.key, shard))
-        augment = augment or Augment()
-        layers = sorted({theirs for loss in losses for _, theirs in loss.pairs})
-        about: dict[str, Any] = {"views": views, "augment": augment.to_dict(), "seed": seed, "layers": layers}
-        with stages.stage("lessons", **about) as (folder, _):
-            renderings = data.renderings(views, seed=seed, augment=augment)
-            lessons = views and cache_teacher(
-                teacher, renderings, path=folder, layers=layers, seed=seed, data_key=stages.keys["lessons"], shard=shard
-            )
-
-        def batches(start: int) -> Any:
-            if not lessons:
-                return data.epochs(seed=seed, augment=augment, start=start, batch_size=batch_size)
-            cached = lessons.epochs(start=start, batch_size=batch_size // count)
-            return workers.own_batches(cached, strategy) if count > 1 else cached
+        about: dict[str, Any] = {"views": views, "augment": (augment or Augment()).to_dict(), "seed": seed}
+        layers = layers_of(losses)
+        with stages.stage("lessons", **about, layers=layers) as (folder, _):
+            lessons = training.lessons(layers, folder=folder, key=stages.keys["lessons"]) if views else None
 
         settings: dict[str, Any] = {
             "losses": [keras.saving.serialize_keras_object(loss) for loss in losses],
@@ -109,22 +102,11 @@ def teach(
             "learning_rate": learning_rate,
             "batch_size": batch_size,
         }
-        with stages.stage("training", after=["lessons"], **settings) as (
-            folder,
-            _,
-        ):  # done or not: workers must all agree to end
-            history = fit(
-                distiller,
-                batches,
-                steps=lessons.steps(batch_size // count) if lessons else data.steps(batch_size),
-                epochs=epochs,
-                val=data.val,
-                loss=None if label_free else classification_loss(student, data),
-                learning_rate=learning_rate,
-                seed=seed,
-                folder=folder,
-                label="distillation",
-                callbacks=[TensorBoardLogs(tensorboard)] if tensorboard and not index else [],
+        callbacks = [TensorBoardLogs(tensorboard)] if tensorboard and not index else []
+        # done or not: workers must all agree to end
+        with stages.stage("training", after=["lessons"], **settings) as (folder, _):
+            history = training.train(
+                distiller, lessons, epochs=epochs, folder=folder, label="distillation", callbacks=callbacks
             )
             if copy is not student:
                 student.set_weights(copy.get_weights())

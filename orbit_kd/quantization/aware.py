@@ -24,7 +24,7 @@ from orbit_kd.datasets.samples import calibration_sample
 from orbit_kd.errors import InputError
 from orbit_kd.exporters.tflite.convert import check_trained
 from orbit_kd.models.conversion import as_tf_keras
-from orbit_kd.models.copies import copy_layer, named_layers, rebuild
+from orbit_kd.models.copies import clone_with, copy_layer, named_layers
 from orbit_kd.models.integer_inputs import ready_for_integers
 from orbit_kd.models.wrapped import CLUSTERED, QUANTIZED, SPARSE, refuse_wrapped, unwrapped_copy, wrappers_in
 from orbit_kd.models.wrappers import inner_layer
@@ -86,7 +86,7 @@ def quantize_aware(model: keras.Model, *, calibration: Any = None, samples: int 
         placement, copy = placements.get(id(layer)), copy_layer(layer)
         return copy if placement is None else QuantizedLayer(copy, **vars(placement))
 
-    quantized, pairs = rebuild(plain, wrap)
+    quantized, pairs = clone_with(plain, wrap)
     for layer, new in pairs:
         inner_layer(new, QuantizedLayer).set_weights(layer.get_weights())
         if isinstance(new, QuantizedLayer):
@@ -229,7 +229,7 @@ def _split_separable(model: keras.Model) -> keras.Model:
         )
         return keras.Sequential([depthwise, pointwise], name=layer.name)
 
-    plain, pairs = rebuild(model, split)
+    plain, pairs = clone_with(model, split)
     for layer, new in pairs:
         new.set_weights(layer.get_weights())
     return plain
@@ -256,7 +256,7 @@ def _refuse_unexportable(quantized: keras.Model) -> None:
     layers = [inner_layer(layer, QuantizedLayer) for _, layer in named_layers(quantized)]
     if len(quantized.inputs) != 1 or all(is_one_operator(layer) for layer in layers):
         return
-    trial, pairs = rebuild(quantized, copy_layer)
+    trial, pairs = clone_with(quantized, copy_layer)
     for layer, new in pairs:
         new.set_weights(layer.get_weights())
         for low, high in new.ranges.values() if isinstance(new, QuantizedLayer) else ():

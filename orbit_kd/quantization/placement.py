@@ -10,8 +10,7 @@ import tensorflow as tf
 import tf_keras as keras
 from tf_keras.src.layers.core.tf_op_layer import SlicingOpLambda, TFOpLambda
 
-from orbit_kd.models.copies import is_graph
-from orbit_kd.models.walk import RANDOM, walk
+from orbit_kd.models.walk import RANDOM, Node, carry
 from orbit_kd.models.wrappers import KernelRule, kernel_rule
 from orbit_kd.quantization.layers import AFFINE, FIXED_RANGE_ACTIVATIONS, FUSED_ACTIVATIONS, KERNELS, activation_name
 
@@ -113,22 +112,14 @@ def _calls(model: keras.Model) -> list[_Call]:
     """Every use of a layer, in order, those inside nested models too."""
     calls: list[_Call] = []
 
-    def run(graph: keras.Model, given: list[_Tensor]) -> list[_Tensor]:
-        tensors = {id(t): tensor for t, tensor in zip(graph.inputs, given, strict=True)}
-        for node in walk(graph):
-            layer = node.layer
-            inputs = [tensors[id(t)] for t in node.keras_inputs]
-            if is_graph(layer):
-                outputs = run(layer, inputs)
-            else:
-                outputs = [_Tensor(layer, t.dtype.is_floating) for t in tf.nest.flatten(node.outputs)]
-                for tensor in inputs:
-                    tensor.consumers.append(layer)
-                calls.append(_Call(layer, inputs, outputs))
-            tensors.update(zip(map(id, tf.nest.flatten(node.outputs)), outputs, strict=True))
-        return [tensors[id(t)] for t in graph.outputs]
+    def call(node: Node, path: str, inputs: list[_Tensor]) -> list[_Tensor]:
+        outputs = [_Tensor(node.layer, t.dtype.is_floating) for t in tf.nest.flatten(node.outputs)]
+        for tensor in inputs:
+            tensor.consumers.append(node.layer)
+        calls.append(_Call(node.layer, inputs, outputs))
+        return outputs
 
-    for tensor in run(model, [_Tensor(None, t.dtype.is_floating) for t in model.inputs]):
+    for tensor in carry(model, [_Tensor(None, t.dtype.is_floating) for t in model.inputs], call, opaque=True):
         tensor.consumers.append(model)  # who reads a result of the model reads it as it is
     return calls
 

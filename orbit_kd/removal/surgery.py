@@ -15,7 +15,7 @@ from orbit_kd.datasets.batches import as_batches, in_order, inputs_of
 from orbit_kd.errors import InputError
 from orbit_kd.models.conversion import as_tf_keras
 from orbit_kd.models.tracing import traced
-from orbit_kd.models.walk import replay, require_graph, walk
+from orbit_kd.models.walk import arguments, replay, require_graph, walk
 from orbit_kd.models.wrapped import refuse_wrapped
 from orbit_kd.removal.plan import RemovalPlan
 
@@ -85,7 +85,7 @@ class _Rebuild:
             return keras.Model(nested_in, nested_out, name=model.name)
 
     def arguments(self, node: Any, tensors: dict[int, Any]) -> tuple[list[Any], dict[str, Any]]:
-        args, kwargs = tf.nest.map_structure(lambda t: tensors.get(id(t), t), (node.call_args, node.call_kwargs))
+        args, kwargs = arguments(node, [tensors[id(t)] for t in node.keras_inputs])
         args, kwargs = list(args), dict(kwargs)
         for where, value in self.graph.arguments.get(id(node), {}).items():
             holder: Any = args if isinstance(where, int) else kwargs

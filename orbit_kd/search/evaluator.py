@@ -16,6 +16,7 @@ from orbit_kd.datasets.labels import check_several, class_numbers
 from orbit_kd.errors import InputError
 from orbit_kd.models.outputs import class_loss
 from orbit_kd.models.segments import Segments
+from orbit_kd.models.tracing import traced
 
 
 class Evaluator:
@@ -42,7 +43,7 @@ class Evaluator:
             return
         start = self._position
 
-        forward = _traced(lambda *values: self.segments.run(start, position, values))
+        forward = traced(lambda *values: self.segments.run(start, position, values))
         first = forward(*self._kept[0])
         size = sum(int(np.prod(t.shape)) * t.dtype.size for t in first)
         if size * sum(len(y) for _, y in self.batches) / len(self.batches[0][1]) > self.memory:
@@ -70,7 +71,7 @@ class Evaluator:
             right = tf.equal(tf.argmax(logits, -1), tf.cast(y, tf.int64))
             return tf.reduce_sum(tf.cast(right, tf.int32)), tf.reduce_sum(self._loss(y, logits))
 
-        return _traced(score)
+        return traced(score)
 
     def _count(self, score: Any, kept: Sequence[Sequence[Any]], floor: float | None) -> tuple[float, float, int]:
         right, loss, seen = 0, 0.0, 0
@@ -82,18 +83,17 @@ class Evaluator:
         return right / seen, loss / seen, seen
 
 
-def _traced(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function as a graph for each set of shapes, without the warning of `tf.function` at many new graphs."""
-    graphs: dict[Any, Any] = {}
+def accuracy_of(model: keras.Model, batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
+    """Share of right answers of a Keras classifier, in [0, 1].
 
-    def call(*values: tf.Tensor) -> Any:
-        key = tuple(tuple(v.shape) for v in values)
-        if key not in graphs:
-            specs = [tf.TensorSpec(v.shape, v.dtype) for v in values]
-            graphs[key] = tf.function(function).get_concrete_function(*specs)
-        return graphs[key](*values)
+    Args:
+        model: one image in, one score a class out.
+        batches: of `batches_of`.
 
-    return call
+    Raises:
+        InputError: a network that is no classifier, or labels beyond its classes.
+    """
+    return Evaluator(model, batches, memory=0).measure(None)[0]
 
 
 def _surely_below(right: int, seen: int, floor: float, doubt: float = 1e-3) -> bool:

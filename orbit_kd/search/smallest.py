@@ -29,7 +29,7 @@ from orbit_kd.models.saving import fingerprint, load_model, save_model
 from orbit_kd.removal.importance import needs_data
 from orbit_kd.removal.planning import plan_removal
 from orbit_kd.removal.surgery import remove_filters
-from orbit_kd.search.evaluator import Evaluator, batches_of, told_apart
+from orbit_kd.search.evaluator import accuracy_of, batches_of, told_apart
 from orbit_kd.search.ratios import ratios_for
 from orbit_kd.search.scan import Curve, Scan
 from orbit_kd.search.sensitivity import sensitivity
@@ -158,7 +158,7 @@ def smallest(
     batches = batches_of(data, None, model=teacher)
     if train is not None and needs_data(criterion):
         train = as_batches(train, what="training data", again=True, inputs=inputs_of(teacher))
-    target = _accuracy(teacher, batches) - max_drop - 1e-9  # a drop of just max_drop is within it
+    target = accuracy_of(teacher, batches) - max_drop - 1e-9  # a drop of just max_drop is within it
     log.info("search: at least %.2f%% of %d validation images", 100 * target, sum(len(y) for _, y in batches))
     learned = told_apart(train) if train is not None and needs_data(criterion) else ""
     key = digest(fingerprint(teacher), told_apart(batches), learned, max_drop,
@@ -191,7 +191,7 @@ def smallest(
             continue
         small = remove_filters(student, plan)
         retrain(small, epochs[patience])
-        accuracy = _accuracy(small, batches)
+        accuracy = accuracy_of(small, batches)
         last = Trial(plan.params[1], plan.macs[1], accuracy, accuracy >= target, time.monotonic() - begun, factor,
                      epochs[patience])  # fmt: skip
         log.info("search: %s parameters, %.2f%% after %d epochs, %s", f"{last.params:,}", 100 * accuracy, last.epochs,
@@ -240,10 +240,6 @@ def _up_to(scan: Scan, most: float) -> Scan:
                                    images=(scan.images,) * len(ratios))  # fmt: skip
 
     return dataclasses.replace(scan, curves=tuple(cut(c) for c in scan.curves))
-
-
-def _accuracy(model: keras.Model, batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
-    return Evaluator(model, batches, memory=0).measure(None)[0]
 
 
 class _State:

@@ -20,7 +20,7 @@ import tf_keras as keras
 
 from orbit_kd.errors import InputError
 from orbit_kd.models.conversion import as_tf_keras
-from orbit_kd.models.copies import copy_layer, has_matrix, named_layers, rebuild, resolve
+from orbit_kd.models.copies import clone_with, copy_layer, has_matrix, named_layers, resolve
 from orbit_kd.models.wrapped import CLUSTERED, QUANTIZED, SPARSE, unwrapped_copy, wrappers_in
 from orbit_kd.models.wrappers import (
     KernelRule,
@@ -127,7 +127,7 @@ def sparsify(
         rule = cast(KernelRule, kernel_rule(layer))
         return SparseLayer(copy, pattern=chosen[name], schedule=when[name], rule=rule)
 
-    sparse, pairs = rebuild(model, wrap)
+    sparse, pairs = clone_with(model, wrap)
     for layer, new in pairs:
         inner_layer(new, SparseLayer).set_weights(layer.get_weights())
         if isinstance(new, SparseLayer):
@@ -222,7 +222,7 @@ def _plain_copy(model: keras.Model, *, finish: bool) -> keras.Model:
                 copy.build_from_config(inner.get_build_config())
         return copy
 
-    plain, pairs = rebuild(model, unwrap)
+    plain, pairs = clone_with(model, unwrap)
     for layer, new in pairs:
         new.set_weights(inner_layer(layer, SparseLayer).get_weights())
         rule = _rule(layer)
