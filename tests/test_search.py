@@ -166,7 +166,7 @@ OTHERS = {"max_drop": 0.2, "epochs": (6, 25), "images": 9, "criterion": "l2_norm
 def test_every_argument_of_the_search_makes_it_another_one(teacher, val, graded, tmp_path):
     """A search that has no time shows what it would go on from: the trials of the same question, or nothing."""
     named = set(inspect.signature(smallest).parameters)
-    assert named == {*ASKED, *OTHERS, "teacher", "retrain", "data", "train", "seconds", "path"}
+    assert named == {*ASKED, *OTHERS, "teacher", "retrain", "data", "train", "loss", "seconds", "path"}
     (x, y), first = val[0], graded(0)
 
     def stopped(student, epochs):
@@ -192,6 +192,8 @@ def test_every_argument_of_the_search_makes_it_another_one(teacher, val, graded,
     with pytest.raises(KeyboardInterrupt):
         smallest(teacher, stopped, data=val, train=batches, path=tmp_path / "t", **ASKED | {"criterion": "taylor"})
     assert known(tmp_path / "t", train=batches, criterion="taylor") == 1
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, name="other")
+    assert known(tmp_path / "t", train=batches, criterion="taylor", loss=loss) == 0
     assert known(tmp_path / "t", train=tf.data.Dataset.from_tensors((x[::-1], y)), criterion="taylor") == 0
 
 

@@ -76,7 +76,6 @@ class ChannelGraph:
     def __init__(
         self, model: keras.Model, *, unknown: str = "error", shapes: Sequence[tuple[int | None, ...]] | None = None
     ) -> None:
-
         if unknown not in ("error", "keep"):
             raise InputError(f"unknown={unknown!r}.", expected='"error" or "keep"', fix="choose one of the two")
         require_graph(model)

@@ -27,7 +27,7 @@ class Target:
         write: (model, *, path, calibration=None, ...) -> Artifact.
         suffix: of the file it writes; "" for a folder.
         made_of: the target whose file it takes in place of a Keras model; "" for none.
-        runtime: in `orbit_kd.runtimes`, that runs what it writes; "" where nothing here does.
+        runtime: in `orbit_kd.runtimes`, that runs the artifact's `path`; "" where nothing here does.
         check: (model) -> None, raises InputError for a model that `write` would refuse whatever the data.
         options: further arguments of `write`; where `variant` is one, the target is asked for as "name:variant".
         any_option: `write` takes options that it does not name.
