@@ -105,6 +105,8 @@ def run(main: Callable[[], None]) -> None:
                 )
             with native_stderr():  # what TensorFlow says about missing GPUs as it is loaded
                 import tensorflow  # noqa: F401
+            if "custom_objects" in FLAGS:
+                custom_objects(FLAGS.custom_objects)  # what these files register is known to every other flag
             main()
         except InputError as error:
             sys.exit(f"error: {error}")
@@ -143,7 +145,7 @@ def define_budgets() -> None:
 
 
 def given_budgets() -> dict[str, float]:
-    """The budgets that were given, once --custom_objects has had the chance to register one.
+    """The budgets that were given.
 
     Raises:
         InputError: an unknown one, or a value that makes no sense.
@@ -163,7 +165,8 @@ def define_trust() -> None:
         "custom_objects",
         [],
         "Classes and functions of your own that the model is made of, as file.py:Name or module:Name, comma-separated. "
-        "These files are run; channel rules, budgets (--limits) and criteria may stand in them too.",
+        "These files are run first: what they register (channel rules, criteria, budgets for --limits, losses, "
+        "targets) is there for the other flags.",
     )
 
 
