@@ -253,7 +253,7 @@ def test_options_without_a_twin_are_refused_and_an_operation_can_be_added():
         from_keras3(applied(lambda x: ops.image.resize(x, (5, 4), pad_to_aspect_ratio=True), (8, 8, 3)))
     with pytest.raises(InputError, match="Argsort") as error:
         from_keras3(applied(lambda x: ops.argsort(x, axis=1), SEQUENCE))
-    assert "keras3_operations.OPERATIONS" in error.value.fix
+    assert "keras3.operations.OPERATIONS" in error.value.fix
     with OPERATIONS.temporary("Argsort", lambda op, x: tf.argsort(x, op.axis)):
         equal(applied(lambda x: ops.argsort(x, axis=1), SEQUENCE))
 

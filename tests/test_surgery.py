@@ -163,7 +163,7 @@ def test_an_unknown_layer_is_an_error_or_keeps_only_its_own_channels():
     model = keras.Model(image, layers.Dense(2)(layers.Flatten()(x)))
     with pytest.raises(InputError, match="'odd' of class Reverse") as caught:
         plan_removal(model, ratio=0.5)
-    assert "Conv2D" in str(caught.value) and "channel_rule" in str(caught.value) and "keep" in str(caught.value)
+    assert "channel_rule" in str(caught.value) and "keep" in str(caught.value)
     plan = plan_removal(model, ratio=0.5, unknown="keep")
     assert {g.name: g.after for g in plan.groups if g.members} | {"odd": 8} == {
         "before": 4, "touching": 8, "odd": 8, "after": 4, model.layers[-1].name: 2,
