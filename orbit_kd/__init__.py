@@ -11,7 +11,7 @@ A map of the packages, each importing only those on lower levels:
     4  exporters      one file a format, a folder where a target has several
     4  clustering     few distinct values a kernel
     3  channels       every channel has a name: ids, rules a layer type, the graph, costs
-    3  runtimes       LiteRT, its reference kernels, TFLite Micro, onnxruntime
+    3  runtimes       LiteRT, its reference kernels, TFLite Micro, onnxruntime, compiled code
     3  training       fit, callbacks, resuming, workers
     3  sparsity       patterns, schedules, wrappers: N:M, UHP, magnitude
     2  datasets       builders, folders, preprocessing, labels, batches of any kind, samples

@@ -10,12 +10,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import tf_keras as keras
 
 import orbit_kd
+import orbit_kd as okd
 from orbit_kd.datasets.preprocessing import Preprocess
 from orbit_kd.errors import InputError
+from orbit_kd.models.wrappers import KernelRule, register_kernel
 from orbit_kd.pipeline.recipe import STAGES, Recipe
 from orbit_kd.registry import Registry
+from orbit_kd.removal import importance
 from orbit_kd.support.progress import duration, track
 from orbit_kd.support.stages import Stages
 from orbit_kd.support.text_table import aligned
@@ -65,6 +69,48 @@ def test_the_same_definition_run_again_takes_its_own_place():
     assert registry.get("mine").value == 2
     with pytest.raises(InputError, match="already"):
         registry.register("mine")(int)
+
+
+def test_what_is_filed_with_facts_about_it_takes_its_own_place_too():
+    """An export target or a criterion in a notebook cell that is run twice."""
+    cell = "@criterion('mine_of_test', needs={!r})\ndef mine(members): ..."
+    taken = importance.criteria.temporary("mine_of_test", importance.Criterion(len))
+    with taken, pytest.raises(InputError, match="criterion 'mine_of_test' already"):
+        exec(cell.format(""), {"criterion": importance.criterion, "__name__": "notebook"})
+    with importance.criteria.temporary("other_of_test", importance.Criterion(len)):
+        for needs in ("", "gradients"):
+            exec(cell.format(needs), {"criterion": importance.criterion, "__name__": "notebook"})
+        assert importance.criteria.get("mine_of_test").needs == "gradients"
+    assert "mine_of_test" not in importance.criteria
+
+
+def test_classes_are_keys_too_and_the_nearest_base_counts():
+    registry: Registry[str] = Registry("rule of")
+    registry.register(int, str)("a")
+    with registry.temporary(bool, "b"):
+        assert registry.of_class(bool) == (bool, "b") and registry.names() == ["bool", "int", "str"]
+    assert registry.of_class(bool) == (int, "a") and registry.of_class(float) is None
+    with pytest.raises(InputError, match="rule of 'int' already"):
+        registry.register(float, int)("c")
+    assert float not in registry  # all or nothing
+
+
+@pytest.mark.parametrize(
+    "register",
+    [
+        lambda: okd.channel_rule(keras.layers.Dense)(len),
+        lambda: register_kernel(keras.layers.Dense, KernelRule(axis=-1)),
+        lambda: okd.budgets.cost("max_params")(len),
+        lambda: okd.importance.criterion("l1_norm")(len),
+        lambda: okd.exporters.target("c_array")(len),
+        lambda: okd.runtimes.runtimes.register("litert")(len),
+        lambda: okd.sparsity_patterns.pattern("uhp")(len),
+        lambda: okd.distillation.distillation_losses.register("logits")(okd.MSEDistillation),
+    ],
+)
+def test_no_registry_overwrites_silently(register):
+    with pytest.raises(InputError, match=r"already.(?s:.*)replace=True"):
+        register()
 
 
 def test_a_temporary_entry_leaves_what_was_there_before():

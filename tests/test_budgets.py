@@ -8,12 +8,17 @@ import tf_keras as keras
 from oracle import randomize
 from tf_keras import layers
 
+import orbit_kd as okd
+from orbit_kd.channels.graph import ChannelGraph
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import export
 from orbit_kd.models import networks
+from orbit_kd.pipeline import decisions
 from orbit_kd.removal import budgets
+from orbit_kd.removal.plan import RemovalPlan
 from orbit_kd.removal.planning import plan_removal
 from orbit_kd.removal.surgery import remove_filters
+from orbit_kd.search.scan import Curve, Scan
 
 
 @pytest.fixture(scope="module")
@@ -109,10 +114,76 @@ def test_max_bytes_goes_with_other_budgets(tmp_path):
     assert int8_size(remove_filters(model, plan), tmp_path) <= most
 
 
-def test_a_budget_of_ones_own_is_one_function_and_its_registration(network):
-    def widest(graph, stays):
-        return max(stays[g.units].sum() for g in graph.groups)
+def widest(graph, stays):
+    return max(stays[g.units].sum() for g in graph.groups)
 
-    with budgets.costs.temporary("max_width_of_test", widest):
+
+def test_a_budget_of_ones_own_is_one_function_and_its_registration(network):
+    with budgets.costs.temporary("max_width_of_test", budgets.Budget(widest)):
         plan = plan_removal(network, max_width_of_test=20)
         assert max(g.after for g in plan.groups) == 20
+
+
+def test_a_budget_that_takes_long_is_led_by_the_one_it_is_like(network):
+    measured = []
+
+    def flash(graph, stays):
+        measured.append(graph.parameters(stays))
+        return 1000 + 1.5 * measured[-1]
+
+    with budgets.costs.temporary("max_flash_of_test", budgets.Budget(flash, like="max_params")):
+        plan = plan_removal(network, max_flash_of_test=200_000)
+    assert 0.98 * 200_000 <= 1000 + 1.5 * plan.params[1] <= 200_000
+    assert len(measured) < 12
+
+
+def test_every_budget_is_a_setting_of_a_recipe():
+    recipe = okd.Recipe(max_macs=1e6, limits={"max_params": 500, "max_width_of_test": 20})
+    assert recipe.budgets == {"max_macs": 1e6, "max_params": 500, "max_width_of_test": 20}
+    assert okd.Recipe(**recipe.to_dict()) == recipe
+    for bad in ({"max_params": 0}, {"max_macs": 1e6}, {"keep_params": 0.5}):
+        with pytest.raises(InputError, match="limits="):
+            okd.Recipe(limits=bad)
+    with pytest.raises(InputError, match="rounds"):
+        okd.Recipe(limits={"max_params": 500}, rounds=2)
+
+
+def test_compress_meets_a_budget_of_ones_own_and_refuses_an_unknown_one_before_it_works(network, tmp_path):
+    graph, scan = ChannelGraph(network), Scan("filters", 0.9, 0.1, 4, tuple(
+        Curve(g.name, (g.name,), g.width, reason=g.reason, ratios=(0.9,), accuracy=(0.5,), loss=(0.5,), images=(4,))
+        for g in ChannelGraph(network).groups))  # fmt: skip
+    recipe = okd.Recipe(limits={"max_width_of_test": 20, "max_params": 100_000})
+    with budgets.costs.temporary("max_width_of_test", budgets.Budget(lambda g, stays: widest(g, stays))):
+        met = decisions._met({"sensitivity": scan}, network, recipe, 0)
+        plan = plan_removal(network, ratio=0.0, ratios=met["ratios"])
+        assert max(g.after for g in plan.groups) <= 20 and plan.params[1] <= 100_000
+        with pytest.raises(InputError, match="max_width_of_test=20"):
+            decisions._check_budgets(network, network, okd.Recipe(max_drop=0.1, limits={"max_width_of_test": 20}), 0)
+    assert widest(graph, graph.all_stay()) == 64
+    x, y = np.zeros((4, 16, 16, 3), "float32"), np.arange(4)
+    with pytest.raises(InputError, match=r"Unknown budget 'max_width_of_test'[\s\S]*max_activation_bytes"):
+        okd.compress(network, okd.Data((x, y), (x, y), (x, y)), recipe=recipe, workdir=tmp_path / "w")
+    assert not (tmp_path / "w").exists()
+
+
+_BUDGET = """
+import orbit_kd as okd
+
+@okd.budgets.cost("max_width_of_tool")
+def width(graph, stays):
+    return max(stays[g.units].sum() for g in graph.groups)
+"""
+
+
+def test_the_tools_know_every_budget_and_one_of_a_file_that_is_named(network, tmp_path, tool):
+    (tmp_path / "my_budgets.py").write_text(_BUDGET)
+    network.save(tmp_path / "m.keras")
+    flags = [f"--model={tmp_path}/m.keras", "--limits=max_width_of_tool:20,max_activation_bytes:50000",
+             f"--plan={tmp_path}/plan.json"]  # fmt: skip
+    refused = tool("prune", *flags)
+    assert refused.returncode == 1 and "Unknown budget 'max_width_of_tool'" in refused.stderr
+    with budgets.costs.temporary("other_of_test", budgets.Budget(widest)):  # takes away what the tool's file adds too
+        ran = tool("prune", *flags, f"--custom_objects={tmp_path}/my_budgets.py:width")
+    assert ran.returncode == 0, ran.stderr
+    plan = RemovalPlan.from_json((tmp_path / "plan.json").read_text())
+    assert max(g.after for g in plan.groups) <= 20

@@ -7,7 +7,6 @@ from oracle import difference, randomize
 from rule_examples import EXAMPLES, network
 
 from orbit_kd.channels import ids as channels
-from orbit_kd.channels import operations as channel_ops  # noqa: F401  (channel_ops files every rule)
 from orbit_kd.channels.graph import ChannelGraph
 from orbit_kd.removal.planning import plan_removal
 from orbit_kd.removal.surgery import remove_filters
@@ -20,7 +19,7 @@ def kinds(graph: ChannelGraph) -> set:
         if hasattr(record.layer, "symbol"):
             found.add(channels.symbol_of(record.layer))
         else:
-            found |= {c for c in type(record.layer).__mro__ if c in channels._RULES}
+            found |= {c for c in type(record.layer).__mro__ if c in channels.channel_rules}
     return found
 
 
@@ -36,4 +35,4 @@ def test_a_rule_removes_channels_as_the_oracle_does(kind):
 
 
 def test_every_rule_has_an_example():
-    assert set(channels._RULES) == set(EXAMPLES)
+    assert set(channels.channel_rules) == set(EXAMPLES)

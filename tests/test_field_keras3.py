@@ -248,15 +248,14 @@ def test_operations_on_images(call):
     equal(applied(call, (8, 8, 3)))
 
 
-def test_options_without_a_twin_are_refused_and_an_operation_can_be_added(monkeypatch):
+def test_options_without_a_twin_are_refused_and_an_operation_can_be_added():
     with pytest.raises(InputError, match="pad_to_aspect_ratio"):
         from_keras3(applied(lambda x: ops.image.resize(x, (5, 4), pad_to_aspect_ratio=True), (8, 8, 3)))
     with pytest.raises(InputError, match="Argsort") as error:
         from_keras3(applied(lambda x: ops.argsort(x, axis=1), SEQUENCE))
-    assert "keras3_operations.OPERATIONS" in error.value.fix
-    monkeypatch.setattr(OPERATIONS, "_items", dict(OPERATIONS._items))
-    OPERATIONS.register("Argsort")(lambda op, x: tf.argsort(x, op.axis))
-    equal(applied(lambda x: ops.argsort(x, axis=1), SEQUENCE))
+    assert "keras3.operations.OPERATIONS" in error.value.fix
+    with OPERATIONS.temporary("Argsort", lambda op, x: tf.argsort(x, op.axis)):
+        equal(applied(lambda x: ops.argsort(x, axis=1), SEQUENCE))
 
 
 @pytest.mark.parametrize(
@@ -274,30 +273,31 @@ def test_a_layer_as_an_activation():
 # -- the output check --------------------------------------------------------------------------------------------------
 
 
-def wrong(monkeypatch, name, function):
-    monkeypatch.setitem(OPERATIONS._items, name, function)
+def wrong():
+    return OPERATIONS.temporary("Tanh", lambda op, x: tf.tanh(x) * 1.01)
 
 
-def test_a_twin_that_differs_is_refused_with_the_layer_and_by_how_much(monkeypatch):
+def test_a_twin_that_differs_is_refused_with_the_layer_and_by_how_much():
     model = applied(lambda x: layers.Dense(2)(ops.tanh(layers.Dense(3)(x))), SEQUENCE)
     from_keras3(model)
-    wrong(monkeypatch, "Tanh", lambda op, x: tf.tanh(x) * 1.01)
-    with pytest.raises(InputError, match=r"'tanh.*' \(Tanh\) is the first that differs, by 0\.01 of its largest"):
+    with (
+        wrong(),
+        pytest.raises(InputError, match=r"'tanh.*' \(Tanh\) is the first that differs, by 0\.01 of its largest"),
+    ):
         from_keras3(model)
 
 
-def test_every_sample_of_every_output_is_compared(monkeypatch):
+def test_every_sample_of_every_output_is_compared():
     model = applied(lambda a, b: [ops.relu(a), ops.tanh(b) * 1e-4], SEQUENCE, SEQUENCE)
     equal(model)
-    wrong(monkeypatch, "Tanh", lambda op, x: tf.tanh(x) * 1.01)
-    with pytest.raises(InputError, match="Tanh"):
+    with wrong(), pytest.raises(InputError, match="Tanh"):
         from_keras3(model)
 
 
 @pytest.mark.parametrize(
     ("shape", "dtype"), [((8, 8, 3), "uint8"), ((None, None, 3), "float32"), ((None, 3), "float32"), ((6,), "int32")]
 )
-def test_the_check_finds_inputs(shape, dtype, monkeypatch):
+def test_the_check_finds_inputs(shape, dtype):
     x = keras.Input(shape, dtype=dtype)
     if len(shape) == 3:
         y = layers.GlobalMaxPooling2D()(layers.Conv2D(2, 3 if shape[0] else 40)(layers.Rescaling(1 / 255)(x)))
@@ -305,8 +305,7 @@ def test_the_check_finds_inputs(shape, dtype, monkeypatch):
         y = layers.Flatten()(layers.Embedding(3, 2)(x)) if shape == (6,) else layers.LSTM(3)(x)
     model = randomize(keras.Model(x, layers.Dense(2)(ops.tanh(y))))
     assert isinstance(from_keras3(model), tf_keras.Model)
-    wrong(monkeypatch, "Tanh", lambda op, x: tf.tanh(x) * 1.01)
-    with pytest.raises(InputError, match="Tanh"):
+    with wrong(), pytest.raises(InputError, match="Tanh"):
         from_keras3(model)
 
 

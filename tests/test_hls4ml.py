@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
 import tf_keras as keras
 
+import orbit_kd as okd
+from orbit_kd import runtimes
 from orbit_kd.datasets import load
 from orbit_kd.datasets.preprocessing import Preprocess
 from orbit_kd.errors import InputError
-from orbit_kd.exporters import export
+from orbit_kd.exporters import Artifact, export, open_artifact
 from orbit_kd.exporters.hls4ml import project as hls4ml_project
 from orbit_kd.exporters.hls4ml.network import Fixed, plain, precisions, ranges
 from orbit_kd.exporters.hls4ml.project import build, count_adders, fitting_reuse_factor, run_project
 from orbit_kd.models.networks import build as network_of
+from orbit_kd.reports import tables
+from orbit_kd.runtimes.compiled import NOTE
 from orbit_kd.sparsity.sparsify import sparsify, strip
 
 layers = keras.layers
@@ -222,6 +228,44 @@ def test_reuse_factors_are_those_that_the_templates_compute():
             factor = fitting_reuse_factor(inputs, outputs, wanted)
             assert inputs * outputs % factor == 0 and (inputs % factor == 0 or factor % inputs == 0)
     assert fitting_reuse_factor(16, 16, 64) == 64 and fitting_reuse_factor(12, 24, 64) == 72
+
+
+def checked_as_a_runtime(model, made, folder, x) -> np.ndarray:
+    """What the project gives, the same in every way of asking, and in a row of the report."""
+    outputs = run_project(folder, x)
+    np.testing.assert_array_equal(okd.predict(made, x), outputs)
+    np.testing.assert_array_equal(okd.predict(folder, x[3]), outputs[3])
+    np.testing.assert_array_equal(runtimes.predict(made.path, x, runtime="hls4ml", threads=2), outputs)
+    assert open_artifact(folder) == made
+    labels = np.arange(len(x)) % 3
+    small = export(model, "tflite_float32", path=folder.parent / "m.tflite")
+    report = okd.evaluate([small, made], (x, labels), teacher=model, latency_runs=1)
+    row = next(row for row in report.artifacts if row["target"] == "hls4ml")
+    assert row["accuracy"] == np.mean(outputs.argmax(-1) == labels) and row["bytes"] == made.bytes
+    assert row["mcnemar_p"] is not None and "hls4ml" in tables.artifacts(report.data).titles
+    return outputs
+
+
+def test_a_project_is_a_runtime_like_any_other(tmp_path, features):
+    """One that stands for what hls4ml and g++ make: the first inputs, doubled."""
+    folder, model = tmp_path / "p", tiny()
+    (folder / "firmware").mkdir(parents=True)
+    code = folder / "firmware" / "net.cpp"
+    code.write_text('extern "C" void net_float(float *x, float *y) { for (int i = 0; i < 3; i++) y[i] = 2 * x[i]; }')
+    subprocess.run(["g++", "-shared", "-fPIC", "-o", code.with_suffix(".so"), code], check=True)
+    made = Artifact.of(b"weights", target="hls4ml", files=(code, folder / NOTE), details={"bits": 8})
+    note = {"project": "net", "input": [6], "classes": 3, "artifact": made.to_dict(folder)}
+    (folder / NOTE).write_text(json.dumps(note))
+    np.testing.assert_array_equal(checked_as_a_runtime(model, made, folder, features), 2 * features[:, :3])
+    (folder / NOTE).write_text(json.dumps({k: v for k, v in note.items() if k != "artifact"}))
+    with pytest.raises(InputError, match="not finished"):
+        okd.predict(folder, features)
+
+
+@pytest.mark.slow
+def test_a_real_project_is_a_runtime_like_any_other(tmp_path, features):
+    made = export(tiny(), "hls4ml", path=tmp_path / "p", calibration=features, compare=1, adder_limit=0, bits=8)
+    checked_as_a_runtime(tiny(), made, tmp_path / "p", features)
 
 
 @pytest.mark.slow

@@ -17,7 +17,8 @@ from orbit_kd.errors import InputError
 from orbit_kd.evaluation import latency as timing
 from orbit_kd.evaluation.parity import tflm_parity
 from orbit_kd.exporters import export
-from orbit_kd.runtimes import execution, tflm
+from orbit_kd.runtimes import Port, execution, tflm
+from orbit_kd.runtimes.compiled import CompiledRunner
 from orbit_kd.support.native_log import native_stderr
 
 layers = keras.layers
@@ -244,3 +245,48 @@ def test_inputs_half_way_between_two_steps_go_to_the_even_one_and_what_is_beyond
     ]  # fmt: skip
     plain = runtimes.Port((), np.dtype(np.float32), 0.0, 0)
     assert plain.quantize(x).tolist() == plain.dequantize(x).tolist() == x.tolist()
+
+
+_CODE = """
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+static int calls = 0;
+void twice(const int8_t *x, int16_t *y) {
+    printf("what a library says is no answer\\n");
+    if (x[0] == 99) abort();
+    for (int i = 0; i < 3; i++) y[i] = 2 * x[i] + calls;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compiled")
+    (folder / "code.c").write_text(_CODE)
+    subprocess.run(["g++", "-x", "c", "-shared", "-fPIC", "-o", folder / "code.so", folder / "code.c"], check=True)
+    return folder / "code.so"
+
+
+def twice(path, threads):
+    ports = Port((3,), np.dtype(np.int8), 0.5, 1), Port((3,), np.dtype(np.int16), 0.25, 0)
+    return CompiledRunner(path, "twice", input=ports[0], output=ports[1], processes=threads, fix="compile it again")
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_compiled_code_is_a_runtime(library, threads):
+    x = np.random.default_rng(0).uniform(-20, 20, (7, 3)).astype(np.float32)
+    with runtimes.runtimes.temporary("code_of_test", twice):
+        raw = runtimes.predict(library, x, runtime="code_of_test", threads=threads, raw=True)
+        assert raw.dtype == np.int16
+        np.testing.assert_array_equal(raw, 2 * (np.rint(x / 0.5).astype(int) + 1))
+        np.testing.assert_array_equal(runtimes.predict(library, x, runtime="code_of_test"), raw * np.float32(0.25))
+        assert runtimes.predict(library, x[:0], runtime="code_of_test").shape == (0, 3)
+
+
+def test_compiled_code_that_ends_its_process_does_not_take_the_caller_with_it(library, tmp_path):
+    x = np.full((2, 3), 49, np.float32)  # 99 as an integer
+    with pytest.raises(InputError, match=r"does not run(?s:.*)compile it again"):
+        runtimes.run(twice(library, 1), x)
+    with pytest.raises(InputError, match=r"gone\.so(?s:.*)does not run|does not run(?s:.*)gone\.so"):
+        runtimes.run(twice(tmp_path / "gone.so", 1), x)

@@ -17,7 +17,7 @@ from orbit_kd.models import networks
 from orbit_kd.models.saving import fingerprint
 from orbit_kd.pipeline import decisions
 from orbit_kd.pipeline.retraining import Retraining
-from orbit_kd.removal import budgets
+from orbit_kd.removal import budgets, importance
 from orbit_kd.search.smallest import smallest
 from orbit_kd.support.stages import Stages
 
@@ -158,15 +158,15 @@ def test_another_question_does_not_go_on_from_the_old_answers(teacher, val, grad
 
 
 ASKED = {"max_drop": 0.1, "epochs": (6, 24), "images": 8, "criterion": "l1_norm", "round_to": 1, "min_channels": 1,
-         "exclude": (), "unknown": "error"}  # fmt: skip
+         "exclude": (), "unknown": "error", "seed": 0}  # fmt: skip
 OTHERS = {"max_drop": 0.2, "epochs": (6, 25), "images": 9, "criterion": "l2_norm", "round_to": 2, "min_channels": 2,
-          "exclude": ("conv1",), "unknown": "keep"}  # fmt: skip
+          "exclude": ("conv1",), "unknown": "keep", "seed": 1}  # fmt: skip
 
 
 def test_every_argument_of_the_search_makes_it_another_one(teacher, val, graded, tmp_path):
     """A search that has no time shows what it would go on from: the trials of the same question, or nothing."""
     named = set(inspect.signature(smallest).parameters)
-    assert named == {*ASKED, *OTHERS, "teacher", "retrain", "data", "train", "seconds", "path"}
+    assert named == {*ASKED, *OTHERS, "teacher", "retrain", "data", "train", "loss", "seconds", "path"}
     (x, y), first = val[0], graded(0)
 
     def stopped(student, epochs):
@@ -192,6 +192,8 @@ def test_every_argument_of_the_search_makes_it_another_one(teacher, val, graded,
     with pytest.raises(KeyboardInterrupt):
         smallest(teacher, stopped, data=val, train=batches, path=tmp_path / "t", **ASKED | {"criterion": "taylor"})
     assert known(tmp_path / "t", train=batches, criterion="taylor") == 1
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, name="other")
+    assert known(tmp_path / "t", train=batches, criterion="taylor", loss=loss) == 0
     assert known(tmp_path / "t", train=tf.data.Dataset.from_tensors((x[::-1], y)), criterion="taylor") == 0
 
 
@@ -275,6 +277,19 @@ def test_real_training_finds_a_smaller_network_that_still_answers(tmp_path):
     assert found.student.count_params() < teacher.count_params() / 4
     right = found.student.predict(x[120:], verbose=0).argmax(-1) == labels[120:]
     assert right.mean() >= found.target
+
+
+def test_a_criterion_that_draws_takes_the_seed_of_the_search(teacher, val, graded):
+    """The recipe's seed was ignored: every search drew alike."""
+    drawn = set()
+
+    def draws(members, *, seed):
+        drawn.add(seed)
+        return np.random.default_rng(seed).random(len(members[0].values))
+
+    with importance.criteria.temporary("drawn_of_test", importance.Criterion(draws, draws=True)):
+        smallest(teacher, graded(0), data=val, max_drop=0.5, criterion="drawn_of_test", seed=7, min_channels=16)
+    assert drawn == {7}
 
 
 def test_a_student_that_is_accurate_and_too_large_for_another_budget_is_refused(teacher):

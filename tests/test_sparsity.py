@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from orbit_kd.errors import InputError
 from orbit_kd.models.copies import named_layers
-from orbit_kd.models.wrappers import _RULES, KernelRule, register_kernel
+from orbit_kd.models.wrappers import KernelRule, kernel_rules
 from orbit_kd.sparsity.layers import SparseLayer
 from orbit_kd.sparsity.patterns import Magnitude, NofM, get_pattern, uhp
 from orbit_kd.sparsity.schedules import SRSTE, Polynomial, get_schedule
@@ -420,13 +420,10 @@ def test_a_registered_layer_class_is_pruned():
     model = keras.Sequential([L.Input((8,)), Mixer(name="mixer")])
     with pytest.raises(InputError, match="Mixer has no kernel"):
         sparsify(model, "2:4")
-    register_kernel(Mixer, KernelRule("mix", "mix_constraint", axis=-1))
-    try:
+    with kernel_rules.temporary(Mixer, KernelRule("mix", "mix_constraint", axis=-1)):
         sparse = compiled(sparsify(model, "2:4"), run_eagerly=True)
         sparse.fit(np.ones((8, 8), "float32"), np.zeros(8), verbose=0)
         assert not violations(sparse) and sparsity_table(sparse)["mixer"].density == 0.5
-    finally:
-        del _RULES[Mixer]
 
 
 # ---------------------------------------------------------------- training

@@ -46,6 +46,7 @@ OTHER = {
     "keep_macs": 0.9,
     "max_macs": 1e9,
     "max_bytes": 2e6,
+    "limits": {"max_params": 500},
     "max_drop": 0.2,
     "search_epochs": 7,
     "scan_images": 9,

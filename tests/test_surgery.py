@@ -257,7 +257,7 @@ def test_every_criterion_ranks_every_group(network, criterion):
 
 @pytest.mark.parametrize("scores", [np.ones(3), np.ones((16, 1))])
 def test_a_criterion_that_does_not_score_each_unit_is_refused(network, scores):
-    wrong = importance.criteria.temporary("wrong", lambda members: scores)
+    wrong = importance.criteria.temporary("wrong", importance.Criterion(lambda members: scores))
     with wrong, pytest.raises(InputError, match="gives scores of shape"):
         plan_removal(network, criterion="wrong", ratio=0.5)
 

@@ -15,6 +15,7 @@ import tf_keras as keras
 from PIL import Image
 
 import orbit_kd
+from orbit_kd.exporters import targets
 from orbit_kd.models import networks
 
 ROOT = Path(__file__).parent.parent
@@ -177,3 +178,25 @@ def test_export_notes_classes_and_preprocessing_in_the_file(tmp_path, tool):
     note = read_metadata(tmp_path / "out" / "m_tflite_int8.tflite")
     assert note["class_names"] == ["sea", "ship"] and note["preprocess"]["crop"] == [8, 8]
     assert note["versions"]["orbit_kd"] == orbit_kd.__version__ and set(note["versions"]) >= {"tensorflow", "tf_keras"}
+
+
+_EXTENSIONS = """
+from pathlib import Path
+import orbit_kd as okd
+
+@okd.exporters.target("weights_of_tool", suffix=".bin", runtime="")
+def export_weights(model, *, path, calibration=None):
+    Path(path).write_bytes(b"".join(w.tobytes() for w in model.get_weights()))
+    return okd.Artifact.of(Path(path).read_bytes(), target="weights_of_tool", files=(Path(path),), details={})
+"""
+
+
+def test_what_a_file_of_ones_own_registers_is_known_to_the_flags(place, tmp_path, tool):
+    (tmp_path / "my_target.py").write_text(_EXTENSIONS)
+    flags = [f"--model={place}/teacher.keras", f"--data={place}/images", "--targets=weights_of_tool",
+             f"--output={tmp_path}"]  # fmt: skip
+    assert "Unknown export target" in tool("export", *flags).stderr
+    with targets.temporary("other_of_test", targets.get("c_array")):  # takes away what the tool's file adds too
+        ran = tool("export", *flags, f"--custom_objects={tmp_path}/my_target.py:export_weights")
+    assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / "teacher_weights_of_tool.bin").stat().st_size > 1000

@@ -20,6 +20,7 @@ from absl import logging as absl_logging
 
 from orbit_kd.datasets.preprocessing import Preprocess
 from orbit_kd.errors import InputError
+from orbit_kd.pipeline.recipe import Recipe
 from orbit_kd.support.native_log import native_stderr
 
 FLAGS = flags.FLAGS
@@ -104,6 +105,8 @@ def run(main: Callable[[], None]) -> None:
                 )
             with native_stderr():  # what TensorFlow says about missing GPUs as it is loaded
                 import tensorflow  # noqa: F401
+            if "custom_objects" in FLAGS:
+                custom_objects(FLAGS.custom_objects)  # what these files register is known to every other flag
             main()
         except InputError as error:
             sys.exit(f"error: {error}")
@@ -135,14 +138,24 @@ BUDGETS = {
 
 
 def define_budgets() -> None:
-    """One flag a budget of a removal plan."""
+    """One flag a budget of a removal plan, and one for those that are registered elsewhere."""
     for name, text in BUDGETS.items():
         flags.DEFINE_float(name, None, text)
+    define(Recipe, skip=tuple(set(Recipe.__dataclass_fields__) - {"limits"}))
 
 
 def given_budgets() -> dict[str, float]:
-    """The budgets that were given."""
-    return {name: FLAGS[name].value for name in BUDGETS if FLAGS[name].value is not None}
+    """The budgets that were given.
+
+    Raises:
+        InputError: an unknown one, or a value that makes no sense.
+    """
+    from orbit_kd.removal import budgets
+
+    given = {name: FLAGS[name].value for name in BUDGETS if FLAGS[name].value is not None}
+    given |= _parse(Recipe.__dataclass_fields__["limits"], FLAGS.limits)
+    budgets.check(given)
+    return given
 
 
 def define_trust() -> None:
@@ -152,7 +165,8 @@ def define_trust() -> None:
         "custom_objects",
         [],
         "Classes and functions of your own that the model is made of, as file.py:Name or module:Name, comma-separated. "
-        "These files are run; channel rules may stand in them too.",
+        "These files are run first: what they register (channel rules, criteria, budgets for --limits, losses, "
+        "targets) is there for the other flags.",
     )
 
 

@@ -6,8 +6,7 @@ python tools/export.py --model=student_tflite_int8.tflite --targets=tflm --max_f
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ def main() -> None:
     from orbit_kd.exporters import export_all, find
     from orbit_kd.exporters.metadata import note
 
-    options = given_options([find(target)[0].write for target in FLAGS.targets])
+    options = given_options(find(target)[0].options for target in FLAGS.targets)
     if FLAGS.model.endswith(".tflite"):  # its ranges are set; an image of the data, where given, is the golden input
         model, calibrate = FLAGS.model, bool(FLAGS.data or FLAGS.data_dir)
     else:
@@ -58,7 +57,7 @@ def main() -> None:
         print(f"{artifact.target}: {artifact.path} ({artifact.bytes:,} bytes, {artifact.gzip_bytes:,} after gzip)")
 
 
-def given_options(writers: list[Callable]) -> dict[str, Any]:
+def given_options(known: Iterable[frozenset[str]]) -> dict[str, Any]:
     """The options of single targets that were given.
 
     Raises:
@@ -66,8 +65,9 @@ def given_options(writers: list[Callable]) -> dict[str, Any]:
     """
     options = {name: FLAGS[name].value for name in ("max_flash", "max_arena", "compress", "tolerance")}
     options = {name: value for name, value in options.items() if value is not None}
+    taken = frozenset().union(*known)
     for name in options:
-        if not any(name in inspect.signature(write).parameters for write in writers):
+        if name not in taken:
             raise InputError(
                 f"None of the targets {', '.join(FLAGS.targets)} looks at --{name}.",
                 expected="a target for microcontrollers",

@@ -46,6 +46,7 @@ def main() -> None:
     from orbit_kd.training.fit import check_fit
 
     data, model = load_data(), load(FLAGS.model)
+    budget = given_budgets()
     check_fit(model, data)
     scan = sensitivity(
         model,
@@ -60,7 +61,7 @@ def main() -> None:
     scan.to_csv(f"{FLAGS.output}.csv")
     scan.plot(f"{FLAGS.output}.png")
     print(f"{scan}\n\nwritten: {FLAGS.output}.json, .csv, .png")
-    if budget := given_budgets():
+    if budget:
         found = ratios_for(scan, model, unknown=FLAGS.unknown, **budget)
         print("--ratio=0 --ratios=" + ",".join(f"{name}:{part:.4f}" for name, part in found.items()))
 

@@ -75,8 +75,6 @@ class ChannelGraph:
     def __init__(
         self, model: keras.Model, *, unknown: str = "error", shapes: Sequence[tuple[int | None, ...]] | None = None
     ) -> None:
-        import orbit_kd.channels.operations  # noqa: F401  (files the rules, of layers and of TensorFlow operations)
-
         if unknown not in ("error", "keep"):
             raise InputError(f"unknown={unknown!r}.", expected='"error" or "keep"', fix="choose one of the two")
         require_graph(model)

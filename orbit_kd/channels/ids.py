@@ -17,6 +17,7 @@ from tf_keras.src.engine.node import Node
 from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
 
 from orbit_kd.errors import InputError
+from orbit_kd.registry import Registry
 
 if TYPE_CHECKING:
     from orbit_kd.channels.graph import ChannelGraph
@@ -182,13 +183,18 @@ class Call:
 
 
 Rule = Callable[[Call], "Channels | Sequence[Channels]"]
-_RULES: dict[type | str, Rule] = {}
+channel_rules: Registry[Rule] = Registry("channel rule of")
 
 
-def channel_rule(*kinds: type | str) -> Callable[[Rule], Rule]:
+def channel_rule(*kinds: type | str, replace: bool = False) -> Callable[[Rule], Rule]:
     """Decorator: how channel ids flow through a layer type. Subclasses that keep its `call` use the rule too.
 
-    A TensorFlow operation in a graph is named by its symbol without "tf.", such as "math.add".
+    Args:
+        *kinds: layer classes; or a TensorFlow operation in a graph by its symbol without "tf.", such as "math.add".
+        replace: take the place of the rule that one has.
+
+    Raises:
+        InputError: one has a rule already.
 
     Example:
         >>> @channel_rule(MyScale)                   # y = x * self.gamma, one gamma a channel
@@ -197,20 +203,17 @@ def channel_rule(*kinds: type | str) -> Callable[[Rule], Rule]:
         ...     return call.same()
     """
 
-    def file(rule: Rule) -> Rule:
-        _RULES.update(dict.fromkeys(kinds, rule))
-        return rule
-
-    return file
+    return channel_rules.register(*kinds, replace=replace)
 
 
 def rule_for(layer: keras.layers.Layer) -> Rule | None:
     """The rule of the layer's class, or of a parent class whose `call` it has kept; None where there is none."""
     if isinstance(layer, TFOpLambda):
-        return _RULES.get(symbol_of(layer))
+        symbol = symbol_of(layer)
+        return channel_rules.get(symbol) if symbol in channel_rules else None
     for cls in type(layer).__mro__:
-        if cls in _RULES:
-            return _RULES[cls]
+        if cls in channel_rules:
+            return channel_rules.get(cls)
         if "call" in vars(cls):
             return None
     return None
@@ -223,4 +226,4 @@ def symbol_of(layer: TFOpLambda) -> str:
 
 def supported_layers() -> list[str]:
     """Class names of all layers, and symbols of all TensorFlow operations, with a rule; sorted."""
-    return sorted({f"tf.{kind}" if isinstance(kind, str) else kind.__name__ for kind in _RULES})
+    return sorted({f"tf.{kind}" if isinstance(kind, str) else kind.__name__ for kind in channel_rules})

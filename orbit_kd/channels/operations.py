@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from orbit_kd.channels import rules_kept as channel_rules_kept  # noqa: F401  (files its rules)
 from orbit_kd.channels.ids import Call, Channels, channel_rule
 from orbit_kd.channels.rules import concatenated, merged, reshaped
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -61,6 +60,7 @@ class DistillationLoss:
     on_features = False
     as_vectors = False  # features are compared whole: match="auto" takes the deepest pair, else one a resolution
     on_scale = False  # compares numbers as they are: student and teacher must end alike
+    options: tuple[str, ...] = ()  # its arguments that a setting of that name reaches, such as --temperature
     kinds: tuple[str, ...] = ()  # of outputs that it can compare, see `orbit_kd.models.outputs`; () for any
 
     def __init__(
@@ -157,7 +157,7 @@ def get_loss(loss: str | DistillationLoss, **options: Any) -> DistillationLoss:
 
     Args:
         loss: such as "logits", "attention:0.5", or a DistillationLoss.
-        options: for a loss made here, as far as its class takes them.
+        options: for a loss made here: those that its class names in `options`.
 
     Raises:
         InputError: an unknown name (the message lists them), a bad weight, or no loss.
@@ -165,7 +165,7 @@ def get_loss(loss: str | DistillationLoss, **options: Any) -> DistillationLoss:
     if isinstance(loss, str):
         name, _, weight = loss.partition(":")
         kind = distillation_losses.get(name)
-        taken = {k: v for k, v in options.items() if k in inspect.signature(kind).parameters}
+        taken = {k: v for k, v in options.items() if k in kind.options}
         try:
             return kind(weight=float(weight or 1.0), **taken)
         except ValueError as error:

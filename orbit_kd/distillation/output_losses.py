@@ -28,6 +28,7 @@ class LogitsDistillation(DistillationLoss):
         weight, name, outputs: see DistillationLoss.
     """
 
+    options = ("temperature",)
     kinds: tuple[str, ...] = ("classes", "labels")
 
     def __init__(self, temperature: Number = 5.0, *, activation: str = "auto", **kwargs: Any) -> None:
@@ -75,6 +76,7 @@ class DecoupledDistillation(DistillationLoss):
         weight, name, outputs: see DistillationLoss.
     """
 
+    options = ("temperature",)
     kinds = ("classes",)
 
     def __init__(

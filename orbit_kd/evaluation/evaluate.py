@@ -151,7 +151,9 @@ def evaluate(
             runtimes.probe(model)
         for file in files:
             if file.runtime not in ("", "litert"):  # files of another kind, that something else runs
-                running[file.name] = runtimes.load(file.artifact.path, runtime=file.runtime)
+                running[file.name] = runtimes.load(
+                    file.artifact.path, runtime=file.runtime, threads=os.cpu_count() or 1
+                )
         labels, outputs = logits(running, test, threads=os.cpu_count() or 1)
         _same_classes(outputs, class_names)
         width = next(iter(outputs.values())).shape[1]

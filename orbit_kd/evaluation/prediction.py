@@ -10,9 +10,8 @@ import numpy as np
 
 from orbit_kd import runtimes
 from orbit_kd.errors import InputError
-from orbit_kd.exporters import Artifact, find
+from orbit_kd.exporters import Artifact, find, open_artifact
 from orbit_kd.exporters.c_array import read_c_array
-from orbit_kd.tflite.reader import read_bytes
 
 
 def predict(
@@ -32,13 +31,13 @@ def predict(
     Each image is run by itself: whatever a file keeps (LSTM, streaming) is set back before the next.
 
     Args:
-        file: what `export` returned, or its path: a .tflite or .onnx file, the .cc file of "c_array"; or the bytes of a
-            .tflite file.
+        file: what `export` returned, or its path: a .tflite or .onnx file, the .cc file of "c_array", the folder of
+            "hls4ml"; or the bytes of a .tflite file.
         x: (n, ...) real numbers as the network saw them in training, whatever the file's own type is: they are
             quantized as it says. One image (...) without the batch axis gives one row.
-        runtime: "litert", "litert_reference", "tflm" or "onnx", see `runtimes.load`; None for the one the file is made
-            for.
-        threads: for LiteRT and onnxruntime.
+        runtime: "litert", "litert_reference", "tflm", "onnx" or "hls4ml", see `runtimes.load`; None for the one the
+            file is made for.
+        threads: see `runtimes.load`.
         raw: return what the file puts out, e.g. int8, instead of real numbers.
 
     Returns:
@@ -55,8 +54,8 @@ def predict(
             fix="export it first: okd.export(model, 'tflite_float32', path='model.tflite'); the model itself runs with "
             "model.predict(x)",
         )
-    data, own = _content(file)
-    runner = runtimes.load(data, runtime=runtime or own, threads=threads)
+    model, own = _content(file)
+    runner = runtimes.load(model, runtime=runtime or own, threads=threads)
     x = np.asarray(x)
     _refuse_quantized(runner.input, x)
     single = x.shape == runner.input.shape
@@ -64,20 +63,22 @@ def predict(
     return out[0] if single else out
 
 
-def _content(file: Artifact | str | os.PathLike[str] | bytes) -> tuple[bytes, str]:
-    """The bytes of a file, and the runtime that is made for it."""
+def _content(file: Artifact | str | os.PathLike[str] | bytes) -> tuple[runtimes.Model, str]:
+    """What a runtime loads, and the runtime that is made for it."""
     if isinstance(file, bytes):
         return file, "litert"
+    if isinstance(file, (str, os.PathLike)) and Path(file).is_dir():
+        file = open_artifact(file)
     path = file.path if isinstance(file, Artifact) else file
     suffix = Path(path).suffix if isinstance(path, (str, os.PathLike)) else ""
     runtime = find(file.target)[0].runtime if isinstance(file, Artifact) else "onnx" if suffix == ".onnx" else "litert"
     if not runtime and isinstance(file, Artifact):
         raise InputError(
             f"No runtime here runs a file of the target {file.target!r}.",
-            expected="a .tflite, .onnx or C array file",
+            expected="a .tflite, .onnx or C array file, or an hls4ml project",
             fix="run the 'tflite_int8' file, which it is made of or stands beside",
         )
-    return read_c_array(path) if suffix == ".cc" else read_bytes(path), runtime
+    return read_c_array(path) if suffix == ".cc" else path, runtime
 
 
 def _refuse_quantized(port: runtimes.Port, x: np.ndarray) -> None:

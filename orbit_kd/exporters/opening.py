@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 from orbit_kd.errors import InputError
 from orbit_kd.exporters.artifact import Artifact
 from orbit_kd.exporters.c_array import read_c_array
+from orbit_kd.runtimes.compiled import NOTE
 from orbit_kd.tflite.reader import read, read_bytes
 
 # (type of the kernels, type of the activations) -> target
@@ -21,12 +23,17 @@ _KINDS = {
 
 
 def open_artifact(path: str | os.PathLike[str]) -> Artifact:
-    """The artifact of a .tflite or .onnx file, or of a .cc file of "c_array", that is on disk already.
+    """The artifact of a .tflite or .onnx file, a .cc file of "c_array" or a folder of "hls4ml" that is on disk already.
 
     Raises:
         InputError: it does not exist, is none of them, or holds no convolution or dense layer to tell its target from.
     """
     path = Path(path)
+    if (path / NOTE).is_file():
+        if values := json.loads((path / NOTE).read_text()).get("artifact"):
+            return Artifact.from_dict(values, path)
+        raise InputError(f"{path} holds a project that was not finished.", expected="an exported project",
+                         fix="export the model again")  # fmt: skip
     if path.suffix == ".cc":
         data, files = read_c_array(path), (path, path.with_suffix(".h"))
         return Artifact.of(data, target="c_array", files=files, details={})

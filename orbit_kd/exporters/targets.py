@@ -26,7 +26,7 @@ class Target:
         write: (model, *, path, calibration=None, ...) -> Artifact.
         suffix: of the file it writes; "" for a folder.
         made_of: the target whose file it takes in place of a Keras model; "" for none.
-        runtime: in `orbit_kd.runtimes`, that runs what it writes; "" where nothing here does.
+        runtime: in `orbit_kd.runtimes`, that runs the artifact's `path` (of a C array, the bytes in it); "" for none.
         check: (model) -> None, raises InputError for a model that `write` would refuse whatever the data.
         options: further arguments of `write`; where `variant` is one, the target is asked for as "name:variant".
         any_option: `write` takes options that it does not name.
@@ -52,17 +52,22 @@ def target(
     made_of: str = "",
     runtime: str = "litert",
     check: Callable[[Any], None] = lambda model: None,
+    replace: bool = False,
 ) -> Callable[[Writer], Writer]:
     """Decorator that files a function as an export target; see `Target` for the arguments.
 
-    The keyword arguments of the function are the target's options.
+    The keyword arguments of the function are the target's options. With `replace` it takes the place of a target of
+    that name.
+
+    Raises:
+        InputError: the name is taken.
     """
 
     def file(write: Writer) -> Writer:
         given = inspect.signature(write).parameters
         options = frozenset(given) - {"model", "path", "calibration"}
         any_option = any(p.kind is p.VAR_KEYWORD for p in given.values())
-        targets.register(name)(Target(write, suffix, made_of, runtime, check, options, any_option))
+        targets.register(name, replace=replace)(Target(write, suffix, made_of, runtime, check, options, any_option))
         return write
 
     return file

@@ -17,6 +17,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from orbit_kd.models.copies import copy_layer
+from orbit_kd.registry import Registry
 
 with warnings.catch_warnings():
     # tfmot compares versions with distutils at import. The wrappers' modules take these from here.
@@ -43,47 +44,43 @@ class KernelRule:
 
 
 _layers = keras.layers
-# Subclasses follow the first class that fits, so derived classes stand before their bases.
-_RULES: dict[type, KernelRule | str] = {
-    _layers.DepthwiseConv1D: "depthwise: a filter sees one input channel",
-    _layers.DepthwiseConv2D: "depthwise: a filter sees one input channel",
-    _layers.SeparableConv1D: KernelRule("pointwise_kernel", "pointwise_constraint"),
-    _layers.SeparableConv2D: KernelRule("pointwise_kernel", "pointwise_constraint"),
-    _layers.Conv1DTranspose: KernelRule(axis=-1),
-    _layers.Conv2DTranspose: KernelRule(axis=-1),
-    _layers.Conv3DTranspose: KernelRule(axis=-1),
-    _layers.Conv1D: KernelRule(),
-    _layers.Conv2D: KernelRule(),
-    _layers.Conv3D: KernelRule(),
-    _layers.Dense: KernelRule(),
-}
+kernel_rules: Registry[KernelRule | str] = Registry("kernel rule of")  # in words where there is no kernel to prune
+kernel_rules.register(_layers.DepthwiseConv1D, _layers.DepthwiseConv2D)("depthwise: a filter sees one input channel")
+kernel_rules.register(_layers.SeparableConv1D, _layers.SeparableConv2D)(
+    KernelRule("pointwise_kernel", "pointwise_constraint")
+)
+kernel_rules.register(_layers.Conv1DTranspose, _layers.Conv2DTranspose, _layers.Conv3DTranspose)(KernelRule(axis=-1))
+kernel_rules.register(_layers.Conv1D, _layers.Conv2D, _layers.Conv3D, _layers.Dense)(KernelRule())
 
 
-def register_kernel(layer_class: type, rule: KernelRule) -> None:
+def register_kernel(layer_class: type, rule: KernelRule, *, replace: bool = False) -> None:
     """Makes layers of a class, and of its subclasses, prunable by `sparsify`.
 
     Args:
         layer_class: a `keras.layers.Layer` subclass whose `build` gives the constraint attribute to the kernel.
         rule: where its kernel is.
+        replace: take the place of the rule that the class has.
+
+    Raises:
+        InputError: the class has a rule already.
     """
-    rest = {c: r for c, r in _RULES.items() if c is not layer_class}
-    _RULES.clear()
-    _RULES.update({layer_class: rule, **rest})
+    kernel_rules.register(layer_class, replace=replace)(rule)
 
 
 def kernel_rule(layer: keras.layers.Layer) -> KernelRule | str:
     """Where the layer's kernel is, or in words why it has none to prune."""
-    for layer_class, rule in _RULES.items():
-        if isinstance(layer, layer_class):
-            if isinstance(rule, str):
-                return rule
-            # A kernel computed on the fly (weight normalization, binarization) cannot be exchanged for a masked one.
-            if not isinstance(layer.__dict__.get(rule.kernel), tf.Variable):
-                return f"its {rule.kernel} is not a variable"
-            if type(layer) is not layer_class and not _honours_constraint(layer, rule):
-                return f"{type(layer).__name__}.build does not give {rule.constraint} to its {rule.kernel}"
-            return rule
-    return f"{type(layer).__name__} has no kernel over input channels"
+    found = kernel_rules.of_class(type(layer))
+    if found is None:
+        return f"{type(layer).__name__} has no kernel over input channels"
+    layer_class, rule = found
+    if isinstance(rule, str):
+        return rule
+    # A kernel computed on the fly (weight normalization, binarization) cannot be exchanged for a masked one.
+    if not isinstance(layer.__dict__.get(rule.kernel), tf.Variable):
+        return f"its {rule.kernel} is not a variable"
+    if type(layer) is not layer_class and not _honours_constraint(layer, rule):
+        return f"{type(layer).__name__}.build does not give {rule.constraint} to its {rule.kernel}"
+    return rule
 
 
 def trainable_rule(layer: keras.layers.Layer) -> KernelRule | str:

@@ -21,6 +21,7 @@ STAGES = (
     "sparsify",
     "export",
 )
+_BUDGETS = ("keep_params", "keep_macs", "max_macs", "max_bytes")  # those with a field of their own
 _TRAININGS = ("search", "timing", "distill", "sparsify")
 
 
@@ -45,6 +46,8 @@ class Recipe:
         keep_macs: part of the multiply-accumulates that stays, picked likewise.
         max_macs: multiply-accumulates of one image at most.
         max_bytes: bytes of the int8 TFLite file at most, with class names and preprocessing.
+        limits: further budgets: name -> what it may be at most, such as max_params, max_activation_bytes, or one of
+            your own that is registered with `orbit_kd.budgets.cost` in a module that is imported.
         max_drop: accuracy on the validation images that may be lost, 0.01 for one point: the smallest network within it
             is searched for.
         search_epochs: training epochs after each step of that search; four times as many in its second half, which
@@ -81,6 +84,7 @@ class Recipe:
     keep_macs: float | None = _setting(None, "budget")
     max_macs: float | None = _setting(None, "budget")
     max_bytes: float | None = _setting(None, "budget")
+    limits: Mapping[str, float] = _setting(dict, "budget")
     max_drop: float | None = _setting(None, "search")
     search_epochs: int = _setting(6, "search")
     scan_images: int = _setting(500, "sensitivity", "weight_sensitivity", "search")
@@ -122,6 +126,9 @@ class Recipe:
             need(name, 0 < (1 if getattr(self, name) is None else getattr(self, name)) <= 1, "a number in (0, 1]")
         for name in ("max_macs", "max_bytes", "time_budget"):
             need(name, (1 if getattr(self, name) is None else getattr(self, name)) > 0, "a number above 0")
+        for name, most in self.limits.items():
+            need("limits", most > 0, f"a number above 0 for {name!r}")
+            need("limits", name not in _BUDGETS, f"--{name}={most:g}, a setting of its own, in place of {name!r}")
         need("max_drop", 0 <= (self.max_drop or 0) < 1, "a number in [0, 1): 0.01 is one point")
         need("rounds", self.rounds == 1 or not (self.budgets or self.max_drop is not None), "1 with a budget")
         need("sparsities", not self.sparsities or self.pattern == "magnitude", "the pattern magnitude")
@@ -149,8 +156,8 @@ class Recipe:
     @property
     def budgets(self) -> dict[str, float]:
         """The budgets of `plan_removal` that are given."""
-        names = ("keep_params", "keep_macs", "max_macs", "max_bytes")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        own = {name: getattr(self, name) for name in _BUDGETS if getattr(self, name) is not None}
+        return own | dict(self.limits)
 
     def settings(self, stage: str) -> dict[str, Any]:
         """The fields that change a stage, as plain values: its key is made of them.
@@ -165,4 +172,5 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; `Recipe(**d)` gives it back."""
-        return {**dataclasses.asdict(self), "ratios": dict(self.ratios), "sparsities": dict(self.sparsities)}
+        mappings = ("ratios", "limits", "sparsities")
+        return dataclasses.asdict(self) | {name: dict(getattr(self, name)) for name in mappings}

@@ -5,6 +5,12 @@ name. One that takes seconds to measure also names a cheap one that follows it (
 
     @okd.budgets.cost("max_flash", like="max_params")
     def flash(graph, stays): ...
+
+    okd.plan_removal(model, max_flash=65536)
+    okd.Recipe(limits={"max_flash": 65536})
+
+A module with a budget must be imported before it is asked for; the tools import the one that `--custom_objects` names:
+`--custom_objects=my_budgets.py:flash --limits=max_flash:65536`.
 """
 
 from __future__ import annotations
@@ -25,17 +31,34 @@ from orbit_kd.registry import Registry
 from orbit_kd.removal.surgery import rebuild
 
 Cost = Callable[[ChannelGraph, np.ndarray], float]
-costs: Registry[Cost] = Registry("budget")
-_LIKE: dict[str, str] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """A cost that may be limited.
+
+    Attributes:
+        cost: (traced network, bool for each unit: it stays) -> what that costs; NaN where it cannot be known.
+        like: the budget whose cheap cost rises and falls with this one, which takes long to measure; "" for none.
+    """
+
+    cost: Cost
+    like: str = ""
+
+
+costs: Registry[Budget] = Registry("budget")
 _FRACTIONS = {"keep_params": "max_params", "keep_macs": "max_macs"}
 _NEAR = 0.98  # a measured cost this close under its limit ends the search
 
 
-def cost(name: str, *, like: str = "") -> Callable[[Cost], Cost]:
-    """Decorator that files a budget; `like` names a cheap one that rises and falls with it."""
-    if like:
-        _LIKE[name] = like
-    return costs.register(name)
+def cost(name: str, *, like: str = "", replace: bool = False) -> Callable[[Cost], Cost]:
+    """Decorator that files a function as a budget; see `Budget` for the arguments."""
+
+    def file(function: Cost) -> Cost:
+        costs.register(name, replace=replace)(Budget(function, like))
+        return function
+
+    return file
 
 
 @cost("max_params")
@@ -50,7 +73,7 @@ def macs(graph: ChannelGraph, stays: np.ndarray) -> float:
     return graph.macs(stays)
 
 
-costs.register("max_activation_bytes")(activation_bytes)
+cost("max_activation_bytes")(activation_bytes)
 
 
 @cost("max_bytes", like="max_params")
@@ -104,9 +127,18 @@ def limits(graph: ChannelGraph, given: Mapping[str, float | None]) -> list[Limit
     """The limits that a caller's budgets mean for this network.
 
     Raises:
-        InputError: an unknown budget, a value that makes no sense, or MACs of a network of unknown image size.
+        InputError: as `check`; or a cost that cannot be known, such as MACs of a network of unknown image size.
     """
-    found = []
+    check(given)
+    return [_limit(graph, name, value) for name, value in given.items() if value is not None]
+
+
+def check(given: Mapping[str, float | None]) -> None:
+    """Refuses budgets before anything is measured.
+
+    Raises:
+        InputError: an unknown budget (the message lists them), or a value that makes no sense.
+    """
     for name, value in given.items():
         if value is None:
             continue
@@ -114,7 +146,8 @@ def limits(graph: ChannelGraph, given: Mapping[str, float | None]) -> list[Limit
             raise InputError(
                 f"Unknown budget {name!r}.",
                 expected="one of: " + ", ".join(sorted([*_FRACTIONS, *costs])),
-                fix="choose one of these",
+                fix="choose one of these; import the module that registers a budget of your own "
+                "(tools: --custom_objects=my_budgets.py:its_function)",
             )
         if not value > 0 or (name in _FRACTIONS and value > 1):
             raise InputError(
@@ -122,11 +155,11 @@ def limits(graph: ChannelGraph, given: Mapping[str, float | None]) -> list[Limit
                 expected="a part in (0, 1]" if name in _FRACTIONS else "a number above 0",
                 fix=f"mend {name}",
             )
-        found.append(_limit(graph, name, costs.get(absolute(name)), _LIKE.get(absolute(name), ""), value))
-    return found
 
 
-def _limit(graph: ChannelGraph, name: str, cost: Cost, like: str, value: float) -> Limit:
+def _limit(graph: ChannelGraph, name: str, value: float) -> Limit:
+    budget = costs.get(absolute(name))
+    cost, guide = budget.cost, costs.get(budget.like).cost if budget.like else None
     whole = cost(graph, graph.all_stay())
     if math.isnan(whole):
         raise InputError(
@@ -136,7 +169,6 @@ def _limit(graph: ChannelGraph, name: str, cost: Cost, like: str, value: float) 
             fix="build the model with Input((height, width, channels)), or give keep_params",
         )
     scale = whole if name in _FRACTIONS else 1.0
-    guide = costs.get(like) if like else None
     return Limit(
         name,
         lambda stays: cost(graph, stays),

@@ -7,16 +7,17 @@ from data say so with `needs`: "gradients" fills `Member.gradients`, "activation
     @okd.importance.criterion("mean_abs")
     def mean_abs(members):
         return combine(np.abs(m.values).mean(1) for m in members if m.makes)
+
+One that draws says so too (`draws=True`) and gets a `seed`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 import itertools
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -65,15 +66,37 @@ class Member:
         return None if self.gradient is None else self.rows(self.gradient)
 
 
-Criterion = Callable[..., np.ndarray]
+@dataclasses.dataclass(frozen=True)
+class Criterion:
+    """One criterion.
+
+    Attributes:
+        score: (members) -> one score a unit; with `draws`, (members, *, seed).
+        needs: what it learns from data: "gradients", "activations", or "" for none.
+        draws: it takes a seed.
+    """
+
+    score: Callable[..., np.ndarray]
+    needs: str = ""
+    draws: bool = False
+
+    def __call__(self, members: list[Member], *, seed: int = 0) -> np.ndarray:
+        """One score a unit of the group that these are the members of."""
+        return self.score(members, seed=seed) if self.draws else self.score(members)
+
+
 criteria: Registry[Criterion] = Registry("criterion")
-_NEEDS: dict[str, str] = {}
+Score = TypeVar("Score", bound=Callable[..., np.ndarray])
 
 
-def criterion(name: str, *, needs: str = "") -> Callable[[Criterion], Criterion]:
-    """Decorator that files a criterion; `needs` is "", "gradients" or "activations"."""
-    _NEEDS[name] = needs
-    return criteria.register(name)
+def criterion(name: str, *, needs: str = "", draws: bool = False, replace: bool = False) -> Callable[[Score], Score]:
+    """Decorator that files a function as a criterion; see `Criterion` for the arguments."""
+
+    def file(score: Score) -> Score:
+        criteria.register(name, replace=replace)(Criterion(score, needs, draws))
+        return score
+
+    return file
 
 
 def combine(scores: Iterable[np.ndarray]) -> np.ndarray:
@@ -128,7 +151,7 @@ def apoz(members: list[Member]) -> np.ndarray:
     return combine(shares) if shares else l1_norm(members)
 
 
-@criterion("random")
+@criterion("random", draws=True)
 def random(members: list[Member], *, seed: int) -> np.ndarray:
     """Uniform random scores: the baseline every criterion has to beat."""
     size = len(members[0].values) if members else 0
@@ -138,7 +161,7 @@ def random(members: list[Member], *, seed: int) -> np.ndarray:
 
 def needs_data(name: str) -> bool:
     """Whether a criterion learns from data."""
-    return bool(_NEEDS.get(name))
+    return bool(criteria.get(name).needs)
 
 
 class Scorer:
@@ -164,7 +187,7 @@ class Scorer:
         self._gradients: dict[int, np.ndarray] = {}
         self._shares: list[tuple[Any, str, np.ndarray]] = []
         self._index()
-        needs = _NEEDS.get(name, "")
+        needs = self._criterion.needs
         if needs and data is None:
             raise InputError(
                 f"The criterion {name!r} needs data.",
@@ -183,8 +206,7 @@ class Scorer:
 
     def __call__(self, group: Group) -> np.ndarray:
         """(width,) float, larger is more important."""
-        draws = {"seed": self._seed} if "seed" in inspect.signature(self._criterion).parameters else {}
-        found = self._criterion(self._members(group), **draws)
+        found = self._criterion(self._members(group), seed=self._seed)
         if not len(found):  # nothing that this criterion looks at carries the group: its channels are all alike
             return np.ones(group.width)
         if np.shape(found) != (group.width,):

@@ -1,8 +1,8 @@
-"""Runs exported files: LiteRT, its reference kernels, TensorFlow Lite Micro, onnxruntime. One file a runtime."""
+"""Runs exported files: LiteRT, its reference kernels, TensorFlow Lite Micro, onnxruntime, hls4ml. A file a runtime."""
 
-from orbit_kd.runtimes import litert, onnx, tflm  # noqa: F401  each files its runtimes
-from orbit_kd.runtimes.execution import Model, load, predict, probe, run, yardstick
-from orbit_kd.runtimes.runner import Port, Runner, runtimes
+from orbit_kd.runtimes import hls4ml, litert, onnx, tflm  # noqa: F401  each files its runtimes
+from orbit_kd.runtimes.execution import load, predict, probe, run, yardstick
+from orbit_kd.runtimes.runner import Model, Port, Runner, runtimes
 from orbit_kd.runtimes.tflm import MCU_HINT, has_tflm
 
 __all__ = [

@@ -10,21 +10,21 @@ from typing import Any
 import numpy as np
 
 from orbit_kd.errors import InputError
-from orbit_kd.runtimes.runner import Runner, runtimes
+from orbit_kd.runtimes.runner import Model, Runner, runtimes
 from orbit_kd.tflite.reader import read_bytes
 
-Model = str | os.PathLike[str] | bytes
 _PROBE_SECONDS = 600  # of one inference, and of loading the libraries on a busy machine
 
 
 def load(model: Model, *, runtime: str = "litert", threads: int = 1) -> Runner:
-    """Loads a .tflite file (an .onnx file for "onnx"), given by its path or its bytes.
+    """Loads what an export target wrote: a .tflite file for most runtimes, given by its path or its bytes.
 
     Args:
-        model: the file.
+        model: the file; an .onnx file for "onnx", a project's folder for "hls4ml".
         runtime: "litert" (the kernels a phone or Linux board runs), "litert_reference" (plain kernels, the yardstick
-            for bit-exactness), "tflm" (TensorFlow Lite Micro; extra `mcu`) or "onnx" (onnxruntime; extra `fpga`).
-        threads: for LiteRT; TFLM always has one.
+            for bit-exactness), "tflm" (TensorFlow Lite Micro; extra `mcu`), "onnx" (onnxruntime; extra `fpga`) or
+            "hls4ml" (the C++ that g++ built).
+        threads: for LiteRT and onnxruntime, processes for hls4ml; TFLM always has one.
 
     Raises:
         InputError: no .tflite file, several inputs or outputs, an unknown runtime or one that is not installed, or a
@@ -32,14 +32,14 @@ def load(model: Model, *, runtime: str = "litert", threads: int = 1) -> Runner:
     """
     if threads < 1:
         raise InputError(f"threads={threads}.", expected="at least 1", fix="1 is a single core")
-    return runtimes.get(runtime)(read_bytes(model), threads)
+    return runtimes.get(runtime)(model, threads)
 
 
 def predict(model: Model, x: Any, *, runtime: str = "litert", threads: int = 1, raw: bool = False) -> np.ndarray:
     """Runs a file on images.
 
     Args:
-        model: path or bytes of a .tflite file.
+        model: see `load`.
         x: (n, ...) real numbers as the network saw them in training; they are quantized as the file says.
         runtime: see `load`.
         threads: see `load`.
@@ -85,12 +85,13 @@ def probe(model: Model, *, runtime: str = "litert") -> None:
     """
     code = (
         "import sys; from orbit_kd.runtimes import execution; "
-        "execution.run_on_zeros(sys.stdin.buffer.read(), sys.argv[1])"
+        "execution.run_on_zeros(sys.argv[2] or sys.stdin.buffer.read(), sys.argv[1])"
     )
+    path = os.path.abspath(model) if isinstance(model, (str, os.PathLike)) and os.path.exists(model) else ""
     try:
         child = subprocess.run(
-            [sys.executable, "-c", code, runtime],
-            input=read_bytes(model),
+            [sys.executable, "-c", code, runtime, path],
+            input=None if path else read_bytes(model),
             capture_output=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
             timeout=_PROBE_SECONDS,
@@ -111,10 +112,10 @@ def probe(model: Model, *, runtime: str = "litert") -> None:
         )
 
 
-def run_on_zeros(data: bytes, runtime: str) -> None:
+def run_on_zeros(model: Model, runtime: str) -> None:
     """One inference in this process, for `probe`."""
     try:
-        runner = load(data, runtime=runtime)
+        runner = load(model, runtime=runtime)
         run(runner, np.zeros((1, *runner.input.shape), np.float32))
     except InputError:
         pass  # told properly, the caller will see it when it runs the file itself

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from orbit_kd.runtimes.runner import Port, Runner, one_in_one_out, runnable, runtimes
+from orbit_kd.runtimes.runner import Model, Port, Runner, one_in_one_out, runnable, runtimes
 from orbit_kd.support.native_log import native_stderr
 from orbit_kd.tflite.reader import State, parse, state_of
 
@@ -95,12 +95,12 @@ def _same(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 @runtimes.register("litert")
-def _litert(data: bytes, threads: int) -> Runner:
-    data = one_in_one_out(data)
+def _litert(model: Model, threads: int) -> Runner:
+    data = one_in_one_out(model)
     return runnable(lambda: _Litert(data, threads), "LiteRT")
 
 
 @runtimes.register("litert_reference")
-def _litert_reference(data: bytes, threads: int) -> Runner:
-    data = one_in_one_out(data)
+def _litert_reference(model: Model, threads: int) -> Runner:
+    data = one_in_one_out(model)
     return runnable(lambda: _Litert(data, threads, reference=True), "LiteRT")

@@ -5,22 +5,23 @@ from __future__ import annotations
 import numpy as np
 
 from orbit_kd.errors import InputError
-from orbit_kd.runtimes.runner import Port, Runner, runtimes
+from orbit_kd.runtimes.runner import Model, Port, Runner, runtimes
 from orbit_kd.support.extras import require
+from orbit_kd.tflite.reader import read_bytes
 
 _BATCH = 32
 
 
 @runtimes.register("onnx")
-def load_onnx(data: bytes, threads: int) -> Runner:
-    """Loads an ONNX file, given by its bytes.
+def load_onnx(model: Model, threads: int) -> Runner:
+    """Loads an ONNX file, given by its path or its bytes.
 
     Raises:
         InputError: onnxruntime is not installed, cannot read the file or lacks an operator of it, or the file has not
             one float32 input of fixed sizes (the batch may be open) and one output.
     """
     require("onnxruntime", extra="fpga")
-    return OnnxRunner(data, threads)
+    return OnnxRunner(read_bytes(model), threads)
 
 
 class OnnxRunner:

@@ -1,8 +1,13 @@
-"""What a runtime is: it loads a file, and the loaded file takes and gives arrays. Each is filed in `runtimes`."""
+"""What a runtime is: it loads what a target wrote, and that then takes and gives arrays. Each is filed in `runtimes`.
+
+A runtime is a function from the file or folder that its target writes (its path; of a .tflite or .onnx file the bytes
+will do) and a number of threads to a `Runner`. The target names it (`Target.runtime`).
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
@@ -10,9 +15,10 @@ import numpy as np
 
 from orbit_kd.errors import InputError
 from orbit_kd.registry import Registry
-from orbit_kd.tflite.reader import parse
+from orbit_kd.tflite.reader import parse, read_bytes
 
 R = TypeVar("R")
+Model = str | os.PathLike[str] | bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +79,12 @@ class Runner(Protocol):
         """Values of the input port's type (n, ...) -> values of the output port's type (n, ...)."""
 
 
-runtimes: Registry[Callable[[bytes, int], Runner]] = Registry("runtime")
+runtimes: Registry[Callable[[Model, int], Runner]] = Registry("runtime")
 
 
-def one_in_one_out(data: bytes) -> bytes:
-    """The .tflite file itself, or InputError where it has not one input and one output."""
+def one_in_one_out(model: Model) -> bytes:
+    """The content of a .tflite file, or InputError where it cannot be read or has not one input and one output."""
+    data = read_bytes(model)
     graph = parse(data).subgraphs[0]
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
         raise InputError(

@@ -107,6 +107,7 @@ def smallest(
     min_channels: int = 1,
     exclude: Sequence[str] = (),
     unknown: str = "error",
+    seed: int = 0,
     seconds: float | None = None,
     path: str | os.PathLike[str] | None = None,
 ) -> Found:
@@ -130,7 +131,7 @@ def smallest(
         train: batches for criteria that learn from data.
         loss: that the teacher was trained with, as in `sensitivity`, where it is not compiled.
         images: validation images for the scans; None takes all. Accuracies are always measured on all.
-        criterion, round_to, min_channels, exclude, unknown: as in `plan_removal`.
+        criterion, round_to, min_channels, exclude, unknown, seed: as in `plan_removal`.
         seconds: start no trial that would end later than this, as far as the last one tells.
         path: folder for what each trial leaves; the same call goes on from it.
 
@@ -162,7 +163,7 @@ def smallest(
     log.info("search: at least %.2f%% of %d validation images", 100 * target, sum(len(y) for _, y in batches))
     learned = told_apart(train) if train is not None and needs_data(criterion) else ""
     key = digest(fingerprint(teacher), told_apart(batches), learned, max_drop,
-                 list(epochs), criterion, round_to, min_channels, list(exclude), unknown, images,
+                 list(epochs), criterion, round_to, min_channels, list(exclude), unknown, images, seed,
                  loss_name(loss) if learned and loss else "")  # fmt: skip
     graph = ChannelGraph(teacher, unknown=unknown)
     size_known = not math.isnan(graph.macs(graph.all_stay()))
@@ -180,12 +181,12 @@ def smallest(
         begun = time.monotonic()
         if scan is None:
             scan = sensitivity(student, batches, ratios=RATIOS, criterion=criterion, train=train, images=images,
-                               loss=loss, lost=_LOST, exclude=exclude, unknown=unknown)  # fmt: skip
+                               loss=loss, lost=_LOST, exclude=exclude, unknown=unknown, seed=seed)  # fmt: skip
         goal = {"keep_params": 1 / factor} | ({"keep_macs": factor**-0.5} if size_known else {})
         ratios = _ratios(student, _up_to(scan, 1 - 1 / factor), goal, round_to, min_channels, unknown)
         plan = plan_removal(student, criterion=criterion, ratio=0.0, ratios=ratios, round_to=round_to,
                             min_channels=min_channels, exclude=exclude, unknown=unknown, data=train,
-                            loss=loss)  # fmt: skip
+                            loss=loss, seed=seed)  # fmt: skip
         if plan.params[1] >= plan.params[0]:  # the scan does not go so far
             patience, factor = _next(patience, factor, False)
             continue

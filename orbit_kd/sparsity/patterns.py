@@ -2,16 +2,16 @@
 
 A pattern is a value. It maps the magnitudes of a kernel and a *progress* in [0, 1] (0 dense, 1 the full pattern; see
 `schedules.py`) to a mask, and checks a finished kernel. A new pattern is one frozen dataclass with `mask`,
-`violation`, `reason_dense`, `steps` and `label`, registered with Keras so that it is saved, and filed in `patterns`.
+`violation`, `reason_dense`, `steps` and `label`, registered with Keras so that it is saved, and filed in `patterns`;
+with `@pattern(name, options=...)` where it takes `sparsity` or `group_size`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import re
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -218,12 +218,42 @@ def _largest(magnitudes: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
     return tf.reshape(tf.logical_or(bits > low, tf.logical_and(equal > 0, spare)), magnitudes.shape)
 
 
+@dataclasses.dataclass(frozen=True)
+class WithOptions:
+    """What makes a pattern from options.
+
+    Attributes:
+        make: (**options) -> Pattern.
+        options: the names it takes, of those of `get_pattern`.
+    """
+
+    make: Callable[..., Pattern]
+    options: tuple[str, ...]
+
+    def __call__(self, **options: Any) -> Pattern:
+        """The pattern with these options."""
+        return self.make(**options)
+
+
 patterns: Registry[Callable[..., Pattern]] = Registry("sparsity pattern")
-patterns.register("magnitude")(Magnitude)
+Make = TypeVar("Make", bound=Callable[..., Pattern])
+
+
+def pattern(name: str, *, options: Sequence[str] = (), replace: bool = False) -> Callable[[Make], Make]:
+    """Decorator that files what makes a pattern; see `WithOptions` for the arguments."""
+
+    def file(make: Make) -> Make:
+        patterns.register(name, replace=replace)(WithOptions(make, tuple(options)))
+        return make
+
+    return file
+
+
+pattern("magnitude", options=("sparsity",))(Magnitude)
 patterns.register("N:M")(NofM)
 
 
-@patterns.register("uhp")
+@pattern("uhp", options=("group_size",))
 def uhp(group_size: int = 8) -> NofM:
     """Uniform half pruning: exactly half of each aligned group of `group_size` input channels is kept (4 is 2:4).
 
@@ -250,9 +280,9 @@ def get_pattern(pattern: str | Pattern, *, sparsity: float | None = None, group_
         InputError: an unknown name, or an option that the pattern does not have.
     """
     options = {k: v for k, v in (("sparsity", sparsity), ("group_size", group_size)) if v is not None}
-    filed = isinstance(pattern, str) and pattern in patterns and pattern != "N:M"
-    takes = set(inspect.signature(patterns.get(str(pattern))).parameters) if filed else set()
-    if extra := sorted(set(options) - takes):
+    filed = patterns.get(pattern) if isinstance(pattern, str) and pattern in patterns else None
+    takes = filed.options if isinstance(filed, WithOptions) else ()
+    if extra := sorted(set(options) - set(takes)):
         raise InputError(
             f"The pattern {pattern!r} has no option {extra[0]!r}.",
             expected="sparsity= with 'magnitude', group_size= with 'uhp'; N:M patterns say both in their name",

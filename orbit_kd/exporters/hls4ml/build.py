@@ -1,16 +1,13 @@
-"""What needs hls4ml or what it built, for a process of its own: `python -m` this module; see `project`.
+"""What needs hls4ml, for a process of its own: `python -m` this module; see `project`.
 
 hls4ml asks the module called "keras" for its version and would take the Keras 3 path; here tf_keras takes that name.
-What g++ built runs here too, as it ends its process where a weight file is missing.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -60,19 +57,6 @@ def _told(layer: Any) -> dict[str, Any]:
     }
 
 
-def run(request: dict[str, Any]) -> dict[str, Any]:
-    """Runs the library that g++ built on `request["images"]` (.npy) and writes `request["outputs"]` (.npy)."""
-    images = np.ascontiguousarray(np.load(request["images"]), np.float32)
-    outputs = np.zeros((len(images), request["classes"]), np.float32)
-    function = getattr(ctypes.CDLL(request["library"]), f"{request['project']}_float")
-    pointer = ctypes.POINTER(ctypes.c_float)
-    start = time.monotonic()
-    for image, out in zip(images, outputs, strict=True):
-        function(image.ctypes.data_as(pointer), out.ctypes.data_as(pointer))
-    np.save(request["outputs"], outputs)
-    return {"seconds": time.monotonic() - start}
-
-
 def adders(request: dict[str, Any]) -> dict[str, Any]:
     """da4ml's count of adders for the integer matrices (inputs, outputs) in `request["kernels"]` (.npz)."""
     from da4ml.cmvm import solve
@@ -84,7 +68,7 @@ def adders(request: dict[str, Any]) -> dict[str, Any]:
 def main(job: str, request: str, answer: str) -> None:
     """Does the job of the request file and writes the answer file, both JSON; what libraries print goes to stderr."""
     with contextlib.redirect_stdout(sys.stderr):
-        result = {"convert": convert, "run": run, "adders": adders}[job](json.loads(Path(request).read_text()))
+        result = {"convert": convert, "adders": adders}[job](json.loads(Path(request).read_text()))
     Path(answer).write_text(json.dumps(result))
 
 

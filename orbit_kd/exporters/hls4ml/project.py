@@ -27,15 +27,16 @@ from orbit_kd.exporters.packed.packing import pack_bits
 from orbit_kd.exporters.requirements import input_shape
 from orbit_kd.exporters.targets import target
 from orbit_kd.exporters.tflite.convert import refuse_quantization_aware
+from orbit_kd.runtimes.compiled import NOTE
+from orbit_kd.runtimes.execution import predict
 from orbit_kd.support.extras import require
 from orbit_kd.support.files import unwritable, write_file
 
 PROJECT = "orbit_kd_network"
-NOTE = "orbit_kd.json"
 MAX_MULTIPLIERS = 4096  # Vivado unrolls and partitions up to so many elements (hls4ml's documentation, "reuse factor")
 
 
-@target("hls4ml", suffix="", runtime="")
+@target("hls4ml", suffix="", runtime="hls4ml")
 def export_hls4ml(
     model: Any,
     *,
@@ -135,7 +136,7 @@ def export_hls4ml(
         except OSError as error:
             raise unwritable(folder, error) from error
     expected = model.predict(images[:compare], verbose=0)
-    note = {"project": PROJECT, "input": list(shape), "classes": int(expected.shape[-1])}
+    note: dict[str, Any] = {"project": PROJECT, "input": list(shape), "classes": int(expected.shape[-1])}
     note_file = write_file(folder / NOTE, json.dumps(note))
     seconds["build"] = build(folder)
     start = time.monotonic()
@@ -158,7 +159,9 @@ def export_hls4ml(
     fields = [q.ravel().astype(np.uint64) & mask for q in quantized.values()]
     data = pack_bits(np.concatenate(fields), weight_bits) if fields else b""
     files = (folder / "firmware" / f"{PROJECT}.cpp", note_file)
-    return Artifact.of(data, target="hls4ml", files=files, details=details)
+    artifact = Artifact.of(data, target="hls4ml", files=files, details=details)
+    write_file(note_file, json.dumps(note | {"artifact": artifact.to_dict(folder)}))
+    return artifact
 
 
 def fitting_reuse_factor(inputs: int, outputs: int, wanted: int) -> int:
@@ -205,20 +208,7 @@ def run_project(folder: str | os.PathLike[str], images: Any) -> np.ndarray:
     Raises:
         InputError: no such project, images of another shape, or a project that was moved since it was built.
     """
-    folder, images = Path(folder).absolute(), np.asarray(images, np.float32)
-    library = next(iter(sorted(Path(folder, "firmware").glob("*.so"))), None)
-    if library is None or not (folder / NOTE).is_file():
-        raise InputError(f"{folder} holds no project that was built.", expected="a folder of the target hls4ml",
-                         fix="export the model again")  # fmt: skip
-    note = json.loads((folder / NOTE).read_text())
-    if list(images.shape[1:]) != note["input"]:
-        raise InputError(f"The images have shape {images.shape[1:]}.", expected=f"{tuple(note['input'])}",
-                         fix="apply the Preprocess the network was trained with")  # fmt: skip
-    with tempfile.TemporaryDirectory() as scratch:
-        np.save(Path(scratch, "images.npy"), images)
-        request = note | {"library": str(library), "images": "images.npy", "outputs": "outputs.npy"}
-        _job("run", request, scratch, f"The project in {folder} does not run; if it was moved, call `build` again")
-        return np.load(Path(scratch, "outputs.npy"))
+    return predict(folder, images, runtime="hls4ml")
 
 
 def count_adders(kernels: dict[str, np.ndarray], *, limit: int, seed: int = 0) -> dict[str, Any]:
