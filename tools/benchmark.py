@@ -23,7 +23,7 @@ flags.DEFINE_boolean("per_op", False, "Time every operator, too, each in a file 
 
 def files(macs: list[float], times: Any) -> None:
     """One line a file: how the speed-up compares to what the MACs promise."""
-    from orbit_kd.tflite.reader import count_text
+    from orbit_kd.tflite.summary import count_text
 
     print(f"{'file':<44}{'MACs':>14}{'ms':>10}{'faster':>9}{'quartiles':>15}{'MACs ratio':>12}{'of it':>7}")
     for path, count, time in zip(FLAGS.models, macs, times, strict=True):
@@ -36,7 +36,7 @@ def files(macs: list[float], times: Any) -> None:
 
 def operators(times: Any) -> None:
     """Operators side by side: the first file's, and against it each other file's."""
-    from orbit_kd.tflite.reader import count_text
+    from orbit_kd.tflite.summary import count_text
 
     for path, file in zip(FLAGS.models, times, strict=True):
         print(f"\n{path}: operators, each timed alone; their sum is {file.covered:.2f} of the whole file's time")
@@ -59,7 +59,7 @@ def main() -> None:
     from orbit_kd.errors import InputError
     from orbit_kd.evaluation.latency import delegates, latency
     from orbit_kd.evaluation.operators import op_latency
-    from orbit_kd.tflite.reader import read
+    from orbit_kd.tflite.summary import read
 
     wrong = next((t for t in FLAGS.threads if not t.isdigit() or t == "0"), None)
     if wrong is not None:

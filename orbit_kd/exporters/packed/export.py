@@ -9,7 +9,6 @@ import dataclasses
 import json
 import math
 import os
-import re
 import zlib
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,10 @@ from orbit_kd.exporters.artifact import Artifact
 from orbit_kd.exporters.packed.packing import Packed, field_bits, pack, unpack
 from orbit_kd.exporters.source import tflite_of
 from orbit_kd.exporters.targets import target
+from orbit_kd.support import n_of_m
 from orbit_kd.support.files import write_file
-from orbit_kd.tflite.reader import Graph, parse, read_bytes
+from orbit_kd.tflite.reader import parse, read_bytes
+from orbit_kd.tflite.subgraph import Subgraph
 
 MAGIC = b"OKDP\x01\x00\x00\x00"
 _ALIGN = 4
@@ -163,7 +164,7 @@ def layers_of(data: bytes) -> list[Layer]:
     Raises:
         InputError: a kernel of another type, or with a zero point other than 0.
     """
-    graph, layers = Graph(parse(data)), []
+    graph, layers = Subgraph(parse(data)), []
     for op in graph.operators:
         index = graph.kernel(op)
         if index is None:
@@ -192,7 +193,7 @@ def layers_of(data: bytes) -> list[Layer]:
     return layers
 
 
-def _activation(graph: Graph, index: int) -> dict[str, Any]:
+def _activation(graph: Subgraph, index: int) -> dict[str, Any]:
     quantization = graph.tensors[index].quantization
     known = quantization is not None and quantization.scale is not None and len(quantization.scale) == 1
     return {
@@ -203,13 +204,8 @@ def _activation(graph: Graph, index: int) -> dict[str, Any]:
 
 
 def _pattern(text: str) -> tuple[int, int]:
-    """N and M of "2:4", "uhp" or "uhp:16"."""
-    if found := re.fullmatch(r"uhp(?::(\d+))?", text):
-        m = int(found[1] or 8)
-        if m >= 2 and m % 2 == 0:
-            return m // 2, m
-    elif found := re.fullmatch(r"(\d+):(\d+)", text):
-        return int(found[1]), int(found[2])
+    if found := n_of_m.parse(text):
+        return found
     raise InputError(f"Pattern {text!r}.", expected='"N:M", or "uhp:M" with an even M', fix='for example "packed:2:4"')
 
 

@@ -22,6 +22,7 @@ import math
 import numpy as np
 
 from orbit_kd.errors import InputError
+from orbit_kd.support.n_of_m import grouped, ungrouped
 
 MAX_M = 64  # the largest rank, C(64, 32), still fits 64 bits
 INDEX_KINDS = ("positions", "codes")
@@ -116,9 +117,7 @@ def pack(weights: np.ndarray, n: int, m: int, *, index: str = "positions") -> Pa
     field_bits(n, m, index=index)
     if weights.dtype != np.int8 or weights.ndim < 1:
         raise InputError(f"Weights of type {weights.dtype}.", expected="int8", fix="quantize first: target tflite_int8")
-    rows = weights.reshape(math.prod(weights.shape[:-1]), weights.shape[-1])
-    rows = np.pad(rows, ((0, 0), (0, -rows.shape[1] % m)))
-    groups = rows.reshape(-1, m)
+    groups = grouped(weights, m).reshape(-1, m)
     nonzero = groups != 0
     if (bad := np.flatnonzero(nonzero.sum(1) > n)).size:
         raise InputError(
@@ -147,8 +146,7 @@ def unpack(packed: Packed) -> np.ndarray:
     places = p.fields.astype(np.int64) if p.index == "positions" else _places(p.fields[:, 0], p.n, p.m)
     groups = np.zeros((len(p.values), p.m), np.int8)
     np.put_along_axis(groups, places, p.values, axis=1)
-    rows = groups.reshape(math.prod(p.shape[:-1]), -(-p.shape[-1] // p.m) * p.m)
-    return np.ascontiguousarray(rows[:, : p.shape[-1]]).reshape(p.shape)
+    return ungrouped(groups.reshape(*p.shape[:-1], -(-p.shape[-1] // p.m), p.m), p.shape[-1])
 
 
 def pack_bits(fields: np.ndarray, width: int) -> bytes:

@@ -21,8 +21,9 @@ from orbit_kd.exporters.targets import target
 from orbit_kd.exporters.tflite.mending import mend_scales
 from orbit_kd.support.files import write_file
 from orbit_kd.support.native_log import native_stderr
-from orbit_kd.tflite.reader import parse, read
-from orbit_kd.tflite.writer import pack
+from orbit_kd.tflite.reader import parse
+from orbit_kd.tflite.summary import read
+from orbit_kd.tflite.writer import to_bytes
 
 
 @target("tflite_float32")
@@ -239,7 +240,7 @@ def convert(traced: Traced, settings: Callable[[Any], None] = lambda converter: 
         data = converter.convert()
     file = parse(data)
     mend_scales(file)
-    return pack(file)
+    return to_bytes(file)
 
 
 @contextlib.contextmanager

@@ -24,7 +24,8 @@ from orbit_kd.exporters.tflm.operators import add_methods
 from orbit_kd.exporters.tflm.sources import Golden, sources
 from orbit_kd.support.extras import require
 from orbit_kd.support.files import write_file
-from orbit_kd.tflite.reader import State, parse, state_of
+from orbit_kd.tflite.reader import parse
+from orbit_kd.tflite.state import State, state_of
 
 
 @target("tflm", suffix="", made_of="tflite_int8", runtime="litert")
