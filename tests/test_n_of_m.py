@@ -83,9 +83,9 @@ def test_groups_of_no_rows_have_the_shape_of_the_others():
 def test_patterns_have_one_set_of_names_for_training_and_for_files(text, pattern, tmp_path):
     assert parse(text) == pattern
     assert (get_pattern(text).n, get_pattern(text).m) == pattern
-    model = tiny()
-    path = okd.export(okd.strip(okd.sparsify(model, text, schedule="one_shot")), "tflite_int8", path=tmp_path / "m.tflite",
-                      calibration=np.random.default_rng(0).normal(size=(8, 16)).astype("float32")).path  # fmt: skip
+    sparse = okd.strip(okd.sparsify(tiny(), text, schedule="one_shot"))
+    images = np.random.default_rng(0).normal(size=(8, 16)).astype("float32")
+    path = okd.export(sparse, "tflite_int8", path=tmp_path / "m.tflite", calibration=images).path
     details = okd.export(path, f"packed:{text}", path=tmp_path / "packed").details
     assert details["pattern"] == f"{pattern[0]}:{pattern[1]}" and details["packed_layers"] == 1
 

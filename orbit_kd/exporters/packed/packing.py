@@ -29,7 +29,7 @@ INDEX_KINDS = ("positions", "codes")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Packed:
+class PackedKernel:
     """A packed kernel.
 
     Attributes:
@@ -70,7 +70,7 @@ class Packed:
     @classmethod
     def of_bytes(
         cls, values: bytes, indices: bytes, *, shape: tuple[int, ...], n: int, m: int, index: str = "positions"
-    ) -> Packed:
+    ) -> PackedKernel:
         """The packed kernel of what `value_bytes` and `index_bytes` gave.
 
         Raises:
@@ -102,7 +102,7 @@ def field_bits(n: int, m: int, *, index: str = "positions") -> int:
     return (m - 1).bit_length() if index == "positions" else (math.comb(m, n) - 1).bit_length()
 
 
-def pack(weights: np.ndarray, n: int, m: int, *, index: str = "positions") -> Packed:
+def pack(weights: np.ndarray, n: int, m: int, *, index: str = "positions") -> PackedKernel:
     """Packs a kernel; `unpack` gives back exactly the same.
 
     Args:
@@ -130,10 +130,10 @@ def pack(weights: np.ndarray, n: int, m: int, *, index: str = "positions") -> Pa
     places = np.sort(np.argsort(~nonzero, axis=1, kind="stable")[:, :n], axis=1)
     values = np.take_along_axis(groups, places, axis=1)
     fields = places.astype(np.uint64) if index == "positions" else _ranks(places, m)[:, None]
-    return Packed(tuple(weights.shape), n, m, index, values, fields)
+    return PackedKernel(tuple(weights.shape), n, m, index, values, fields)
 
 
-def unpack(packed: Packed) -> np.ndarray:
+def unpack(packed: PackedKernel) -> np.ndarray:
     """The kernel, int8 (..., channels)."""
     p = packed
     limit = p.m if p.index == "positions" else math.comb(p.m, p.n)
