@@ -14,6 +14,7 @@ import math
 import os
 from typing import Any
 
+from orbit_kd.support.text_table import aligned
 from orbit_kd.tflite.calls import walk
 from orbit_kd.tflite.operators import KERNEL_AND_BIAS, RECURRENT
 from orbit_kd.tflite.reader import parse, read_bytes
@@ -94,16 +95,14 @@ class TfliteSummary:
         return self.nonzero_params / self.params if self.params else 1.0
 
     def __str__(self) -> str:
-        rows = [f"{'operator':<20}{'kernel':<20}{'dtype':<9}{'params':>12}{'density':>9}{'MACs':>14}"]
+        rows = [("operator", "kernel", "dtype", "params", "density", "MACs")]
         for op in self.ops:
             shape = "x".join(map(str, op.weight_shape))
             density = "" if op.density is None else f"{op.density:.3f}"
             name = f"{'  ' if op.graph else ''}{op.op}"
-            name = f"{name:<20}" if len(name) < 20 else f"{name} "
-            rows.append(f"{name}{shape:<20}{op.dtype:<9}{op.params:>12,}{density:>9}{count_text(op.macs):>14}")
-        total = f"{self.params:>12,}{self.density:>9.3f}{count_text(self.macs):>14}"
-        rows.append(f"{'total':<49}{total}  {self.bytes:,} bytes")
-        return "\n".join(rows)
+            rows.append((name, shape, op.dtype, f"{op.params:,}", density, count_text(op.macs)))
+        rows.append(("total", "", "", f"{self.params:,}", f"{self.density:.3f}", count_text(self.macs)))
+        return "\n".join(aligned(rows, "<<<>>>")) + f"  {self.bytes:,} bytes"
 
 
 def read(path_or_bytes: str | os.PathLike[str] | bytes) -> TfliteSummary:
