@@ -27,10 +27,11 @@ def _stored(values: np.ndarray) -> np.ndarray:
 def to_bytes(model: Any) -> bytes:
     """The file of what `reader.parse` gave: every constant at a multiple of 16 bytes, equal vectors stored once.
 
-    The alignment is the schema's `force_align: 16`, which the Python generator drops; without it weights may start at
-    any byte, and runtimes that read the file in place fault or slow down. Sharing vectors is what the FlatBuffers
-    format allows and the converter does not do: the zero points of a per-channel int8 kernel alone are 8 bytes a
-    channel, all zero, once for the kernel and once for its bias.
+    The alignment is the schema's `force_align: 16`, which the Python generator drops
+    (https://github.com/google/flatbuffers/issues/5839); without it weights may start at any byte, and runtimes that
+    read the file in place fault or slow down. Sharing vectors is what the FlatBuffers format allows and the converter
+    does not do: the zero points of a per-channel int8 kernel alone are 8 bytes a channel, all zero, once for the
+    kernel and once for its bias.
     """
     import flatbuffers
     from ai_edge_litert import schema_py_generated as schema

@@ -53,8 +53,9 @@ def reuse_plans(network: Any, *, strategy: str, reuse_factor: int) -> dict[str, 
     """Layer -> its ReuseFactor and Strategy, for each kernel of a network of `network.plain`."""
     plans: dict[str, dict[str, Any]] = {}
     for layer, matrix in kernels(network):
-        # hls4ml's depthwise template for "resource" asserts that the reuse factor is a multiple of the channels; its
-        # own choice of a factor is not. These kernels are small, so they get a multiplier for each weight.
+        # hls4ml's depthwise template for "resource" (https://github.com/fastmachinelearning/hls4ml/pull/1079) asserts
+        # that the reuse factor is a multiple of the channels; its own choice of a factor is not. These kernels are
+        # small, so they get a multiplier for each weight.
         if strategy == "latency" or is_depthwise(layer):
             plans[layer.name] = {"ReuseFactor": 1, "Strategy": "Latency"}
         else:

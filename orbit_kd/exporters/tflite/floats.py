@@ -54,12 +54,7 @@ def export_float16(
 ) -> Artifact:
     """Weights in float16, half the bytes; computed in float32. Not for TFLite Micro. `calibration` is not used.
 
-    Args:
-        model: tf_keras model, one input (batch, ...) float32.
-        path: the .tflite file to write.
-        calibration: ignored, so that one call serves every target.
-        metadata: stored in the file (see `metadata.py`).
-        input_shape: without the batch, for models that leave sizes open.
+    The arguments are those of `export_float32`.
 
     Raises:
         InputError: as "tflite_float32"; also a weight beyond float16's 65,504.
@@ -107,12 +102,7 @@ def export_dynamic(
 
     The converter leaves kernels of fewer than 1,024 weights in float32.
 
-    Args:
-        model: tf_keras model, one input (batch, ...) float32.
-        path: the .tflite file to write.
-        calibration: ignored, so that one call serves every target.
-        metadata: stored in the file (see `metadata.py`).
-        input_shape: without the batch, for models that leave sizes open.
+    The arguments are those of `export_float32`.
 
     Raises:
         InputError: as "tflite_float32".

@@ -103,15 +103,7 @@ def export_int16x8(
 
     Scheme: TFLite's 16x8 quantization (https://ai.google.dev/edge/litert/models/quantization_spec).
 
-    Args:
-        model: tf_keras model, one input (batch, ...) float32.
-        path: the .tflite file to write.
-        calibration: inputs as the network sees them, see `export`; as for "tflite_int8".
-        metadata: stored in the file (see `metadata.py`).
-        input_shape: without the batch, for models that leave sizes open.
-        samples: number of calibration images to use.
-        seed: which ones.
-        float_io: float32 input and output instead of int16, with conversions inside the file.
+    The arguments are those of `export_int8`, with int16 input and output in place of int8.
 
     Raises:
         InputError: as "tflite_int8"; also a quantization-aware model, whose trained ranges are of 8 bits.

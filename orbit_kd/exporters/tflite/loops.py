@@ -1,8 +1,9 @@
 """Recurrent layers and other loops, which the converter cannot quantize: refused before it tries.
 
 TensorFlow's converter (2.21) ends the process with a segmentation fault on nearly every loop that is to become int8 or
-int16x8: SimpleRNN, GRU, ConvLSTM, an LSTM that it does not know as one (another activation, a Masking before it),
-tf.map_fn. Whether a loop is left shows in the float32 file of the same graph, whose conversion is safe.
+int16x8: SimpleRNN, GRU (https://github.com/tensorflow/tensorflow/issues/87468), ConvLSTM, an LSTM that it does not
+know as one (another activation, a Masking before it), tf.map_fn. Whether a loop is left shows in the float32 file of
+the same graph, whose conversion is safe.
 """
 
 from __future__ import annotations
