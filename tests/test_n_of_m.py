@@ -49,7 +49,7 @@ def test_all_that_cut_groups_agree_on_which_kernels_keep_the_pattern(kernel, m, 
         sum(v != 0 for v in group) <= n for row in kernel.reshape(-1, kernel.shape[-1]) for group in by_hand(row, m)
     )
     try:
-        np.testing.assert_array_equal(unpack(pack(kernel, n, m)), kernel)
+        np.testing.assert_array_equal(unpack(pack(kernel, n=n, m=m)), kernel)
         packs = True
     except InputError:
         packs = False

@@ -41,7 +41,7 @@ patterns = st.integers(1, 64).flatmap(lambda m: st.tuples(st.integers(1, m), st.
 def test_unpack_gives_back_exactly_what_was_packed_also_through_bytes(pattern, outer, channels, index, full):
     n, m = pattern
     kernel = sparse((*outer, channels), n, m, full=full)
-    packed = pack(kernel, n, m, index=index)
+    packed = pack(kernel, n=n, m=m, index=index)
     again = PackedKernel.of_bytes(packed.value_bytes, packed.index_bytes, shape=kernel.shape, n=n, m=m, index=index)
     for one in (packed, again):
         out = unpack(one)
@@ -59,7 +59,7 @@ def test_bit_fields_come_back(width, numbers):
     fields = np.array([n & ((1 << width) - 1) for n in numbers], np.uint64)
     data = pack_bits(fields, width)
     assert len(data) == math.ceil(width * len(fields) / 8)
-    np.testing.assert_array_equal(unpack_bits(data, width, len(fields)), fields)
+    np.testing.assert_array_equal(unpack_bits(data, width=width, count=len(fields)), fields)
 
 
 @settings(max_examples=30, deadline=None)
@@ -70,28 +70,28 @@ def test_one_non_zero_too_many_is_always_refused(seed):
     zeros = np.argwhere(kernel == 0)
     kernel[tuple(zeros[rng.integers(len(zeros))])] = 1
     with pytest.raises(InputError, match="1 of 24 groups have more than 2 non-zeros in 4 channels"):
-        pack(kernel, 2, 4)
+        pack(kernel, n=2, m=4)
 
 
 def test_the_bits_of_2_4_are_those_of_the_documentation():
     kernel = np.array([[0, 5, 0, -1, 7, 0, 0, 0]], np.int8)  # places {1, 3}; then one value, filled up to {0, 1}
-    packed = pack(kernel, 2, 4)
+    packed = pack(kernel, n=2, m=4)
     assert packed.values.tolist() == [[5, -1], [7, 0]]
     assert packed.index_bytes == bytes([0b01_00_11_01])
-    codes = pack(kernel, 2, 4, index="codes")
+    codes = pack(kernel, n=2, m=4, index="codes")
     assert codes.fields.ravel().tolist() == [4, 0]
     assert codes.index_bytes == bytes([0b000_100])
     pairs = [(0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3)]
     for rank, pair in enumerate(pairs):
         kernel = np.zeros((1, 4), np.int8)
         kernel[0, list(pair)] = 1
-        assert pack(kernel, 2, 4, index="codes").fields.item() == rank
+        assert pack(kernel, n=2, m=4, index="codes").fields.item() == rank
 
 
 @pytest.mark.parametrize(("index", "ratio"), [("positions", 0.625), ("codes", 0.59375)])
 def test_2_4_takes_the_promised_part_of_dense_int8(index, ratio):
     kernel = sparse((16, 3, 3, 32), 2, 4)
-    packed = pack(kernel, 2, 4, index=index)
+    packed = pack(kernel, n=2, m=4, index=index)
     assert (len(packed.value_bytes) + len(packed.index_bytes)) / kernel.nbytes == ratio
 
 
@@ -99,12 +99,12 @@ def test_bad_patterns_types_and_bytes_are_refused():
     kernel = sparse((4, 8), 2, 4)
     for n, m in ((0, 4), (5, 4), (2, 65)):
         with pytest.raises(InputError, match=f"Pattern {n}:{m}"):
-            pack(kernel, n, m)
+            pack(kernel, n=n, m=m)
     with pytest.raises(InputError, match="index='bitmap'"):
-        pack(kernel, 2, 4, index="bitmap")
+        pack(kernel, n=2, m=4, index="bitmap")
     with pytest.raises(InputError, match="type float32"):
-        pack(kernel.astype(np.float32), 2, 4)
-    packed = pack(kernel, 2, 4)
+        pack(kernel.astype(np.float32), n=2, m=4)
+    packed = pack(kernel, n=2, m=4)
     with pytest.raises(InputError, match="16 and 4 bytes at 2:4"):
         PackedKernel.of_bytes(packed.value_bytes, b"", shape=(4, 8), n=2, m=4)
     wrong = PackedKernel.of_bytes(packed.value_bytes, b"\xff\xff\xff", shape=(4, 8), n=2, m=4, index="codes")

@@ -51,7 +51,7 @@ def add_metadata(data: bytes, metadata: dict[str, Any]) -> bytes:
     notes = [entry for entry in model.metadata or [] if entry.name != NAME]
     old = [entry for entry in model.metadata or [] if entry.name == NAME]
     if old:
-        set_constant(model, old[0], content)
+        set_constant(model, old[0], values=content)
     else:
         old = [schema.MetadataT(name=NAME, buffer=add_constant(model, content))]
     model.metadata = notes + old

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 
-def set_constant(model: Any, tensor: Any, values: np.ndarray) -> None:
+def set_constant(model: Any, tensor: Any, *, values: np.ndarray) -> None:
     """Puts other values into a tensor, or a note of the metadata, of a parsed file, and into all that share them."""
     model.buffers[tensor.buffer].data = _stored(values)
 

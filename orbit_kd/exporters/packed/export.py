@@ -108,7 +108,7 @@ def _packed(kernel: np.ndarray, n: int, m: int, index: str) -> tuple[PackedKerne
     if kernel.ndim == 4 and kernel.shape[0] == 1 and kernel.shape[3] > 1 and kernel.shape[1] * kernel.shape[2] > 1:
         return None, "depthwise: one input channel for each output"
     try:
-        packed = pack(kernel, n, m, index=index)
+        packed = pack(kernel, n=n, m=m, index=index)
     except InputError as error:
         return None, error.what.split(", the first")[0]
     size = len(packed.value_bytes) + len(packed.index_bytes)

@@ -85,7 +85,7 @@ class PackedKernel:
                 expected=f"{expected[0]} and {expected[1]} bytes at {n}:{m} with index={index!r}",
                 fix="take offsets, shape and pattern from the manifest that was written with the file",
             )
-        fields = unpack_bits(indices, width, groups * per_group).reshape(groups, per_group)
+        fields = unpack_bits(indices, width=width, count=groups * per_group).reshape(groups, per_group)
         return cls(tuple(shape), n, m, index, np.frombuffer(values, np.int8).reshape(groups, n), fields)
 
 
@@ -102,7 +102,7 @@ def field_bits(n: int, m: int, *, index: str = "positions") -> int:
     return (m - 1).bit_length() if index == "positions" else (math.comb(m, n) - 1).bit_length()
 
 
-def pack(weights: np.ndarray, n: int, m: int, *, index: str = "positions") -> PackedKernel:
+def pack(weights: np.ndarray, *, n: int, m: int, index: str = "positions") -> PackedKernel:
     """Packs a kernel; `unpack` gives back exactly the same.
 
     Args:
@@ -156,7 +156,7 @@ def pack_bits(fields: np.ndarray, width: int) -> bytes:
     return np.packbits(bits.astype(np.uint8).ravel(), bitorder="little").tobytes()
 
 
-def unpack_bits(data: bytes, width: int, count: int) -> np.ndarray:
+def unpack_bits(data: bytes, *, width: int, count: int) -> np.ndarray:
     """The inverse of `pack_bits`, uint64 (count,)."""
     bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")[: width * count].reshape(count, width)
     return (bits.astype(np.uint64) << np.arange(width, dtype=np.uint64)).sum(axis=1, dtype=np.uint64)

@@ -37,7 +37,7 @@ class Traced:
         return lambda: ([batch] for batch in batches)
 
 
-def trace(model: Any, shape: tuple[int, ...], dtype: Any = "float32") -> Traced:
+def trace(model: Any, shape: tuple[int, ...], *, dtype: Any = "float32") -> Traced:
     """The graph of a model with finite weights, for one image of a shape.
 
     Raises:
@@ -96,12 +96,17 @@ def _converting(model: Any) -> Iterator[None]:
 
 
 def save(
-    data: bytes, target: str, path: str | os.PathLike[str], metadata: dict[str, Any] | None, details: dict[str, Any]
+    data: bytes,
+    path: str | os.PathLike[str],
+    *,
+    target: str,
+    metadata: dict[str, Any] | None,
+    details: dict[str, Any] | None = None,
 ) -> Artifact:
     """Writes a .tflite file, with its metadata."""
     if metadata is not None:
         data = add_metadata(data, metadata)
-    return Artifact.of(data, target=target, files=(write_file(path, data),), details=details)
+    return Artifact.of(data, target=target, files=(write_file(path, data),), details=details or {})
 
 
 @contextlib.contextmanager

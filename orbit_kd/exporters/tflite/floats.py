@@ -40,7 +40,7 @@ def export_float32(
     """
     refuse_quantization_aware(model, "its float file would round to 8 bits at every layer")
     data = convert(trace(model, fixed_shape(model, input_shape)))
-    return save(data, "tflite_float32", path, metadata, {})
+    return save(data, path, target="tflite_float32", metadata=metadata)
 
 
 @target("tflite_float16")
@@ -68,7 +68,7 @@ def export_float16(
     refuse_quantization_aware(model, "its float file would round to 8 bits at every layer")
     data = convert(trace(model, fixed_shape(model, input_shape)), settings)
     _check_float16(data, model)
-    return save(data, "tflite_float16", path, metadata, {})
+    return save(data, path, target="tflite_float16", metadata=metadata)
 
 
 def _check_float16(data: bytes, model: Any) -> None:
@@ -113,4 +113,5 @@ def export_dynamic(
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
 
     refuse_quantization_aware(model, "its activations would be rounded twice")
-    return save(convert(trace(model, fixed_shape(model, input_shape)), settings), "tflite_dynamic", path, metadata, {})
+    data = convert(trace(model, fixed_shape(model, input_shape)), settings)
+    return save(data, path, target="tflite_dynamic", metadata=metadata)

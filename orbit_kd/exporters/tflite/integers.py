@@ -84,7 +84,7 @@ def export_int8(
     else:
         check_all_int8(data, model)
         details = {"quantization_aware": True}
-    return save(data, "tflite_int8", path, metadata, details)
+    return save(data, path, target="tflite_int8", metadata=metadata, details=details)
 
 
 @target("tflite_int16x8", check=lambda model: check_integers(model, target="tflite_int16x8"))
@@ -125,7 +125,8 @@ def export_int16x8(
             converter.inference_input_type = converter.inference_output_type = tf.int16
 
     data = convert(traced, settings)
-    return save(data, "tflite_int16x8", path, metadata, {"calibration_images": len(images), "seed": seed})
+    details = {"calibration_images": len(images), "seed": seed}
+    return save(data, path, target="tflite_int16x8", metadata=metadata, details=details)
 
 
 def trace_for_integers(model: Any, shape: tuple[int, ...], *, target: str) -> Traced:
@@ -135,7 +136,7 @@ def trace_for_integers(model: Any, shape: tuple[int, ...], *, target: str) -> Tr
         InputError: as `trace`; or a loop.
     """
     ready = ready_for_integers(model)
-    traced = trace(ready, shape, ready.inputs[0].dtype)
+    traced = trace(ready, shape, dtype=ready.inputs[0].dtype)
     if has_loop(traced.function):
         refuse_loops(model, convert(traced), target=target)
     return traced

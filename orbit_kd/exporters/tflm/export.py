@@ -92,7 +92,7 @@ def export_tflm(
     check_flash(data, max_flash, original=original)
     runner = runtimes.load(data, runtime="tflm")
     arena, margin = _arena_bytes(runner), arena_margin(original)
-    check_arena(data, arena, margin, max_arena)
+    check_arena(data, arena, margin=margin, limit=max_arena)
     methods = add_methods(parse(data))
     texts = sources(
         input=_counted(runner.input),

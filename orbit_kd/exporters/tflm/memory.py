@@ -44,7 +44,7 @@ def check_flash(data: bytes, limit: int | None, *, original: bytes | None = None
     )
 
 
-def check_arena(data: bytes, arena: int, margin: int, limit: int | None) -> None:
+def check_arena(data: bytes, arena: int, *, margin: int, limit: int | None) -> None:
     """Refuses a file whose tensors do not fit into the RAM.
 
     Args:

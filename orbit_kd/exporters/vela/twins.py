@@ -64,7 +64,8 @@ def _change(data: bytes, change: Callable[[np.ndarray], np.ndarray]) -> bytes:
     graph = Subgraph(model)
     # kernels that share their constant are changed once
     for tensor in {graph.tensors[tensor].buffer: tensor for _, tensor in _kernel_tensors(model, graph)}.values():
-        set_constant(model, graph.tensors[tensor], change(graph.dense(tensor)).astype(np.int8))
+        changed = change(graph.dense(tensor)).astype(np.int8)
+        set_constant(model, graph.tensors[tensor], values=changed)
     return to_bytes(model)
 
 
