@@ -62,7 +62,11 @@ def parse(data: bytes) -> Any:
 
 def operator_name(model: Any, op: Any) -> str:
     """What the schema calls a builtin operator of a parsed file, e.g. "CONV_2D"; "CUSTOM" for all others."""
-    code = model.operatorCodes[op.opcodeIndex]
+    return code_name(model.operatorCodes[op.opcodeIndex])
+
+
+def code_name(code: Any) -> str:
+    """The same of an entry of the file's operator codes."""
     # The schema's first field for it has a byte: it holds the largest number there for operators that came later.
     return _operator_names()[max(code.builtinCode, code.deprecatedBuiltinCode)]
 

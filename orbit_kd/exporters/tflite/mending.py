@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from orbit_kd.tflite.reader import operator_name
+from orbit_kd.tflite.reader import code_name, operator_name
 from orbit_kd.tflite.writer import add_constant
 
 _PROJECTION, _STATE, _CELL, _HIDDEN = 16, 18, 19, 4  # places among an LSTM's inputs; the last among its intermediates
@@ -85,12 +85,11 @@ def _quantize_code(model: Any) -> int:
     """Index of QUANTIZE among the file's operators, added where it is missing."""
     from ai_edge_litert import schema_py_generated as schema
 
-    quantize = schema.BuiltinOperator.QUANTIZE
     for index, code in enumerate(model.operatorCodes):
-        if max(code.builtinCode, code.deprecatedBuiltinCode) == quantize:
+        if code_name(code) == "QUANTIZE":
             return index
     code = schema.OperatorCodeT()
-    code.builtinCode = code.deprecatedBuiltinCode = quantize
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.QUANTIZE
     code.version = 1
     model.operatorCodes.append(code)
     return len(model.operatorCodes) - 1
