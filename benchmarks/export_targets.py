@@ -26,8 +26,9 @@ from orbit_kd.evaluation.evaluate import model_bytes
 from orbit_kd.evaluation.parity import tflm_parity
 from orbit_kd.exporters import export, find, read_metadata
 from orbit_kd.exporters.hls4ml.project import run_project
-from orbit_kd.exporters.packed.export import layers_of, read_packed
+from orbit_kd.exporters.packed.reading import read_packed
 from orbit_kd.models.saving import fingerprint, load_model
+from orbit_kd.tflite.layers import int8_layers
 
 FLAGS = flags.FLAGS
 MODELS = Path(__file__).parent.parent / "models"
@@ -78,7 +79,7 @@ def run(name: str, target: str) -> Row:
             return row | {"seconds_of": made.details["seconds"], "adders": made.details["adders"]}
         if target == "packed":
             plain = export(model, "tflite_int8", path=Path(folder, "plain.tflite"), calibration=train)
-            same = zip(read_packed(made.path), layers_of(plain.path.read_bytes()), strict=True)
+            same = zip(read_packed(made.path), int8_layers(plain.path.read_bytes()), strict=True)
             exact = all(np.array_equal(a.kernel, b.kernel) for a, b in same)
             return row | {"exact": exact, "details": _plain(made.details)}
         if target.startswith("vela"):

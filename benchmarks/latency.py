@@ -26,7 +26,7 @@ from orbit_kd.evaluation.latency import latency
 from orbit_kd.evaluation.operators import op_latency
 from orbit_kd.exporters import export
 from orbit_kd.models.saving import load_model
-from orbit_kd.tflite.reader import read
+from orbit_kd.tflite.summary import read
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("students_dir", "out/benchmarks/sparsity", "Folder with the trained students.")

@@ -32,8 +32,8 @@ import orbit_kd as okd
 from orbit_kd.errors import InputError
 from orbit_kd.evaluation.latency import latency
 from orbit_kd.exporters import export
-from orbit_kd.exporters.hls4ml.project import count_adders
-from orbit_kd.exporters.packed.export import read_packed
+from orbit_kd.exporters.hls4ml.adders import count_adders
+from orbit_kd.exporters.packed.reading import read_packed
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("runs", 200, "Rounds of the timing.")

@@ -46,7 +46,7 @@ from orbit_kd.runtimes.execution import predict
 from orbit_kd.sparsity.sparsify import keep_zeros, sparsify, strip
 from orbit_kd.sparsity.table import sparsity_table
 from orbit_kd.tflite.nm_check import check_n_m
-from orbit_kd.tflite.reader import read
+from orbit_kd.tflite.summary import read
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("dense_epochs", 20, "Of the dense student.")

@@ -16,9 +16,9 @@ A map of the packages, each importing only those on lower levels:
     3  sparsity       patterns, schedules, wrappers: N:M, UHP, magnitude
     2  datasets       builders, folders, preprocessing, labels, batches of any kind, samples
     2  models         Keras models as objects: graph walk, heads, Keras 3, saving, copies, wrappers
-    2  tflite         .tflite files: reader, writer, N:M check
+    2  tflite         .tflite files: reader, subgraphs, summary, layers with weights, N:M check, writer
     2  reports        report, words, tables, figures, page
-    1  support        files, stages, digests, progress, text tables, extras
+    1  support        files, stages, digests, N:M groups, progress, text tables, extras
     0  registry, errors
 
 The public names below are loaded on first use (PEP 562), so that importing the package, or asking a tool for --help,

@@ -16,8 +16,9 @@ from orbit_kd.errors import InputError
 from orbit_kd.evaluation.latency import delegates, latency, ready_call
 from orbit_kd.evaluation.operators import cut_operators, op_latency
 from orbit_kd.exporters import export
-from orbit_kd.tflite.reader import parse, read
-from orbit_kd.tflite.writer import pack
+from orbit_kd.tflite.reader import parse
+from orbit_kd.tflite.summary import read
+from orbit_kd.tflite.writer import to_bytes
 
 layers = keras.layers
 TOOL = Path(__file__).parent.parent / "tools" / "benchmark.py"
@@ -95,7 +96,7 @@ def test_float16_weights_come_along_through_their_dequantize(tmp_path):
 
 
 def test_packing_a_file_again_changes_nothing_and_aligns_its_weights(paths):
-    data = pack(parse(paths["small_int8"].read_bytes()))
+    data = to_bytes(parse(paths["small_int8"].read_bytes()))
     before, after = read(paths["small_int8"]), read(data)
     assert after.ops == before.ops
     for buffer in parse(data).buffers:

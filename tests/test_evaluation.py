@@ -18,7 +18,7 @@ from orbit_kd.evaluation import evaluate as evaluation
 from orbit_kd.evaluation.evaluate import evaluate, logits, zeros_added
 from orbit_kd.evaluation.metrics import accuracy, confusion_matrix, mcnemar
 from orbit_kd.exporters import export
-from orbit_kd.tflite.reader import read
+from orbit_kd.tflite.summary import read
 
 layers = keras.layers
 CLASSES = 4

@@ -22,7 +22,8 @@ from orbit_kd.errors import InputError
 from orbit_kd.exporters import Artifact, export, export_all, file_of, open_artifact, read_metadata, targets
 from orbit_kd.exporters.c_array import read_c_array
 from orbit_kd.tflite.nm_check import check_n_m
-from orbit_kd.tflite.reader import parse, read
+from orbit_kd.tflite.reader import parse
+from orbit_kd.tflite.summary import read
 
 layers = keras.layers
 

@@ -15,7 +15,7 @@ from orbit_kd.datasets import Data
 from orbit_kd.errors import InputError
 from orbit_kd.evaluation.parity import tflm_parity
 from orbit_kd.exporters import check, export
-from orbit_kd.exporters.hls4ml import project as hls4ml_project
+from orbit_kd.exporters.hls4ml import adders as hls4ml_adders
 from orbit_kd.exporters.tflm import export as tflm
 from orbit_kd.exporters.tflm.operators import operator_names
 from orbit_kd.models import copies as sparsity_models
@@ -390,14 +390,14 @@ def test_a_kernel_without_zeros_is_counted_once(monkeypatch):
     pytest.importorskip("da4ml")
     jobs = []
 
-    def job(name: str, request: dict, scratch: str, failure: str) -> dict[str, int]:
+    def job(name: str, request: dict, *, scratch: str, failure: str) -> dict[str, int]:
         with np.load(Path(scratch, request["kernels"])) as kernels:
             jobs.extend(kernels.files)
             return {key: int(np.count_nonzero(kernels[key])) for key in kernels.files}
 
-    monkeypatch.setattr(hls4ml_project, "_job", job)
+    monkeypatch.setattr(hls4ml_adders, "run_job", job)
     full, holed = np.full((4, 3), 5), np.array([[1, 0], [2, 3]])
-    told = hls4ml_project.count_adders({"full": full, "holed": holed}, limit=100)
+    told = hls4ml_adders.count_adders({"full": full, "holed": holed}, limit=100)
     assert len(jobs) == 3
     assert told["full"] == {"adders": 12, "dense_adders": 12, "zeros": 0}
     assert told["holed"] == {"adders": 3, "dense_adders": 4, "zeros": 1}

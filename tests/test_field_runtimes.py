@@ -18,7 +18,9 @@ from orbit_kd.errors import InputError
 from orbit_kd.evaluation.operators import op_latency
 from orbit_kd.exporters.c_array import read_c_array
 from orbit_kd.support.native_log import native_stderr
-from orbit_kd.tflite.reader import State, parse, read, state_of
+from orbit_kd.tflite.reader import parse
+from orbit_kd.tflite.state import State, state_of
+from orbit_kd.tflite.summary import read
 
 layers = keras.layers
 RUNTIMES = ("litert", "litert_reference", "tflm")

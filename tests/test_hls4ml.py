@@ -17,9 +17,12 @@ from orbit_kd.datasets import load
 from orbit_kd.datasets.preprocessing import Preprocess
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import Artifact, export, open_artifact
-from orbit_kd.exporters.hls4ml import project as hls4ml_project
-from orbit_kd.exporters.hls4ml.network import Fixed, plain, precisions, ranges
-from orbit_kd.exporters.hls4ml.project import build, count_adders, fitting_reuse_factor, run_project
+from orbit_kd.exporters.hls4ml import export as hls4ml_export
+from orbit_kd.exporters.hls4ml.adders import count_adders
+from orbit_kd.exporters.hls4ml.limits import fitting_reuse_factor
+from orbit_kd.exporters.hls4ml.network import plain
+from orbit_kd.exporters.hls4ml.precision import Fixed, precisions, ranges
+from orbit_kd.exporters.hls4ml.project import build, run_project
 from orbit_kd.models.networks import build as network_of
 from orbit_kd.reports import tables
 from orbit_kd.runtimes.compiled import NOTE
@@ -225,9 +228,9 @@ def test_zeros_save_adders_and_what_is_too_large_is_not_run():
 def test_reuse_factors_are_those_that_the_templates_compute():
     for inputs, outputs in ((12, 24), (9, 16), (7, 5), (1, 1)):
         for wanted in (1, 4, 64, 1000):
-            factor = fitting_reuse_factor(inputs, outputs, wanted)
+            factor = fitting_reuse_factor(inputs, outputs, wanted=wanted)
             assert inputs * outputs % factor == 0 and (inputs % factor == 0 or factor % inputs == 0)
-    assert fitting_reuse_factor(16, 16, 64) == 64 and fitting_reuse_factor(12, 24, 64) == 72
+    assert fitting_reuse_factor(16, 16, wanted=64) == 64 and fitting_reuse_factor(12, 24, wanted=64) == 72
 
 
 def checked_as_a_runtime(model, made, folder, x) -> np.ndarray:
@@ -318,7 +321,7 @@ def test_a_dense_network_in_parallel_and_too_few_bits_show(tmp_path, features):
 
 @pytest.mark.slow
 def test_a_build_that_fails_is_told(tmp_path, features, monkeypatch):
-    monkeypatch.setattr(hls4ml_project, "PROJECT", "broken name")
+    monkeypatch.setattr(hls4ml_export, "PROJECT", "broken name")
     with pytest.raises(InputError, match=r"does not compile|cannot convert"):
         export(tiny(), "hls4ml", path=tmp_path / "p", calibration=features)
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import export, export_all
-from orbit_kd.exporters.packed.export import layers_of, read_packed
-from orbit_kd.exporters.packed.packing import INDEX_KINDS, Packed, pack, pack_bits, unpack, unpack_bits
+from orbit_kd.exporters.packed.packing import INDEX_KINDS, PackedKernel, pack, pack_bits, unpack, unpack_bits
+from orbit_kd.exporters.packed.reading import read_packed
+from orbit_kd.tflite.layers import int8_layers
 
 layers = keras.layers
 
@@ -40,8 +41,8 @@ patterns = st.integers(1, 64).flatmap(lambda m: st.tuples(st.integers(1, m), st.
 def test_unpack_gives_back_exactly_what_was_packed_also_through_bytes(pattern, outer, channels, index, full):
     n, m = pattern
     kernel = sparse((*outer, channels), n, m, full=full)
-    packed = pack(kernel, n, m, index=index)
-    again = Packed.of_bytes(packed.value_bytes, packed.index_bytes, shape=kernel.shape, n=n, m=m, index=index)
+    packed = pack(kernel, n=n, m=m, index=index)
+    again = PackedKernel.of_bytes(packed.value_bytes, packed.index_bytes, shape=kernel.shape, n=n, m=m, index=index)
     for one in (packed, again):
         out = unpack(one)
         assert out.dtype == np.int8 and out.shape == kernel.shape
@@ -58,7 +59,7 @@ def test_bit_fields_come_back(width, numbers):
     fields = np.array([n & ((1 << width) - 1) for n in numbers], np.uint64)
     data = pack_bits(fields, width)
     assert len(data) == math.ceil(width * len(fields) / 8)
-    np.testing.assert_array_equal(unpack_bits(data, width, len(fields)), fields)
+    np.testing.assert_array_equal(unpack_bits(data, width=width, count=len(fields)), fields)
 
 
 @settings(max_examples=30, deadline=None)
@@ -69,28 +70,28 @@ def test_one_non_zero_too_many_is_always_refused(seed):
     zeros = np.argwhere(kernel == 0)
     kernel[tuple(zeros[rng.integers(len(zeros))])] = 1
     with pytest.raises(InputError, match="1 of 24 groups have more than 2 non-zeros in 4 channels"):
-        pack(kernel, 2, 4)
+        pack(kernel, n=2, m=4)
 
 
 def test_the_bits_of_2_4_are_those_of_the_documentation():
     kernel = np.array([[0, 5, 0, -1, 7, 0, 0, 0]], np.int8)  # places {1, 3}; then one value, filled up to {0, 1}
-    packed = pack(kernel, 2, 4)
+    packed = pack(kernel, n=2, m=4)
     assert packed.values.tolist() == [[5, -1], [7, 0]]
     assert packed.index_bytes == bytes([0b01_00_11_01])
-    codes = pack(kernel, 2, 4, index="codes")
+    codes = pack(kernel, n=2, m=4, index="codes")
     assert codes.fields.ravel().tolist() == [4, 0]
     assert codes.index_bytes == bytes([0b000_100])
     pairs = [(0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3)]
     for rank, pair in enumerate(pairs):
         kernel = np.zeros((1, 4), np.int8)
         kernel[0, list(pair)] = 1
-        assert pack(kernel, 2, 4, index="codes").fields.item() == rank
+        assert pack(kernel, n=2, m=4, index="codes").fields.item() == rank
 
 
 @pytest.mark.parametrize(("index", "ratio"), [("positions", 0.625), ("codes", 0.59375)])
 def test_2_4_takes_the_promised_part_of_dense_int8(index, ratio):
     kernel = sparse((16, 3, 3, 32), 2, 4)
-    packed = pack(kernel, 2, 4, index=index)
+    packed = pack(kernel, n=2, m=4, index=index)
     assert (len(packed.value_bytes) + len(packed.index_bytes)) / kernel.nbytes == ratio
 
 
@@ -98,15 +99,15 @@ def test_bad_patterns_types_and_bytes_are_refused():
     kernel = sparse((4, 8), 2, 4)
     for n, m in ((0, 4), (5, 4), (2, 65)):
         with pytest.raises(InputError, match=f"Pattern {n}:{m}"):
-            pack(kernel, n, m)
+            pack(kernel, n=n, m=m)
     with pytest.raises(InputError, match="index='bitmap'"):
-        pack(kernel, 2, 4, index="bitmap")
+        pack(kernel, n=2, m=4, index="bitmap")
     with pytest.raises(InputError, match="type float32"):
-        pack(kernel.astype(np.float32), 2, 4)
-    packed = pack(kernel, 2, 4)
+        pack(kernel.astype(np.float32), n=2, m=4)
+    packed = pack(kernel, n=2, m=4)
     with pytest.raises(InputError, match="16 and 4 bytes at 2:4"):
-        Packed.of_bytes(packed.value_bytes, b"", shape=(4, 8), n=2, m=4)
-    wrong = Packed.of_bytes(packed.value_bytes, b"\xff\xff\xff", shape=(4, 8), n=2, m=4, index="codes")
+        PackedKernel.of_bytes(packed.value_bytes, b"", shape=(4, 8), n=2, m=4)
+    wrong = PackedKernel.of_bytes(packed.value_bytes, b"\xff\xff\xff", shape=(4, 8), n=2, m=4, index="codes")
     with pytest.raises(InputError, match="The index 7 in codes of 2:4"):
         unpack(wrong)
 
@@ -145,7 +146,7 @@ def words(path) -> list[int]:
 @pytest.mark.parametrize("index", INDEX_KINDS)
 def test_the_folder_gives_back_every_weight_bias_and_scale_of_the_file(tmp_path, file, index):
     artifact = export(file, "packed", path=tmp_path / "p", index=index)
-    expected, found = layers_of(file.read_bytes()), read_packed(tmp_path / "p")
+    expected, found = int8_layers(file.read_bytes()), read_packed(tmp_path / "p")
     assert [layer.op for layer in found] == [
         "CONV_2D",
         "CONV_2D",
@@ -181,7 +182,7 @@ def test_block_ram_images_hold_the_weights(tmp_path, file, index, suffix):
     export(file, "packed", path=tmp_path / "p", index=index)
     manifest = json.loads((tmp_path / "p" / "manifest.json").read_text())
     pairs = [(0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3)]
-    for row, layer in zip(manifest["layers"], layers_of(file.read_bytes()), strict=True):
+    for row, layer in zip(manifest["layers"], int8_layers(file.read_bytes()), strict=True):
         values = words(tmp_path / "p" / f"{row['images']['values']}{suffix}")
         bias = words(tmp_path / "p" / f"{row['images']['bias']}{suffix}") if layer.bias.size else []
         np.testing.assert_array_equal(np.array(bias, np.uint32).view(np.int32), layer.bias)
@@ -216,7 +217,7 @@ def test_export_all_packs_the_int8_file_it_wrote(tmp_path):
     images = np.random.default_rng(1).normal(size=(16, 8, 8, 3)).astype(np.float32)
     packed, int8 = export_all(net(), ["packed", "tflite_int8"], folder=tmp_path, stem="s", calibration=images)
     assert packed.path == tmp_path / "s_packed" / "weights.bin"
-    np.testing.assert_array_equal(read_packed(packed.path)[1].kernel, layers_of(int8.path.read_bytes())[1].kernel)
+    np.testing.assert_array_equal(read_packed(packed.path)[1].kernel, int8_layers(int8.path.read_bytes())[1].kernel)
 
 
 def test_damaged_folders_and_float_files_are_refused(tmp_path, file):

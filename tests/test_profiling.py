@@ -30,7 +30,7 @@ def test_counts_by_hand():
 @pytest.mark.parametrize("name", ["vgg16", "resnet20", "mobilenet_v1"])
 def test_macs_equal_those_of_the_tflite_file(name, tmp_path):
     from orbit_kd.exporters import export
-    from orbit_kd.tflite.reader import read
+    from orbit_kd.tflite.summary import read
 
     model = networks.build(name, (32, 32, 3), classes=5, width=0.25)
     artifact = export(model, "tflite_float32", path=tmp_path / "m.tflite")

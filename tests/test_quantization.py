@@ -22,7 +22,8 @@ from orbit_kd.removal.planning import plan_removal
 from orbit_kd.removal.surgery import remove_filters
 from orbit_kd.sparsity.sparsify import sparsify, strip
 from orbit_kd.tflite.nm_check import check_n_m
-from orbit_kd.tflite.reader import parse, read
+from orbit_kd.tflite.reader import parse
+from orbit_kd.tflite.summary import read
 
 L = keras.layers
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

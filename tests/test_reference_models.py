@@ -14,8 +14,9 @@ from orbit_kd.datasets import load
 from orbit_kd.datasets.preprocessing import Preprocess
 from orbit_kd.exporters import export, find, read_metadata
 from orbit_kd.exporters.hls4ml.project import run_project
-from orbit_kd.exporters.packed.export import layers_of, read_packed
+from orbit_kd.exporters.packed.reading import read_packed
 from orbit_kd.models.saving import load_model
+from orbit_kd.tflite.layers import int8_layers
 
 FOLDERS = sorted(p.parent for p in Path(__file__).parent.with_name("models").glob("*mstar*/student.keras"))
 # largest difference from Keras as a part of its largest output
@@ -67,7 +68,7 @@ def test_a_file_says_what_keras_says(student, target, tmp_path):
 def test_packed_kernels_are_those_of_the_int8_file(student, tmp_path):
     plain = export(student.model, "tflite_int8", path=tmp_path / "plain.tflite", calibration=student.calibration)
     made = export(student.model, "packed", path=tmp_path / "packed", calibration=student.calibration)
-    for ours, theirs in zip(read_packed(made.path), layers_of(plain.path.read_bytes()), strict=True):
+    for ours, theirs in zip(read_packed(made.path), int8_layers(plain.path.read_bytes()), strict=True):
         np.testing.assert_array_equal(ours.kernel, theirs.kernel)
         np.testing.assert_array_equal(ours.bias, theirs.bias)
 

@@ -128,7 +128,7 @@ def test_a_plan_survives_json_and_refuses_other_networks():
 
 def test_a_plan_prints_widths_and_reasons():
     text = str(plan_removal(networks.build("vgg16", (32, 32, 1), classes=5, width=0.25), ratio=0.5))
-    assert "block1_conv1" in text and "16 ->  8" in text and "kept: model output" in text and "x fewer" in text
+    assert "block1_conv1" in text and "16  ->   8" in text and "kept: model output" in text and "x fewer" in text
 
 
 @pytest.mark.parametrize(

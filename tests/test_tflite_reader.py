@@ -11,7 +11,8 @@ from orbit_kd import runtimes
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import export
 from orbit_kd.tflite.nm_check import check_n_m
-from orbit_kd.tflite.reader import parse, read, read_bytes
+from orbit_kd.tflite.reader import parse, read_bytes
+from orbit_kd.tflite.summary import read
 
 layers = keras.layers
 CONVOLUTIONS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")

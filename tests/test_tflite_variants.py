@@ -14,7 +14,7 @@ from orbit_kd import runtimes
 from orbit_kd.errors import InputError
 from orbit_kd.evaluation.parity import tflm_parity
 from orbit_kd.exporters import export, open_artifact, read_metadata
-from orbit_kd.tflite.reader import read
+from orbit_kd.tflite.summary import read
 
 layers = keras.layers
 VARIANTS = ["tflite_float16", "tflite_dynamic", "tflite_int16x8"]

@@ -371,9 +371,9 @@ def test_a_compressed_file_that_computes_otherwise_is_refused(clustered, tmp_pat
 
 
 def per_tensor_candidates(data: bytes) -> list[int]:
-    from orbit_kd.tflite.reader import Graph
+    from orbit_kd.tflite.subgraph import Subgraph
 
-    graph = Graph(parse(data))
+    graph = Subgraph(parse(data))
     kernels = [k for k in map(graph.kernel, graph.operators) if k is not None]
     found = [
         k for k in kernels if len(np.unique(graph.dense(k))) <= 128 and len(graph.tensors[k].quantization.scale) > 1

@@ -23,34 +23,46 @@ flags.DEFINE_boolean("per_op", False, "Time every operator, too, each in a file 
 
 def files(macs: list[float], times: Any) -> None:
     """One line a file: how the speed-up compares to what the MACs promise."""
-    from orbit_kd.tflite.reader import count_text
+    from orbit_kd.support.text_table import aligned
+    from orbit_kd.tflite.summary import count_text
 
-    print(f"{'file':<44}{'MACs':>14}{'ms':>10}{'faster':>9}{'quartiles':>15}{'MACs ratio':>12}{'of it':>7}")
+    rows = [("file", "MACs", "ms", "faster", "quartiles", "MACs ratio", "of it")]
     for path, count, time in zip(FLAGS.models, macs, times, strict=True):
         promised = macs[0] / count if count else float("nan")
-        print(
-            f"{path[-43:]:<44}{count_text(count):>14}{time.milliseconds:>10.3f}{time.ratio:>8.2f}x"
-            f"{f'{time.low:.2f}-{time.high:.2f}':>15}{promised:>11.2f}x{time.ratio / promised:>7.2f}"
+        rows.append(
+            (
+                path[-43:],
+                count_text(count),
+                f"{time.milliseconds:.3f}",
+                f"{time.ratio:.2f}x",
+                f"{time.low:.2f}-{time.high:.2f}",
+                f"{promised:.2f}x",
+                f"{time.ratio / promised:.2f}",
+            )
         )
+    print("\n".join(aligned(rows, "<>>>>>>")))
 
 
 def operators(times: Any) -> None:
     """Operators side by side: the first file's, and against it each other file's."""
-    from orbit_kd.tflite.reader import count_text
+    from orbit_kd.support.text_table import aligned
+    from orbit_kd.tflite.summary import count_text
 
     for path, file in zip(FLAGS.models, times, strict=True):
         print(f"\n{path}: operators, each timed alone; their sum is {file.covered:.2f} of the whole file's time")
-        print(f"{'operator':<20}{'output':<34}{'MACs':>14}{'ms':>10}{'faster':>9}{'MACs ratio':>12}{'of it':>7}")
+        rows = [("operator", "output", "MACs", "ms", "faster", "MACs ratio", "of it")]
         for op, first in zip_longest(file.ops, times[0].ops):
             if op is None:
                 continue
-            line = f"{op.op:<20}{op.name.split(';')[-1][-33:]:<34}{count_text(op.macs):>14}{op.milliseconds:>10.4f}"
+            faster = ratio = reached = ""
             if file is not times[0] and first is not None and first.op == op.op:
-                faster = first.milliseconds / op.milliseconds
-                line += f"{faster:>8.2f}x"
+                times_faster = first.milliseconds / op.milliseconds
+                faster = f"{times_faster:.2f}x"
                 if op.macs:
-                    line += f"{first.macs / op.macs:>11.2f}x{faster * op.macs / first.macs:>7.2f}"
-            print(line)
+                    ratio, reached = f"{first.macs / op.macs:.2f}x", f"{times_faster * op.macs / first.macs:.2f}"
+            output = op.name.split(";")[-1][-33:]
+            rows.append((op.op, output, count_text(op.macs), f"{op.milliseconds:.4f}", faster, ratio, reached))
+        print("\n".join(aligned(rows, "<<>>>>>")))
 
 
 def main() -> None:
@@ -59,7 +71,7 @@ def main() -> None:
     from orbit_kd.errors import InputError
     from orbit_kd.evaluation.latency import delegates, latency
     from orbit_kd.evaluation.operators import op_latency
-    from orbit_kd.tflite.reader import read
+    from orbit_kd.tflite.summary import read
 
     wrong = next((t for t in FLAGS.threads if not t.isdigit() or t == "0"), None)
     if wrong is not None:

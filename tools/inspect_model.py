@@ -16,7 +16,7 @@ define_trust()
 def main() -> None:
     required("model")
     if FLAGS.model.endswith(".tflite"):
-        from orbit_kd.tflite.reader import read
+        from orbit_kd.tflite.summary import read
 
         print(read(FLAGS.model))
         return

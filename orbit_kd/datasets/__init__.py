@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +18,7 @@ from orbit_kd.datasets.preprocessing import Preprocess
 from orbit_kd.datasets.renderings import Renderings
 from orbit_kd.errors import InputError
 from orbit_kd.registry import Registry
+from orbit_kd.support.digests import digest
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -100,7 +99,6 @@ def load(
     parts = dict(zip(parts, np.split(np.arange(len(used)), ends[:-1]), strict=True))
 
     how = {"preprocess": preprocess.to_dict(), "validation": validation, "seed": seed, "limit": limit}
-    told = f"{source.identity}\n{json.dumps(how, sort_keys=True)}"
     return _data.from_examples(
         images,
         source.labels[used],
@@ -108,7 +106,7 @@ def load(
         preprocess=preprocess,
         batch_size=batch_size,
         class_names=source.class_names,
-        fingerprint=hashlib.sha256(told.encode("utf-8", "surrogateescape")).hexdigest(),
+        fingerprint=digest(source.identity, how),
     )
 
 

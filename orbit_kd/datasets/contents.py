@@ -1,4 +1,4 @@
-"""What data hold, whatever order they come in: digests, classes, and whether another pass brings the same."""
+"""What data hold, whatever order they come in: hashes, classes, and whether another pass brings the same."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Contents:
     """One split.
 
     Attributes:
-        examples: sum of the digests of all examples (image and label), modulo 2^128: the same in any order.
+        examples: sum of the hashes of all examples (image and label), modulo 2^128: the same in any order.
         labels: the same of the labels alone.
-        known: a short digest of each example.
+        known: the hash of each example.
         classes: class -> number of examples; of rows, the class of the largest value. None for other labels.
         width: values a label row has; None for class numbers.
         problem: why there are no classes.
-        again: digests of the first examples of another pass.
+        again: hashes of the first examples of another pass.
         varies: that pass brings other images (random augmentation).
         shuffled: that pass brings another order.
     """
@@ -43,8 +43,8 @@ class Contents:
     shuffled: bool
 
 
-def digests(*arrays: Any) -> list[int]:
-    """A 128-bit digest of each example of arrays (n, ...)."""
+def hashes(*arrays: Any) -> list[int]:
+    """A number of 128 bits for each example of arrays (n, ...)."""
     parts = [np.ascontiguousarray(a) for a in arrays]
     salt = "".join(f"{p.dtype}{p.shape[1:]}" for p in parts).encode()
     found = []
@@ -57,7 +57,7 @@ def digests(*arrays: Any) -> list[int]:
 
 
 def total(found: Iterable[int]) -> int:
-    """One digest of many, whatever their order; an example that comes twice counts twice."""
+    """One number for many, whatever their order; an example that comes twice counts twice."""
     return sum(found) % _MODULUS
 
 
@@ -68,7 +68,7 @@ def read(batches: Any) -> Contents:
     classes: Counter[int] = Counter()
     width, problem = None, None
     for number, (x, y, *_) in enumerate(batches.as_numpy_iterator()):
-        pairs, alone = digests(x, y), digests(y)
+        pairs, alone = hashes(x, y), hashes(y)
         examples, labels = total([examples, *pairs]), total([labels, *alone])
         known.update(pairs)
         if number < 2:
@@ -82,7 +82,7 @@ def read(batches: Any) -> Contents:
                 classes.update(class_numbers(y).tolist())
             except InputError as error:
                 problem = error
-    second = [(digests(x, y), digests(y)) for x, y, *_ in batches.take(2).as_numpy_iterator()]
+    second = [(hashes(x, y), hashes(y)) for x, y, *_ in batches.take(2).as_numpy_iterator()]
     again, labels_again = ([d for pair in second for d in pair[i]] for i in (0, 1))
     varies = not known.issuperset(again)
     return Contents(

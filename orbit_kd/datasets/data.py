@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from orbit_kd.datasets.images import Images
 from orbit_kd.datasets.labels import check_alike
 from orbit_kd.datasets.preprocessing import Preprocess
 from orbit_kd.errors import InputError
+from orbit_kd.support.digests import digest
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -87,8 +87,7 @@ class Data:
         """
         if self.fingerprint:
             return self.fingerprint
-        told = [f"{c.labels if c.varies else c.examples:032x}" for c in self.contents.values()]
-        return hashlib.sha256("".join(told).encode()).hexdigest()
+        return digest([f"{c.labels if c.varies else c.examples:032x}" for c in self.contents.values()])
 
     @functools.cached_property
     def contents(self) -> dict[str, contents.Contents]:

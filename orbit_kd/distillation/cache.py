@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from orbit_kd.distillation import chunks
 from orbit_kd.distillation.cache_filling import Filler, Structure
 from orbit_kd.distillation.teachers import Teachers
 from orbit_kd.errors import InputError
+from orbit_kd.support.digests import digest
 
 
 class TeacherCache:
@@ -235,7 +235,7 @@ def cache_teacher(
         batch_size=views[0].batch_size,
         seed=seed,
         teacher=key,
-        data=hashlib.sha256(repr([view.names for view in views]).encode()).hexdigest(),
+        data=digest([view.names for view in views]),
         hit=not filler.ran,
         total=views[0].total,
         shards=shard[1],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 import json
 from collections.abc import Sequence
@@ -14,11 +13,12 @@ import numpy as np
 import tensorflow as tf
 
 from orbit_kd.datasets.batches import Batches
-from orbit_kd.datasets.contents import digests, total
+from orbit_kd.datasets.contents import hashes, total
 from orbit_kd.distillation import chunks
 from orbit_kd.distillation.teachers import Teachers
 from orbit_kd.errors import InputError
 from orbit_kd.models.tracing import traced
+from orbit_kd.support.digests import ArrayDigest, digest
 from orbit_kd.support.files import write_file
 from orbit_kd.support.progress import track
 
@@ -92,7 +92,7 @@ class Filler:
         known = self._known(index)
         if known is not None:
             return View(*known, structure, batch_size)
-        found, names, labels, examples, rows = [], [], hashlib.sha256(), 0, 0
+        found, names, labels, examples, rows = [], [], ArrayDigest(), 0, 0
         for batch in track(itertools.chain([first], batches), label, total=source.count):
             sample = _sample(batch)
             rows, before = rows + _rows(sample), rows
@@ -102,9 +102,9 @@ class Filler:
                     continue
             flat = [np.asarray(v) for v in tf.nest.flatten(sample)]
             for values in tf.nest.flatten(sample[1]):
-                labels.update(np.ascontiguousarray(values).data)
-            examples = total([examples, *digests(*flat)])
-            names.append(chunks.digest(flat, salt=repr((_VERSION, self._layers))))
+                labels.add(values)
+            examples = total([examples, *hashes(*flat)])
+            names.append(digest(_VERSION, self._layers, *flat))
             found.append(self._chunk(names[-1], sample[0], flat))
         if not found:
             raise InputError(
@@ -114,9 +114,9 @@ class Filler:
             )
         told = f"{examples:032x}"
         if index is not None:
-            about = {"names": names, "labels": labels.hexdigest(), "examples": told, "total": rows}
+            about = {"names": names, "labels": str(labels), "examples": told, "total": rows}
             write_file(index, json.dumps(about))
-        return View(found, names, labels.hexdigest(), told, rows, structure, batch_size)
+        return View(found, names, str(labels), told, rows, structure, batch_size)
 
     def _part(self, sample: Any, before: int) -> Any:
         """This shard's samples of a batch that comes after `before` others."""
@@ -128,7 +128,7 @@ class Filler:
         records = None if path is None else chunks.load(path)
         if records is None:
             self.ran += 1
-            records = chunks.pack(flat, [v.numpy() for v in self._teach(x)])
+            records = chunks.as_records(flat, [v.numpy() for v in self._teach(x)])
             if path is not None:
                 chunks.save(path, records)
                 return np.load(path, mmap_mode="r", allow_pickle=False)
@@ -143,8 +143,7 @@ class Filler:
         if data_key is None or self._folder is None:
             return None
         shard = () if self._shards == 1 else (self._index_of_shard, self._shards)
-        salt = repr((_VERSION, self._layers, data_key, *shard)).encode()
-        return self._folder / f"{hashlib.sha256(salt).hexdigest()}.json"
+        return self._folder / f"{digest(_VERSION, self._layers, data_key, *shard)}.json"
 
     def _known(self, index: Path | None) -> tuple[list[np.ndarray], list[str], str, str, int] | None:
         """The chunks that an index lists, if all are there, with what else a view holds of them."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from orbit_kd.errors import InputError
 from orbit_kd.support.files import replace_file
 
 
-def pack(exact: Sequence[np.ndarray], rounded: Sequence[np.ndarray]) -> np.ndarray:
+def as_records(exact: Sequence[np.ndarray], rounded: Sequence[np.ndarray]) -> np.ndarray:
     """Records with fields f0, f1, ... of the arrays' rows.
 
     Args:
@@ -43,15 +42,6 @@ def load(path: Path) -> np.ndarray | None:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
-
-
-def digest(arrays: Sequence[np.ndarray], *, salt: str = "") -> str:
-    """sha256 of types, shapes and values."""
-    result = hashlib.sha256(salt.encode())
-    for array in arrays:
-        result.update(f"{array.dtype}{array.shape}".encode())
-        result.update(np.ascontiguousarray(array).data)
-    return result.hexdigest()
 
 
 class Records:

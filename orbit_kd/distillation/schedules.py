@@ -15,7 +15,7 @@ import tf_keras as keras
 from orbit_kd.errors import InputError
 from orbit_kd.models.keras3.objects import to_tf_keras
 
-Schedule = keras.optimizers.schedules.LearningRateSchedule
+LearningRateSchedule = keras.optimizers.schedules.LearningRateSchedule
 Number = float | Callable[[Any], Any]  # a Keras schedule is callable too
 
 
@@ -64,12 +64,12 @@ class Scheduled:
         # a schedule of Keras 3 would pass for a function of the epoch
         self.value, self.name, self.low, self.high = to_tf_keras(value), name, low, high
         self._variable: tf.Variable | None = None
-        if not callable(self.value) and not isinstance(self.value, Schedule):
+        if not callable(self.value) and not isinstance(self.value, LearningRateSchedule):
             self._check(self.value)
 
     @property
     def by_epoch(self) -> bool:
-        return callable(self.value) and not isinstance(self.value, Schedule)
+        return callable(self.value) and not isinstance(self.value, LearningRateSchedule)
 
     def _check(self, value: Any) -> float:
         if not isinstance(value, (int, float, np.number)) or not self.low <= float(value) <= self.high:
@@ -96,7 +96,7 @@ class Scheduled:
 
     def at(self, step: tf.Tensor | int) -> tf.Tensor:
         """The value now, a float32 scalar; `step` is the optimizer's iteration count."""
-        if isinstance(self.value, Schedule):
+        if isinstance(self.value, LearningRateSchedule):
             return tf.cast(self.value(step), tf.float32)
         if self.by_epoch:
             self.build()

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
@@ -16,6 +14,7 @@ from orbit_kd.distillation.features import find_layer, recording
 from orbit_kd.errors import InputError
 from orbit_kd.models.conversion import as_tf_keras
 from orbit_kd.models.heads import heads, logits_of, output_names
+from orbit_kd.support.digests import digest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,13 +85,7 @@ class Teachers:
 
     def fingerprint(self) -> str:
         """sha256 over all weights, architectures and mixing weights: equal exactly when the outputs are."""
-        digest = hashlib.sha256(repr(self.weights).encode())
-        for model in self.models:
-            digest.update(_architecture(model).encode())
-            for value in model.get_weights():
-                digest.update(f"{value.dtype}{value.shape}".encode())
-                digest.update(np.ascontiguousarray(value).data)
-        return digest.hexdigest()
+        return digest(self.weights, [(_architecture(model), model.get_weights()) for model in self.models])
 
 
 def _architecture(model: keras.Model) -> str:

@@ -28,7 +28,8 @@ from orbit_kd.reports.report import Report
 from orbit_kd.reports.words import shipped
 from orbit_kd.support.progress import track
 from orbit_kd.support.versions import versions
-from orbit_kd.tflite.reader import TfliteSummary, read, read_bytes
+from orbit_kd.tflite.reader import read_bytes
+from orbit_kd.tflite.summary import TfliteSummary, read
 
 log = logging.getLogger("orbit_kd")
 

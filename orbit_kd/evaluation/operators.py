@@ -19,9 +19,10 @@ import numpy as np
 from orbit_kd import runtimes
 from orbit_kd.errors import InputError
 from orbit_kd.evaluation.latency import interleaved, ready_call
-from orbit_kd.tflite.reader import Graph, parse, read, read_bytes
-from orbit_kd.tflite.subgraphs import CALLS
-from orbit_kd.tflite.writer import pack
+from orbit_kd.tflite.operators import CALLS
+from orbit_kd.tflite.reader import operator_name, parse, read_bytes
+from orbit_kd.tflite.summary import read
+from orbit_kd.tflite.writer import to_bytes
 
 _VARIABLES = {"CALL_ONCE", "VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE"}
 
@@ -33,7 +34,7 @@ class OpTime:
     Attributes:
         op: builtin name, e.g. "CONV_2D".
         name: of its first output tensor.
-        macs: multiply-accumulates; NaN as in `tflite_reader.Op`.
+        macs: multiply-accumulates; NaN as in `summary.Op`.
         milliseconds: fastest round of the operator alone.
     """
 
@@ -113,11 +114,11 @@ def cut_operators(data: bytes) -> list[tuple[str, bytes]]:
         InputError: not a .tflite file.
     """
     model = parse(data)
-    graph, names = model.subgraphs[0], Graph(model)
+    graph = model.subgraphs[0]
     fed = _constant_fed(parse(data))
     files = []
     for index, op in enumerate(graph.operators):
-        if index not in fed and names.name(op) not in _VARIABLES:
+        if index not in fed and operator_name(model, op) not in _VARIABLES:
             files.append((graph.tensors[op.outputs[0]].name.decode(), _alone(parse(data), index, fed)))
     return files
 
@@ -167,7 +168,7 @@ def _alone(model: Any, index: int, fed: set[int]) -> bytes:
     graph.tensors = [graph.tensors[tensor] for tensor in used]
     graph.inputs = np.array([place[i] for i in dict.fromkeys(inputs)], np.int32)
     graph.outputs = np.array([place[i] for i in outputs], np.int32)
-    loop = Graph(model, 0).name(op) in CALLS
+    loop = operator_name(model, op) in CALLS
     model.subgraphs = model.subgraphs if loop else [graph]
     empty, buffers = model.buffers[0], model.buffers
     model.buffers = [empty]
@@ -175,4 +176,4 @@ def _alone(model: Any, index: int, fed: set[int]) -> bytes:
         model.buffers.append(buffers[tensor.buffer])
         tensor.buffer = len(model.buffers) - 1
     model.metadata, model.metadataBuffer, model.signatureDefs = None, None, None
-    return pack(model)
+    return to_bytes(model)

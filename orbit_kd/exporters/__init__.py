@@ -2,12 +2,12 @@
 
 from orbit_kd.exporters import c_array, onnx  # noqa: F401  each files its targets
 from orbit_kd.exporters.artifact import Artifact
-from orbit_kd.exporters.hls4ml import project  # noqa: F401
+from orbit_kd.exporters.hls4ml import export as _hls4ml  # noqa: F401
 from orbit_kd.exporters.metadata import read_metadata
 from orbit_kd.exporters.opening import open_artifact
 from orbit_kd.exporters.packed import export as _packed  # noqa: F401
 from orbit_kd.exporters.targets import Target, check, export, export_all, file_of, find, target, targets
-from orbit_kd.exporters.tflite import convert, variants  # noqa: F401
+from orbit_kd.exporters.tflite import floats, integers  # noqa: F401
 from orbit_kd.exporters.tflm import export as _tflm  # noqa: F401
 from orbit_kd.exporters.vela import export as _vela  # noqa: F401
 

@@ -17,7 +17,7 @@ import numpy as np
 from orbit_kd.errors import InputError
 from orbit_kd.support.versions import MADE_WITH, versions_of
 from orbit_kd.tflite.reader import parse, read_bytes
-from orbit_kd.tflite.writer import pack
+from orbit_kd.tflite.writer import add_constant, set_constant, to_bytes
 
 NAME = b"orbit_kd"
 _SLACK = 512  # bytes by which files of one shape differ: padding, equal vectors that are stored once
@@ -46,18 +46,16 @@ def add_metadata(data: bytes, metadata: dict[str, Any]) -> bytes:
     """
     from ai_edge_litert import schema_py_generated as schema
 
-    text = to_text(metadata)
+    content = np.frombuffer(to_text(metadata).encode(), np.uint8)
     model = parse(data)
     notes = [entry for entry in model.metadata or [] if entry.name != NAME]
     old = [entry for entry in model.metadata or [] if entry.name == NAME]
-    content = np.frombuffer(text.encode(), np.uint8)
     if old:
-        model.buffers[old[0].buffer].data = content
+        set_constant(model, old[0], values=content)
     else:
-        old = [schema.MetadataT(name=NAME, buffer=len(model.buffers))]
-        model.buffers.append(schema.BufferT(data=content))
+        old = [schema.MetadataT(name=NAME, buffer=add_constant(model, content))]
     model.metadata = notes + old
-    return pack(model)
+    return to_bytes(model)
 
 
 def to_text(value: Any) -> str:

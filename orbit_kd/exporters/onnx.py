@@ -21,7 +21,8 @@ from orbit_kd.exporters.artifact import Artifact
 from orbit_kd.exporters.metadata import to_text
 from orbit_kd.exporters.requirements import input_shape
 from orbit_kd.exporters.targets import target
-from orbit_kd.exporters.tflite.convert import quiet, refuse_quantization_aware
+from orbit_kd.exporters.tflite.convert import quiet
+from orbit_kd.exporters.tflite.quantization_aware import refuse_quantization_aware
 from orbit_kd.runtimes.onnx import load_onnx
 from orbit_kd.support.extras import require
 from orbit_kd.support.files import write_file

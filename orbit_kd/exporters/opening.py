@@ -10,7 +10,8 @@ from orbit_kd.errors import InputError
 from orbit_kd.exporters.artifact import Artifact
 from orbit_kd.exporters.c_array import read_c_array
 from orbit_kd.runtimes.compiled import NOTE
-from orbit_kd.tflite.reader import read, read_bytes
+from orbit_kd.tflite.reader import read_bytes
+from orbit_kd.tflite.summary import read
 
 # (type of the kernels, type of the activations) -> target
 _KINDS = {

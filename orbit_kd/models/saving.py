@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib
 import json
 import os
@@ -18,6 +17,7 @@ from orbit_kd.errors import InputError
 from orbit_kd.models.conversion import as_tf_keras, in_one_precision
 from orbit_kd.models.keras3.twin import load_keras3
 from orbit_kd.models.safety import code_in, read_config
+from orbit_kd.support.digests import digest
 from orbit_kd.support.files import replace_file
 
 _TFMOT = ("PruneLowMagnitude", "ClusterWeights", "QuantizeWrapper", "QuantizeLayer", "QuantizeAnnotate")
@@ -143,8 +143,4 @@ def save_model(model: keras.Model, path: str | os.PathLike[str]) -> Path:
 
 def fingerprint(model: keras.Model) -> str:
     """sha256 over the architecture and the weights, as hex."""
-    h = hashlib.sha256(model.to_json().encode())
-    for value in model.get_weights():
-        h.update(str((value.shape, value.dtype)).encode())
-        h.update(value.tobytes())
-    return h.hexdigest()
+    return digest(model.to_json(), model.get_weights())

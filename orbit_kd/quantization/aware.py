@@ -22,7 +22,7 @@ import tf_keras as keras
 from orbit_kd.datasets.batches import inputs_of
 from orbit_kd.datasets.samples import calibration_sample
 from orbit_kd.errors import InputError
-from orbit_kd.exporters.tflite.convert import check_trained
+from orbit_kd.exporters.tflite.integers import check_trained
 from orbit_kd.models.conversion import as_tf_keras
 from orbit_kd.models.copies import clone_with, copy_layer, named_layers
 from orbit_kd.models.integer_inputs import ready_for_integers

@@ -10,6 +10,7 @@ import numpy as np
 
 from orbit_kd.channels.graph import ChannelGraph
 from orbit_kd.errors import InputError
+from orbit_kd.support.text_table import aligned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +110,7 @@ class RemovalPlan:
             after = width * g.after // g.before
             names = ", ".join(list(g.members)[:4]) + (f" and {len(g.members) - 4} more" if len(g.members) > 4 else "")
             rows.append((g.name, str(width), "->", str(after), f"kept: {g.reason}" if g.reason else names))
-        size = [max(len(r[i]) for r in rows) for i in range(4)]
-        lines = [f"{r[0]:<{size[0]}}  {r[1]:>{size[1]}} {r[2]:2} {r[3]:>{size[3]}}  {r[4]}" for r in rows]
+        lines = aligned(rows, "<><><")
         totals = [("params", *self.params)] + ([] if math.isnan(self.macs[0]) else [("MACs", *self.macs)])
         lines += [f"{what}: {a:,.0f} -> {b:,.0f} ({a / max(b, 1):.1f}x fewer)" for what, a, b in totals]
         return "\n".join(lines)

@@ -10,6 +10,7 @@ import math
 from typing import Any, NamedTuple
 
 from orbit_kd.support.progress import duration
+from orbit_kd.support.text_table import aligned
 
 NONE = "–"
 TEACHER_TARGET = "tflite_float32"
@@ -280,19 +281,10 @@ def parameters_gone(data: dict[str, Any]) -> float | None:
 
 def table(rows: list[Row]) -> str:
     """The rows as aligned text for a terminal."""
-    cells = [("", "teacher", "student", "change"), *(row[:4] for row in rows)]
-    # A reason such as "not run: ..." is long: it may overhang, it does not widen the column for all other rows.
-    width = [max(len(c[i]) for c in cells if not c[i].startswith("not run")) for i in range(4)]
-    lines = []
-    for label, before, after, change in cells:
-        if after.startswith("not run"):
-            lines.append(f"{label:<{width[0]}}  {before:>{width[1]}}  {after}")
-        else:
-            lines.append(
-                f"{label:<{width[0]}}  {before:>{width[1]}}  {after:>{width[2]}}  {change:>{width[3]}}".rstrip()
-            )
-    rule = "-" * (sum(width) + 6)
-    return "\n".join([lines[0], rule, *lines[1:]])
+    # A reason such as "not run: ..." is long: as the last cell of a shorter row it may overhang.
+    cells = [row[:3] if row.after.startswith("not run") else row[:4] for row in rows]
+    head, *lines = aligned([("", "teacher", "student", "change"), *cells], "<>>>")
+    return "\n".join([head, "-" * len(head), *lines])
 
 
 def _accuracy(label: str, before: Any, after: Any) -> Row:

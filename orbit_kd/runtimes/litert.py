@@ -8,7 +8,8 @@ import numpy as np
 
 from orbit_kd.runtimes.runner import Model, Port, Runner, one_in_one_out, runnable, runtimes
 from orbit_kd.support.native_log import native_stderr
-from orbit_kd.tflite.reader import State, parse, state_of
+from orbit_kd.tflite.reader import parse
+from orbit_kd.tflite.state import State, state_of
 
 _BATCH = 32
 

@@ -13,7 +13,9 @@ from orbit_kd.errors import InputError
 from orbit_kd.runtimes.runner import Model, Port, Runner, one_in_one_out, runnable, runtimes
 from orbit_kd.support.extras import require
 from orbit_kd.support.native_log import native_stderr
-from orbit_kd.tflite.reader import Graph, State, parse, state_of
+from orbit_kd.tflite.reader import parse
+from orbit_kd.tflite.state import State, state_of
+from orbit_kd.tflite.subgraph import Subgraph
 
 MCU_HINT = 'pip install "orbit-kd[mcu]"'
 
@@ -32,7 +34,7 @@ def _require_known_sizes(data: bytes) -> None:
     TFLM gives every tensor the size written in the file, and writes beyond it: it computes nonsense or never ends.
     """
     model = parse(data)
-    for graph in (Graph(model, index) for index in range(len(model.subgraphs))):
+    for graph in (Subgraph(model, index) for index in range(len(model.subgraphs))):
         for op in graph.operators:
             if graph.name(op) != "SLICE" or 2 in dict(graph.inputs(op)):
                 continue

@@ -11,7 +11,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from orbit_kd.datasets.batches import as_batches, inputs_of
-from orbit_kd.datasets.contents import digests, total
+from orbit_kd.datasets.contents import hashes, total
 from orbit_kd.datasets.labels import check_several, class_numbers
 from orbit_kd.errors import InputError
 from orbit_kd.models.outputs import class_loss
@@ -129,7 +129,7 @@ def _check(model: keras.Model, batches: Sequence[tuple[np.ndarray, np.ndarray]])
 
 def told_apart(batches: Iterable[Any]) -> str:
     """What the examples of batches (x, y, ...) are known by in the key of a result, whatever their order."""
-    return f"{total(d for x, y, *_ in batches for d in digests(x, y)):032x}"
+    return f"{total(d for x, y, *_ in batches for d in hashes(x, y)):032x}"
 
 
 def batches_of(

@@ -13,6 +13,7 @@ from typing import Any
 
 from orbit_kd.errors import InputError
 from orbit_kd.support.files import write_file
+from orbit_kd.support.text_table import aligned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,9 +111,9 @@ class Scan:
 
     def __str__(self) -> str:
         ratios = next((c.ratios for c in self.curves if c.ratios), ())
-        size = max([5, *(len(c.name) for c in self.curves)])
-        lines = [f"{'group':<{size}}  " + "  ".join(f"{r:6.0%}" for r in ratios)]
+        rows = [("group", *(f"{r:.0%}" for r in ratios), "")]
         for c in self.curves:
-            points = "  ".join(f"{a:6.1%}" if n else "  lost" for a, n in zip(c.accuracy, c.images, strict=True))
-            lines.append(f"{c.name:<{size}}  {points or c.reason}")
+            points = [f"{a:.1%}" if n else "lost" for a, n in zip(c.accuracy, c.images, strict=True)]
+            rows.append((c.name, *points, "") if points else (c.name, c.reason))
+        lines = aligned(rows, "<" + ">" * len(ratios) + "<")
         return "\n".join([*lines, f"whole network: {self.accuracy:.1%} of {self.images} images"])

@@ -8,7 +8,6 @@ behind the first of them is computed again.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -108,7 +107,7 @@ def sensitivity(
         jobs = list(_filter_jobs(graph, evaluator, criterion, train, loss, exclude, seed))
     else:
         jobs = list(_weight_jobs(graph, evaluator, exclude))
-    orders = [(j.curve.name, j.curve.reason, hashlib.sha256(j.order.tobytes()).hexdigest()) for j in jobs]
+    orders = [(j.curve.name, j.curve.reason, j.order) for j in jobs]
     key = digest(fingerprint(model), told_apart(batches), ratios, of, kind, lost, orders)
     done = _known(path, key)
     for job in track(sorted(jobs, key=lambda j: j.position), f"sensitivity of {of}"):

@@ -35,6 +35,7 @@ from orbit_kd.search.scan import Curve, Scan
 from orbit_kd.search.sensitivity import sensitivity
 from orbit_kd.support.digests import digest
 from orbit_kd.support.files import write_file
+from orbit_kd.support.text_table import aligned
 
 log = logging.getLogger("orbit_kd")
 
@@ -83,13 +84,18 @@ class Found:
     trials: tuple[Trial, ...]
 
     def __str__(self) -> str:
-        lines = [f"at least {self.target:.2%} of {self.images} validation images"]
-        for t in self.trials:
-            verdict = "taken" if t.accepted else "too small"
-            lines.append(
-                f"{t.params:>12,} parameters {t.macs:>14,.0f} MACs {t.epochs:>5} epochs {t.accuracy:8.2%}  {verdict}"
+        rows = [
+            (
+                f"{t.params:,} parameters",
+                f"{t.macs:,.0f} MACs",
+                f"{t.epochs} epochs",
+                f"{t.accuracy:.2%}",
+                "taken" if t.accepted else "too small",
             )
-        return "\n".join(lines)
+            for t in self.trials
+        ]
+        told = f"at least {self.target:.2%} of {self.images} validation images"
+        return "\n".join([told, *aligned(rows, ">>>><")])
 
 
 def smallest(

@@ -9,7 +9,6 @@ with `@pattern(name, options=...)` where it takes `sparsity` or `group_size`.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -19,6 +18,7 @@ import tf_keras as keras
 
 from orbit_kd.errors import InputError
 from orbit_kd.registry import Registry
+from orbit_kd.support import n_of_m
 
 
 class Pattern(Protocol):
@@ -124,9 +124,7 @@ class NofM(Value):
 
     def violation(self, kernel: np.ndarray, *, axis: int) -> str | None:
         channels = kernel.shape[axis]
-        rows = np.moveaxis(kernel, axis, -1)
-        rows = np.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, -channels % self.m)])
-        count = np.count_nonzero(rows.reshape(*rows.shape[:-1], -1, self.m), axis=-1)
+        count = n_of_m.nonzeros(kernel, self.m, axis=axis)
         allowed = np.asarray(self._kept(channels, self.n))
         bad = np.argwhere(count > allowed)
         if not len(bad):
@@ -135,8 +133,7 @@ class NofM(Value):
         first, last = group * self.m, min((group + 1) * self.m, channels) - 1
         return (
             f"input channels {first}..{last} at kernel position {tuple(position)} hold {count[tuple(bad[0])]} "
-            f"non-zeros, "
-            f"{self.label} allows {allowed[group]} ({len(bad)} of {count.size} groups are wrong)"
+            f"non-zeros, {self.label} allows {allowed[group]} ({len(bad)} of {count.size} groups are wrong)"
         )
 
     def _kept(self, channels: int, n: Any) -> Any:
@@ -254,7 +251,7 @@ patterns.register("N:M")(NofM)
 
 
 @pattern("uhp", options=("group_size",))
-def uhp(group_size: int = 8) -> NofM:
+def uhp(group_size: int = n_of_m.UHP_GROUP) -> NofM:
     """Uniform half pruning: exactly half of each aligned group of `group_size` input channels is kept (4 is 2:4).
 
     The source paper's group size and axis could not be read; input channels and 8 are our choice.
@@ -269,7 +266,7 @@ def uhp(group_size: int = 8) -> NofM:
 
 
 def get_pattern(pattern: str | Pattern, *, sparsity: float | None = None, group_size: int | None = None) -> Pattern:
-    """The pattern of that name, such as "2:4", "1:4", "uhp", "magnitude"; an object passes unchanged.
+    """The pattern of that name, such as "2:4", "1:4", "uhp", "uhp:16", "magnitude"; an object passes unchanged.
 
     Args:
         pattern: a name, or a pattern object.
@@ -290,8 +287,8 @@ def get_pattern(pattern: str | Pattern, *, sparsity: float | None = None, group_
         )
     if not isinstance(pattern, str):
         return pattern
-    if nm := re.fullmatch(r"(\d+):(\d+)", pattern):
-        return NofM(int(nm[1]), int(nm[2]))
+    if pattern not in patterns and (found := n_of_m.parse(pattern)):
+        return uhp(found[1]) if pattern.startswith("uhp") else NofM(*found)
     if pattern == "N:M":
         raise InputError("'N:M' stands for two numbers.", expected="for example '2:4'", fix="write the numbers")
     return patterns.get(pattern)(**options)

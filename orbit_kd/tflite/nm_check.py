@@ -7,7 +7,9 @@ import os
 
 import numpy as np
 
-from orbit_kd.tflite.reader import Graph, parse, read_bytes
+from orbit_kd.support.n_of_m import nonzeros
+from orbit_kd.tflite.reader import parse, read_bytes
+from orbit_kd.tflite.subgraph import Subgraph
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +44,7 @@ def check_n_m(path_or_bytes: str | os.PathLike[str] | bytes, *, n: int = 2, m: i
     Raises:
         InputError: no .tflite file, or a sparse-encoded one.
     """
-    graph = Graph(parse(read_bytes(path_or_bytes)))
+    graph = Subgraph(parse(read_bytes(path_or_bytes)))
     checks = []
     for op in graph.operators:
         kernel = graph.kernel(op)
@@ -51,10 +53,7 @@ def check_n_m(path_or_bytes: str | os.PathLike[str] | bytes, *, n: int = 2, m: i
         weights = graph.dense(kernel)
         if graph.name(op) == "CONV_3D":  # stored (d, h, w, in, out), unlike the others
             weights = np.moveaxis(weights, -1, 0)
-        nonzero = weights != graph.zero_point(kernel)
-        rows = nonzero.reshape(-1, nonzero.shape[-1])
-        rows = np.pad(rows, ((0, 0), (0, -rows.shape[1] % m)))
-        kept = rows.reshape(-1, m).sum(axis=1)
+        kept = nonzeros(weights != graph.zero_point(kernel), m)
         minus_128 = int((weights == -128).sum()) if weights.dtype == np.int8 else 0
         checks.append(NMCheck(graph.output_name(op), kept.size, int((kept > n).sum()), minus_128))
     return tuple(checks)

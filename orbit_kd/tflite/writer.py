@@ -1,20 +1,39 @@
-"""Packs the schema's `ModelT` object, which `tflite_reader.parse` gives, into a .tflite file again."""
+"""Changes a parsed .tflite file, and makes a file of it again: the only place that writes the format."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 
-def pack(model: Any) -> bytes:
-    """The flatbuffer of a `ModelT`, with every constant at a multiple of 16 bytes and equal vectors stored once.
 
-    The alignment is the schema's `force_align: 16`, which the Python generator drops; without it weights may start at
-    any byte, and runtimes that read the file in place fault or slow down. Sharing vectors is what the FlatBuffers
-    format allows and the converter does not do: the zero points of a per-channel int8 kernel alone are 8 bytes a
-    channel, all zero, once for the kernel and once for its bias.
+def set_constant(model: Any, tensor: Any, *, values: np.ndarray) -> None:
+    """Puts other values into a tensor, or a note of the metadata, of a parsed file, and into all that share them."""
+    model.buffers[tensor.buffer].data = _stored(values)
+
+
+def add_constant(model: Any, values: np.ndarray) -> int:
+    """Adds values to a parsed file; returns their number, the `buffer` of tensors and metadata."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    model.buffers.append(schema.BufferT(data=_stored(values)))
+    return len(model.buffers) - 1
+
+
+def _stored(values: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+
+
+def to_bytes(model: Any) -> bytes:
+    """The file of what `reader.parse` gave: every constant at a multiple of 16 bytes, equal vectors stored once.
+
+    The alignment is the schema's `force_align: 16`, which the Python generator drops
+    (https://github.com/google/flatbuffers/issues/5839); without it weights may start at any byte, and runtimes that
+    read the file in place fault or slow down. Sharing vectors is what the FlatBuffers format allows and the converter
+    does not do: the zero points of a per-channel int8 kernel alone are 8 bytes a channel, all zero, once for the
+    kernel and once for its bias.
     """
     import flatbuffers
-    import numpy as np
     from ai_edge_litert import schema_py_generated as schema
 
     class AlignedBuffer(schema.BufferT):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -15,6 +14,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from orbit_kd.errors import InputError
+from orbit_kd.support.digests import digest
 from orbit_kd.training.workers import common, place
 
 _STATE = "state.json"
@@ -229,7 +229,7 @@ def _read(folder: Path) -> dict[str, Any]:
 
 def _signature(model: keras.Model) -> str:
     shapes = [(tuple(w.shape), tf.as_dtype(w.dtype).name) for w in model.weights]
-    return hashlib.sha256(repr(shapes).encode()).hexdigest()
+    return digest(shapes)
 
 
 def _mix(seed: int, epoch: int, number: int) -> int:

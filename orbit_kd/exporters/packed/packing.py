@@ -22,13 +22,14 @@ import math
 import numpy as np
 
 from orbit_kd.errors import InputError
+from orbit_kd.support.n_of_m import grouped, ungrouped
 
 MAX_M = 64  # the largest rank, C(64, 32), still fits 64 bits
 INDEX_KINDS = ("positions", "codes")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Packed:
+class PackedKernel:
     """A packed kernel.
 
     Attributes:
@@ -69,7 +70,7 @@ class Packed:
     @classmethod
     def of_bytes(
         cls, values: bytes, indices: bytes, *, shape: tuple[int, ...], n: int, m: int, index: str = "positions"
-    ) -> Packed:
+    ) -> PackedKernel:
         """The packed kernel of what `value_bytes` and `index_bytes` gave.
 
         Raises:
@@ -84,7 +85,7 @@ class Packed:
                 expected=f"{expected[0]} and {expected[1]} bytes at {n}:{m} with index={index!r}",
                 fix="take offsets, shape and pattern from the manifest that was written with the file",
             )
-        fields = unpack_bits(indices, width, groups * per_group).reshape(groups, per_group)
+        fields = unpack_bits(indices, width=width, count=groups * per_group).reshape(groups, per_group)
         return cls(tuple(shape), n, m, index, np.frombuffer(values, np.int8).reshape(groups, n), fields)
 
 
@@ -101,7 +102,7 @@ def field_bits(n: int, m: int, *, index: str = "positions") -> int:
     return (m - 1).bit_length() if index == "positions" else (math.comb(m, n) - 1).bit_length()
 
 
-def pack(weights: np.ndarray, n: int, m: int, *, index: str = "positions") -> Packed:
+def pack(weights: np.ndarray, *, n: int, m: int, index: str = "positions") -> PackedKernel:
     """Packs a kernel; `unpack` gives back exactly the same.
 
     Args:
@@ -116,9 +117,7 @@ def pack(weights: np.ndarray, n: int, m: int, *, index: str = "positions") -> Pa
     field_bits(n, m, index=index)
     if weights.dtype != np.int8 or weights.ndim < 1:
         raise InputError(f"Weights of type {weights.dtype}.", expected="int8", fix="quantize first: target tflite_int8")
-    rows = weights.reshape(math.prod(weights.shape[:-1]), weights.shape[-1])
-    rows = np.pad(rows, ((0, 0), (0, -rows.shape[1] % m)))
-    groups = rows.reshape(-1, m)
+    groups = grouped(weights, m).reshape(-1, m)
     nonzero = groups != 0
     if (bad := np.flatnonzero(nonzero.sum(1) > n)).size:
         raise InputError(
@@ -131,10 +130,10 @@ def pack(weights: np.ndarray, n: int, m: int, *, index: str = "positions") -> Pa
     places = np.sort(np.argsort(~nonzero, axis=1, kind="stable")[:, :n], axis=1)
     values = np.take_along_axis(groups, places, axis=1)
     fields = places.astype(np.uint64) if index == "positions" else _ranks(places, m)[:, None]
-    return Packed(tuple(weights.shape), n, m, index, values, fields)
+    return PackedKernel(tuple(weights.shape), n, m, index, values, fields)
 
 
-def unpack(packed: Packed) -> np.ndarray:
+def unpack(packed: PackedKernel) -> np.ndarray:
     """The kernel, int8 (..., channels)."""
     p = packed
     limit = p.m if p.index == "positions" else math.comb(p.m, p.n)
@@ -147,8 +146,7 @@ def unpack(packed: Packed) -> np.ndarray:
     places = p.fields.astype(np.int64) if p.index == "positions" else _places(p.fields[:, 0], p.n, p.m)
     groups = np.zeros((len(p.values), p.m), np.int8)
     np.put_along_axis(groups, places, p.values, axis=1)
-    rows = groups.reshape(math.prod(p.shape[:-1]), -(-p.shape[-1] // p.m) * p.m)
-    return np.ascontiguousarray(rows[:, : p.shape[-1]]).reshape(p.shape)
+    return ungrouped(groups.reshape(*p.shape[:-1], -(-p.shape[-1] // p.m), p.m), p.shape[-1])
 
 
 def pack_bits(fields: np.ndarray, width: int) -> bytes:
@@ -158,7 +156,7 @@ def pack_bits(fields: np.ndarray, width: int) -> bytes:
     return np.packbits(bits.astype(np.uint8).ravel(), bitorder="little").tobytes()
 
 
-def unpack_bits(data: bytes, width: int, count: int) -> np.ndarray:
+def unpack_bits(data: bytes, *, width: int, count: int) -> np.ndarray:
     """The inverse of `pack_bits`, uint64 (count,)."""
     bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")[: width * count].reshape(count, width)
     return (bits.astype(np.uint64) << np.arange(width, dtype=np.uint64)).sum(axis=1, dtype=np.uint64)

@@ -1,8 +1,9 @@
 """Recurrent layers and other loops, which the converter cannot quantize: refused before it tries.
 
 TensorFlow's converter (2.21) ends the process with a segmentation fault on nearly every loop that is to become int8 or
-int16x8: SimpleRNN, GRU, ConvLSTM, an LSTM that it does not know as one (another activation, a Masking before it),
-tf.map_fn. Whether a loop is left shows in the float32 file of the same graph, whose conversion is safe.
+int16x8: SimpleRNN, GRU (https://github.com/tensorflow/tensorflow/issues/87468), ConvLSTM, an LSTM that it does not
+know as one (another activation, a Masking before it), tf.map_fn. Whether a loop is left shows in the float32 file of
+the same graph, whose conversion is safe.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from tf_keras.src.layers.rnn.base_conv_rnn import ConvRNN
 
 from orbit_kd.errors import InputError
 from orbit_kd.tflite.reader import parse
+from orbit_kd.tflite.subgraph import Subgraph
 
 _LOOPS = ("While", "StatelessWhile")
 
@@ -33,16 +35,10 @@ def refuse_loops(model: Any, float_file: bytes, *, target: str) -> None:
         float_file: its "tflite_float32" file.
         target: "tflite_int8" or "tflite_int16x8".
     """
-    from ai_edge_litert import schema_py_generated as schema
-
     # the whole LSTM as one operator exists in int8, but not with int16 activations
-    kinds = {schema.BuiltinOperator.WHILE}
-    if target == "tflite_int16x8":
-        kinds.add(schema.BuiltinOperator.UNIDIRECTIONAL_SEQUENCE_LSTM)
-    file = parse(float_file)
-    codes = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in file.operatorCodes]
-    graph = file.subgraphs[0]
-    found = [op for op in graph.operators if codes[op.opcodeIndex] in kinds]
+    kinds = {"WHILE"} | ({"UNIDIRECTIONAL_SEQUENCE_LSTM"} if target == "tflite_int16x8" else set())
+    graph = Subgraph(parse(float_file))
+    found = [op for op in graph.operators if graph.name(op) in kinds]
     if not found:
         return
     rolled = [layer for layer in _recurrent(model) if target == "tflite_int16x8" or not _is_fused(layer, model)]
@@ -50,7 +46,7 @@ def refuse_loops(model: Any, float_file: bytes, *, target: str) -> None:
         names = ", ".join(f"{layer.name!r} ({_kind(layer)})" for layer in rolled)
         what = f"Model {model.name!r} cannot become {target}: TFLite keeps a loop for the recurrent layer {names}."
     else:
-        name = graph.tensors[found[0].outputs[0]].name.decode()
+        name = graph.output_name(found[0])
         what = f"Model {model.name!r} cannot become {target}: its loop {name[:80]!r} stays one in TFLite."
     if rolled and not isinstance(rolled[0], ConvRNN):
         fix = "build the network with unroll=True in that layer and give it the same weights (set_weights)"

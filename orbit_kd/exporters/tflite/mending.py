@@ -17,6 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from orbit_kd.tflite.reader import code_name, operator_name
+from orbit_kd.tflite.writer import add_constant
+
 _PROJECTION, _STATE, _CELL, _HIDDEN = 16, 18, 19, 4  # places among an LSTM's inputs; the last among its intermediates
 _SMALLEST_CELL_STEP = 2.0**-15
 
@@ -25,22 +28,20 @@ def mend_scales(model: Any) -> None:
     """Makes scales agree where int8 operators need it.
 
     Args:
-        model: as `tflite_reader.parse` returns it; changed in place.
+        model: as `reader.parse` returns it; changed in place.
     """
     from ai_edge_litert import schema_py_generated as schema
 
-    builtin = schema.BuiltinOperator
     for graph in model.subgraphs:
         for op in list(graph.operators):
-            code = model.operatorCodes[op.opcodeIndex]
-            kind, output = max(code.builtinCode, code.deprecatedBuiltinCode), graph.tensors[op.outputs[0]]
+            name, output = operator_name(model, op), graph.tensors[op.outputs[0]]
             if output.type != schema.TensorType.INT8:
                 continue
-            if kind == builtin.UNIDIRECTIONAL_SEQUENCE_LSTM:
+            if name == "UNIDIRECTIONAL_SEQUENCE_LSTM":
                 _mend_lstm(graph, op)
-            elif kind == builtin.REVERSE_V2 and _scale(graph.tensors[op.inputs[0]]) != _scale(output):
+            elif name == "REVERSE_V2" and _scale(graph.tensors[op.inputs[0]]) != _scale(output):
                 _rescale_after(model, graph, op)
-            elif kind == builtin.ONE_HOT:
+            elif name == "ONE_HOT":
                 _mend_one_hot(model, graph, op)
 
 
@@ -61,10 +62,7 @@ def _mend_one_hot(model: Any, graph: Any, op: Any) -> None:
         (scale,), (zero,) = value.quantization.scale, value.quantization.zeroPoint
         stored = int(np.asarray(model.buffers[value.buffer].data, np.uint8).view(np.int8)[0])
         steps = np.clip(np.rint((stored - zero) * scale / output.scale[0]) + output.zeroPoint[0], -128, 127)
-        buffer = copy.copy(model.buffers[value.buffer])
-        buffer.data = np.asarray([steps], np.int8).view(np.uint8)
-        model.buffers.append(buffer)
-        value.buffer, value.quantization = len(model.buffers) - 1, output
+        value.buffer, value.quantization = add_constant(model, np.asarray([steps], np.int8)), output
         graph.tensors.append(value)
         op.inputs[place] = len(graph.tensors) - 1
 
@@ -87,12 +85,11 @@ def _quantize_code(model: Any) -> int:
     """Index of QUANTIZE among the file's operators, added where it is missing."""
     from ai_edge_litert import schema_py_generated as schema
 
-    quantize = schema.BuiltinOperator.QUANTIZE
     for index, code in enumerate(model.operatorCodes):
-        if max(code.builtinCode, code.deprecatedBuiltinCode) == quantize:
+        if code_name(code) == "QUANTIZE":
             return index
     code = schema.OperatorCodeT()
-    code.builtinCode = code.deprecatedBuiltinCode = quantize
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.QUANTIZE
     code.version = 1
     model.operatorCodes.append(code)
     return len(model.operatorCodes) - 1

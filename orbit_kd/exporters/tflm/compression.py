@@ -19,7 +19,8 @@ from orbit_kd import runtimes
 from orbit_kd.errors import InputError
 from orbit_kd.support.extras import require
 from orbit_kd.support.native_log import native_stderr
-from orbit_kd.tflite.reader import Graph, parse
+from orbit_kd.tflite.reader import parse
+from orbit_kd.tflite.subgraph import Subgraph
 
 _BITS = 7  # the widest index of the format
 # What a DECODE operator, its tensors and their names add to the file besides indices and tables: about 350 bytes.
@@ -80,7 +81,7 @@ def compress_weights(data: bytes, *, seed: int = 0) -> tuple[bytes, dict[str, An
 
 def _kernels(data: bytes) -> list[tuple[int, int, int, str]]:
     """(tensor, channel axis, bits, layer) of the kernels that shrink."""
-    graph, found = Graph(parse(data)), {}
+    graph, found = Subgraph(parse(data)), {}
     for op in graph.operators:
         kernel = graph.kernel(op)
         if kernel is None or graph.dtype(kernel) != "int8":

@@ -24,7 +24,8 @@ from orbit_kd.exporters.tflm.operators import add_methods
 from orbit_kd.exporters.tflm.sources import Golden, sources
 from orbit_kd.support.extras import require
 from orbit_kd.support.files import write_file
-from orbit_kd.tflite.reader import State, parse, state_of
+from orbit_kd.tflite.reader import parse
+from orbit_kd.tflite.state import State, state_of
 
 
 @target("tflm", suffix="", made_of="tflite_int8", runtime="litert")
@@ -91,7 +92,7 @@ def export_tflm(
     check_flash(data, max_flash, original=original)
     runner = runtimes.load(data, runtime="tflm")
     arena, margin = _arena_bytes(runner), arena_margin(original)
-    check_arena(data, arena, margin, max_arena)
+    check_arena(data, arena, margin=margin, limit=max_arena)
     methods = add_methods(parse(data))
     texts = sources(
         input=_counted(runner.input),

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from orbit_kd.errors import InputError
-from orbit_kd.tflite.reader import Graph, parse, read
+from orbit_kd.tflite.reader import parse
+from orbit_kd.tflite.subgraph import Subgraph
+from orbit_kd.tflite.summary import read
 
 # Tables of another version of TFLite Micro, and its alignment.
 SPARE = 1024
@@ -27,7 +29,7 @@ def check_flash(data: bytes, limit: int | None, *, original: bytes | None = None
     """
     if limit is None or len(data) <= limit:
         return
-    graph = Graph(parse(original or data))
+    graph = Subgraph(parse(original or data))
     sizes = [(sum(_stored(graph, i) for i in graph.parameters(op)), op) for op in graph.operators]
     size, op = max(sizes, key=lambda pair: pair[0])
     kernel = graph.kernel(op)
@@ -42,7 +44,7 @@ def check_flash(data: bytes, limit: int | None, *, original: bytes | None = None
     )
 
 
-def check_arena(data: bytes, arena: int, margin: int, limit: int | None) -> None:
+def check_arena(data: bytes, arena: int, *, margin: int, limit: int | None) -> None:
     """Refuses a file whose tensors do not fit into the RAM.
 
     Args:
@@ -77,7 +79,7 @@ def peak(data: bytes) -> tuple[str, list[tuple[str, int]]]:
         The operator and (tensor, bytes).
     """
     model = parse(data)
-    graph, subgraph = Graph(model), model.subgraphs[0]
+    graph, subgraph = Subgraph(model), model.subgraphs[0]
     steps = subgraph.operators
     born, dies = {int(i): 0 for i in subgraph.inputs}, {int(i): 0 for i in subgraph.inputs}
     for step, operator in enumerate(steps):
@@ -129,13 +131,13 @@ def arena_size(arena: int, margin: int) -> int:
     return _up(arena + margin, 16)
 
 
-def layer_name(graph: Graph, op: Any) -> str:
+def layer_name(graph: Subgraph, op: Any) -> str:
     """The kernel's name, which has the Keras layer's name in it, where there is a kernel; else the output's."""
     kernel = graph.kernel(op)
     return _short(graph.output_name(op) if kernel is None else graph.tensors[kernel].name.decode())
 
 
-def _stored(graph: Graph, index: int) -> int:
+def _stored(graph: Subgraph, index: int) -> int:
     data = graph.data(index)
     return 0 if data is None else len(data)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from orbit_kd.errors import InputError
+from orbit_kd.tflite.reader import operator_name
 
 # The operator's name in TFLite's schema : the method without "Add".
 _TABLE = """
@@ -36,17 +37,12 @@ def operator_names(model: Any) -> list[str]:
     """The operators of all graphs of a file, each once, in the order they first run; custom ones by their code.
 
     Args:
-        model: as `tflite_reader.parse` returns it.
+        model: as `reader.parse` returns it.
     """
-    from ai_edge_litert import schema_py_generated as schema
-
-    builtin = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
     names = []
-    for graph in model.subgraphs:
-        for operator in graph.operators:
-            code = model.operatorCodes[operator.opcodeIndex]
-            name = builtin[max(code.builtinCode, code.deprecatedBuiltinCode)]
-            names.append(code.customCode.decode() if name == "CUSTOM" and code.customCode else name)
+    for operator in (operator for graph in model.subgraphs for operator in graph.operators):
+        name, custom = operator_name(model, operator), model.operatorCodes[operator.opcodeIndex].customCode
+        names.append(custom.decode() if name == "CUSTOM" and custom else name)
     return list(dict.fromkeys(names))
 
 
@@ -54,7 +50,7 @@ def add_methods(model: Any) -> list[str]:
     """The methods that register the operators of a file, each once.
 
     Args:
-        model: as `tflite_reader.parse` returns it.
+        model: as `reader.parse` returns it.
 
     Raises:
         InputError: an operator that TFLM lacks.

@@ -25,7 +25,9 @@ from orbit_kd.exporters.vela.twins import dense_twin, first_bad_group, kernels, 
 from orbit_kd.support.extras import require
 from orbit_kd.support.files import write_file
 from orbit_kd.tflite.nm_check import NMCheck, check_n_m
-from orbit_kd.tflite.reader import Graph, Op, parse, read
+from orbit_kd.tflite.reader import parse
+from orbit_kd.tflite.subgraph import Subgraph
+from orbit_kd.tflite.summary import Op, read
 
 ACCELERATORS = (
     *(f"ethos-u55-{macs}" for macs in (32, 64, 128, 256)),
@@ -167,7 +169,7 @@ def compile_with_vela(data: bytes, flags: dict[str, str]) -> tuple[bytes, VelaRe
 
 def _rows(data: bytes, report: VelaReport) -> list[dict[str, Any]]:
     model = parse(data)
-    graph, names = model.subgraphs[0], Graph(model)
+    graph, names = model.subgraphs[0], Subgraph(model)
     known = {op.name: op for op in read(data).ops if not op.graph}
     checks = {check.name: check for check in check_n_m(data)}
     arrays = kernels(data)

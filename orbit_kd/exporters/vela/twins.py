@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from orbit_kd.support.n_of_m import grouped, nonzeros, ungrouped
 from orbit_kd.tflite.reader import parse
-from orbit_kd.tflite.writer import pack
+from orbit_kd.tflite.subgraph import Subgraph
+from orbit_kd.tflite.writer import set_constant, to_bytes
 
 _CONVOLVE = ("CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
 
@@ -32,21 +34,15 @@ def sparse_twin(data: bytes) -> bytes:
 
 def first_bad_group(kernel: np.ndarray) -> tuple[int, ...] | None:
     """Index (out, ky, kx, first input channel), or (out, first input channel), of the first group that breaks 2:4."""
-    groups = _groups(kernel)
-    bad = np.argwhere((groups != 0).sum(-1) > 2)
+    bad = np.argwhere(nonzeros(kernel, 4) > 2)
     return None if not len(bad) else (*map(int, bad[0][:-1]), 4 * int(bad[0][-1]))
 
 
 def kernels(data: bytes) -> dict[int, np.ndarray]:
     """Place of the operator -> its int8 kernel, (out, ..., in), of all that have one over input channels."""
     model = parse(data)
-    return {index: _array(model, tensor) for index, tensor in _kernel_tensors(model)}
-
-
-def _groups(kernel: np.ndarray) -> np.ndarray:
-    """(..., in) -> (..., groups, 4), with zeros for channels that are missing."""
-    padding = [(0, 0)] * (kernel.ndim - 1) + [(0, -kernel.shape[-1] % 4)]
-    return np.pad(kernel, padding).reshape(*kernel.shape[:-1], -1, 4)
+    graph = Subgraph(model)
+    return {place: graph.dense(tensor) for place, tensor in _kernel_tensors(model, graph)}
 
 
 def _break(kernel: np.ndarray) -> np.ndarray:
@@ -57,33 +53,25 @@ def _break(kernel: np.ndarray) -> np.ndarray:
 
 
 def _keep(kernel: np.ndarray) -> np.ndarray:
-    groups = np.maximum(_groups(kernel), -127)
+    groups = np.maximum(grouped(kernel, 4), -127)
     smallest = np.argsort(np.abs(groups), axis=-1, kind="stable")[..., :2]
     np.put_along_axis(groups, smallest, 0, axis=-1)
-    return groups.reshape(*kernel.shape[:-1], -1)[..., : kernel.shape[-1]]
+    return ungrouped(groups, kernel.shape[-1])
 
 
 def _change(data: bytes, change: Callable[[np.ndarray], np.ndarray]) -> bytes:
     model = parse(data)
-    for tensor in {tensor.buffer: tensor for _, tensor in _kernel_tensors(model)}.values():
-        changed = np.ascontiguousarray(change(_array(model, tensor)), np.int8)
-        model.buffers[tensor.buffer].data = changed.view(np.uint8).reshape(-1)
-    return pack(model)
+    graph = Subgraph(model)
+    # kernels that share their constant are changed once
+    for tensor in {graph.tensors[tensor].buffer: tensor for _, tensor in _kernel_tensors(model, graph)}.values():
+        changed = change(graph.dense(tensor)).astype(np.int8)
+        set_constant(model, graph.tensors[tensor], values=changed)
+    return to_bytes(model)
 
 
-def _kernel_tensors(model: Any) -> Iterator[tuple[int, Any]]:
-    from ai_edge_litert import schema_py_generated as schema
-
-    codes = {getattr(schema.BuiltinOperator, name) for name in _CONVOLVE}
-    graph = model.subgraphs[0]
-    for index, op in enumerate(graph.operators):
-        code = model.operatorCodes[op.opcodeIndex]
-        if max(code.builtinCode, code.deprecatedBuiltinCode) in codes:
-            tensor = graph.tensors[op.inputs[1]]
-            if tensor.type == schema.TensorType.INT8 and model.buffers[tensor.buffer].data is not None:
-                yield index, tensor
-
-
-def _array(model: Any, tensor: Any) -> np.ndarray:
-    data = np.asarray(model.buffers[tensor.buffer].data, np.uint8)
-    return data.view(np.int8).reshape([int(n) for n in tensor.shape])
+def _kernel_tensors(model: Any, graph: Subgraph) -> Iterator[tuple[int, int]]:
+    """(place of the operator as Vela counts them, kernel) of all operators with an int8 kernel over input channels."""
+    for place, op in enumerate(model.subgraphs[0].operators):
+        kernel = graph.kernel(op) if graph.name(op) in _CONVOLVE else None
+        if kernel is not None and graph.dtype(kernel) == "int8":
+            yield place, kernel

@@ -1,4 +1,4 @@
-"""What needs hls4ml, for a process of its own: `python -m` this module; see `project`.
+"""What needs hls4ml, for a process of its own: `python -m` this module; see `jobs.py`.
 
 hls4ml asks the module called "keras" for its version and would take the Keras 3 path; here tf_keras takes that name.
 """

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from orbit_kd.tflite.reader import Graph
-
-# Operators whose inputs are those of other subgraphs; what is constant among them counts where it is computed with.
-CALLS = {"WHILE", "IF", "CALL_ONCE", "CALL", "STABLEHLO_COMPOSITE"}
+from orbit_kd.tflite.operators import CALLS
+from orbit_kd.tflite.subgraph import Subgraph
 
 
-def walk(graph: Graph, times: float = 1, *, above: tuple[int, ...] = ()) -> Iterator[tuple[Graph, Any, float]]:
+def walk(graph: Subgraph, times: float = 1, *, above: tuple[int, ...] = ()) -> Iterator[tuple[Subgraph, Any, float]]:
     """(graph, operator, how often it runs for one image) of a graph and all it calls; NaN where that is not known.
 
     What `CALL_ONCE` runs, which sets variables to their first values, runs 0 times.
@@ -29,7 +26,7 @@ def walk(graph: Graph, times: float = 1, *, above: tuple[int, ...] = ()) -> Iter
                 yield from walk(inner, times * turns, above=(*above, inner.index))
 
 
-def _called(graph: Graph, op: Any) -> list[tuple[Graph, float]]:
+def _called(graph: Subgraph, op: Any) -> list[tuple[Subgraph, float]]:
     """The subgraphs an operator runs, with the constants it hands them put in place, and how often each runs."""
     name = graph.name(op)
     options = op.builtinOptions if name != "STABLEHLO_COMPOSITE" else op.builtinOptions2
@@ -54,7 +51,7 @@ def _called(graph: Graph, op: Any) -> list[tuple[Graph, float]]:
     return [(inner, 1)]
 
 
-def _hand_over(graph: Graph, op: Any, inner: Graph, stays: list[bool] | None = None, *, first: int = 0) -> None:
+def _hand_over(graph: Subgraph, op: Any, inner: Subgraph, stays: list[bool] | None = None, *, first: int = 0) -> None:
     """Puts an operator's constant inputs, those that no turn changes, in the place of the subgraph's own inputs."""
     constants = dict(graph.inputs(op))
     for place, tensor in enumerate(inner.inputs_of_graph):
@@ -62,7 +59,7 @@ def _hand_over(graph: Graph, op: Any, inner: Graph, stays: list[bool] | None = N
             inner.tensors[tensor] = graph.tensors[constants[place + first]]
 
 
-def _turns(graph: Graph, op: Any, cond: Graph, body: Graph) -> float:
+def _turns(graph: Subgraph, op: Any, cond: Subgraph, body: Subgraph) -> float:
     """How often a loop runs: its condition holds as long as all its counters are below their limits."""
     constants = dict(graph.inputs(op))
 
@@ -86,7 +83,7 @@ def _turns(graph: Graph, op: Any, cond: Graph, body: Graph) -> float:
     return below(cond.outputs_of_graph[0]) if cond.outputs_of_graph else math.nan
 
 
-def _step(body: Graph, place: int) -> float:
+def _step(body: Subgraph, place: int) -> float:
     """What a turn adds to a loop variable; NaN where it does something else with it."""
     add = _maker(body, body.outputs_of_graph[place])
     if add is None or body.name(add) != "ADD":
@@ -96,11 +93,11 @@ def _step(body: Graph, place: int) -> float:
     return _number(body, others[0]) if len(others) == 1 else math.nan
 
 
-def _maker(graph: Graph, tensor: int) -> Any:
+def _maker(graph: Subgraph, tensor: int) -> Any:
     return next((op for op in graph.operators if tensor in graph.outputs(op)), None)
 
 
-def _number(graph: Graph, index: int) -> float:
+def _number(graph: Subgraph, index: int) -> float:
     """The value of a constant with one element; NaN for anything else."""
     if index < 0 or graph.data(index) is None or math.prod(graph.shape(index)) != 1:
         return math.nan
