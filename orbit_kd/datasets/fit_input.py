@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras as keras
 
-from orbit_kd.datasets.batches import is_array, is_batch
+from orbit_kd.datasets.sources import is_array, is_batch
 from orbit_kd.errors import InputError
 
 

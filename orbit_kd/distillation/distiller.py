@@ -27,7 +27,7 @@ from orbit_kd.errors import InputError
 from orbit_kd.models.conversion import as_tf_keras
 from orbit_kd.models.heads import heads, logits_of, output_names
 from orbit_kd.models.keras3.objects import to_tf_keras
-from orbit_kd.models.outputs import of_output
+from orbit_kd.models.outputs import part_of
 from orbit_kd.training.monitor import StopOnNonFinite
 from orbit_kd.training.resume import Resume
 from orbit_kd.training.workers import own_batches, place, together
@@ -382,7 +382,7 @@ class Distiller(keras.Model):
     ) -> tf.Tensor:
         logits = logits_of(y_pred, self._untracked.heads)
         known, places = self._untracked.outputs, range(len(logits))
-        contexts = [Context(step, labels=of_output(y, i, self._untracked.names)) for i in places]
+        contexts = [Context(step, labels=part_of(y, i, self._untracked.names)) for i in places]
         if known is not None and len(known.kinds) == len(logits):
             contexts = [
                 dataclasses.replace(c, head=head, kind=kind)
@@ -390,7 +390,7 @@ class Distiller(keras.Model):
             ]
             places = known.compared_by(loss)
         weights = [
-            masked(of_output(sample_weight, i, self._untracked.names), output)
+            masked(part_of(sample_weight, i, self._untracked.names), output)
             for i, output in enumerate(tf.nest.flatten(y_pred))
         ]
         return logits_term(loss, logits, taught, contexts=contexts, sample_weights=weights, outputs=places)

@@ -22,7 +22,7 @@ from orbit_kd.support.files import replace_file
 
 _TFMOT = ("PruneLowMagnitude", "ClusterWeights", "QuantizeWrapper", "QuantizeLayer", "QuantizeAnnotate")
 _REGISTERED_BY = {
-    "ClusteredLayer": "orbit_kd.clustering.cluster",
+    "ClusteredLayer": "orbit_kd.clustering.layer",
     "Distiller": "orbit_kd.distillation",
     "QuantizedLayer": "orbit_kd.quantization.layers",
     "SparseLayer": "orbit_kd.sparsity.sparsify",

@@ -17,8 +17,9 @@ from orbit_kd.datasets import Data
 from orbit_kd.datasets.augment import Augment
 from orbit_kd.distillation import TeacherCache, cache_teacher
 from orbit_kd.errors import InputError
-from orbit_kd.evaluation.evaluate import evaluate, logits, model_bytes
+from orbit_kd.evaluation.evaluate import evaluate
 from orbit_kd.evaluation.metrics import accuracy
+from orbit_kd.evaluation.outputs import logits, model_bytes
 from orbit_kd.exporters import Artifact, check, export_all
 from orbit_kd.exporters.metadata import bytes_of, note
 from orbit_kd.models.conversion import as_tf_keras
