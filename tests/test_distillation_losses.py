@@ -23,7 +23,7 @@ from orbit_kd.distillation import (
 from orbit_kd.distillation.features import feature_shapes, find_layer, match_deepest, match_layers, recording
 from orbit_kd.distillation.losses import Context
 from orbit_kd.distillation.schedules import Scheduled
-from orbit_kd.distillation.teachers import Taught
+from orbit_kd.distillation.teachers import TeacherOutputs
 from orbit_kd.distillation.terms import feature_term, logits_term
 from orbit_kd.errors import InputError
 
@@ -317,7 +317,7 @@ def test_a_term_is_the_mean_over_pairs_of_layers_and_the_sum_over_outputs_with_s
     theirs = {"a": tf.constant([[1.0] * 3, [2.0] * 3]), "b": tf.constant([[3.0] * 3, [-4.0] * 3])}
 
     def of_features(weight):
-        return float(feature_term(hints, ours, Taught((), theirs), step=0, sample_weight=weight))
+        return float(feature_term(hints, ours, TeacherOutputs((), theirs), step=0, sample_weight=weight))
 
     assert of_features(None) == (2.5 + 12.5) / 2
     assert of_features(tf.constant([2.0, 0.0])) == (1.0 + 9.0) / 2
@@ -330,7 +330,7 @@ def test_a_term_is_the_mean_over_pairs_of_layers_and_the_sum_over_outputs_with_s
 
     def of_logits(*weights):
         given = {"heads": ["linear"] * 2, "labels": [None] * 2, "sample_weights": weights}
-        taught = Taught(tuple(theirs.values()), {})
+        taught = TeacherOutputs(tuple(theirs.values()), {})
         return float(logits_term(Square(), list(ours.values()), taught, step=0, **given))
 
     assert of_logits(None, None) == 3 * (2.5 + 12.5)

@@ -142,7 +142,7 @@ def normalization(call: Call) -> list[Channels]:
 @channel_rule(layers.RandomFlip, layers.RandomTranslation, layers.RandomRotation, layers.RandomZoom)
 @channel_rule(layers.RandomCrop, layers.RandomHeight, layers.RandomWidth, layers.RandomBrightness)
 @channel_rule(layers.RandomContrast, StochasticDepth)
-def passes(call: Call) -> list[Channels]:
+def unchanged(call: Call) -> list[Channels]:
     """One channel in, the same channel out."""
     if np.ndim(getattr(call.layer, "scale", 0.0)) or np.ndim(getattr(call.layer, "offset", 0.0)):
         return call.keep_all("one constant a channel")
@@ -158,7 +158,7 @@ def layer_scale(call: Call) -> list[Channels]:
 
 
 @channel_rule(layers.Softmax, layers.UnitNormalization)
-def over_channels(call: Call) -> list[Channels]:
+def softmax(call: Call) -> list[Channels]:
     """Each output depends on every channel: all stay."""
     return call.keep_all("mixes channels")
 

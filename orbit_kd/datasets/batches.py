@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from orbit_kd.datasets.sources import TAKEN, Passes, arrays_of, passes_over, watched
+from orbit_kd.datasets.sources import TAKEN, Passes, arrays_of, passes_over, refuse_endless
 from orbit_kd.errors import InputError
 
 Batch = tuple[Any, Any, Any]
@@ -93,7 +93,7 @@ def as_batches(
             expected="data that can be gone through again: " + TAKEN,
             fix="pass the data set itself, not an iterator over it; of a generator make a list: list(generator)",
         )
-    start = watched(passes.start, what) if passes.count is None and not endless else passes.start
+    start = refuse_endless(passes.start, what) if passes.count is None and not endless else passes.start
 
     def check(given: Any) -> Batch:
         return _checked(given, what, labels, inputs, passes.lists)

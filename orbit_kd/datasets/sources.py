@@ -141,7 +141,7 @@ def _length(arrays: Any, what: str) -> int:
     return sizes[0]
 
 
-def watched(start: Callable[[], Iterator[Any]], what: str) -> Callable[[], Iterator[Any]]:
+def refuse_endless(start: Callable[[], Iterator[Any]], what: str) -> Callable[[], Iterator[Any]]:
     """Passes that stop with an error where a source without a length goes round, or yields more than the memory."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     fix = "tell its length: dataset.apply(tf.data.experimental.assert_cardinality(batches)), or give a Sequence"

@@ -11,10 +11,10 @@ import tf_keras as keras
 
 import orbit_kd.distillation.feature_losses  # noqa: F401  registers its losses
 from orbit_kd.datasets.batches import inputs_of
-from orbit_kd.datasets.fit_input import for_fit
+from orbit_kd.datasets.fit_input import fit_input
 from orbit_kd.distillation.cache import TeacherCache
 from orbit_kd.distillation.choice import Outputs, check_losses, fitting_losses
-from orbit_kd.distillation.class_weights import class_weights, for_maps, sample_weights
+from orbit_kd.distillation.class_weights import broadcast_weights, class_weights, sample_weights
 from orbit_kd.distillation.features import find_layer, recording
 from orbit_kd.distillation.fit_arguments import (
     cache_epochs,
@@ -24,16 +24,16 @@ from orbit_kd.distillation.fit_arguments import (
     shard,
     validation_data,
 )
-from orbit_kd.distillation.losses import DistillationLoss, Losses, chosen
+from orbit_kd.distillation.losses import DistillationLoss, Losses, get_losses
 from orbit_kd.distillation.output_losses import LogitsDistillation
 from orbit_kd.distillation.schedules import Number, Scheduled, deserialize
-from orbit_kd.distillation.teachers import Taught, Teachers, check_outputs, unpack
+from orbit_kd.distillation.teachers import TeacherOutputs, Teachers, check_outputs, unpack
 from orbit_kd.distillation.terms import Batch, distillation_term
 from orbit_kd.errors import InputError
 from orbit_kd.models.conversion import as_tf_keras
 from orbit_kd.models.heads import heads, output_names
 from orbit_kd.models.keras3.objects import to_tf_keras
-from orbit_kd.training.workers import together
+from orbit_kd.training.workers import watch_workers
 
 
 @keras.saving.register_keras_serializable("orbit_kd")
@@ -93,7 +93,7 @@ class Distiller(keras.Model):
         self.student = student
         # plain objects in a plain namespace: Keras would track, save and train what it found in a list or a model
         self._untracked = SimpleNamespace(
-            losses=chosen(losses or [LogitsDistillation()]),
+            losses=get_losses(losses or [LogitsDistillation()]),
             by_default=not losses,
             teachers=None,
             outputs=None,
@@ -267,7 +267,7 @@ class Distiller(keras.Model):
         check_labels(x, kwargs["validation_data"])
         self._untracked.fitting, self._untracked.testing = True, False
         try:
-            with together(self.distribute_strategy):
+            with watch_workers(self.distribute_strategy):
                 return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
         finally:
             self._untracked.fitting = False
@@ -279,7 +279,7 @@ class Distiller(keras.Model):
         if isinstance(x, TeacherCache):
             x = x.dataset
         elif not args:
-            x, kwargs["y"] = for_fit(x, kwargs.get("y"), inputs=inputs_of(self.student), steps=kwargs.get("steps"))
+            x, kwargs["y"] = fit_input(x, kwargs.get("y"), inputs=inputs_of(self.student), steps=kwargs.get("steps"))
         try:
             return super().evaluate(x, *args, **kwargs)
         finally:  # `metrics_names` stays that of the last call, but a fit goes on with its own
@@ -301,7 +301,7 @@ class Distiller(keras.Model):
         sample_weight = sample_weights(self._untracked.class_weight, y, sample_weight, self.student)
         with tf.GradientTape() as tape, recording(self._student_layers()) as features:
             y_pred = self(x, training=True)
-            sample_weight = for_maps(sample_weight, y_pred)
+            sample_weight = broadcast_weights(sample_weight, y_pred)
             loss = self._total(Batch(y, y_pred, sample_weight, features, self._step), taught)
         self.optimizer.minimize(loss, self.trainable_variables, tape=tape)
         return self._results(x, y, y_pred, sample_weight)
@@ -313,7 +313,7 @@ class Distiller(keras.Model):
             taught = self._untracked.teachers(x, layers=self._teacher_layers())
         with recording(self._student_layers() if taught else {}) as features:
             y_pred = self(x, training=False)
-        sample_weight = for_maps(sample_weight, y_pred)
+        sample_weight = broadcast_weights(sample_weight, y_pred)
         self._total(Batch(y, y_pred, sample_weight, features, self._step), taught if self._no_task else None)
         return self._results(x, y, y_pred, sample_weight)
 
@@ -324,7 +324,7 @@ class Distiller(keras.Model):
     def _step(self) -> Any:
         return self.optimizer.iterations if self.optimizer else 0
 
-    def _total(self, batch: Batch, taught: Taught | None) -> tf.Tensor:
+    def _total(self, batch: Batch, taught: TeacherOutputs | None) -> tf.Tensor:
         """The scalar to minimize, on this replica; every term is already divided by the number of replicas."""
         replicas = self.distribute_strategy.num_replicas_in_sync
         size = tf.shape(tf.nest.flatten(batch.y_pred)[0])[0]

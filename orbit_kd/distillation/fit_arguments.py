@@ -8,7 +8,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from orbit_kd.datasets.batches import inputs_of
-from orbit_kd.datasets.fit_input import for_fit
+from orbit_kd.datasets.fit_input import fit_input
 from orbit_kd.datasets.labels import check_alike
 from orbit_kd.distillation.cache import TeacherCache
 from orbit_kd.distillation.schedules import Epochs, Scheduled
@@ -16,7 +16,7 @@ from orbit_kd.errors import InputError
 from orbit_kd.models.keras3.objects import to_tf_keras
 from orbit_kd.training.monitor import StopOnNonFinite
 from orbit_kd.training.resume import Resume
-from orbit_kd.training.workers import own_batches, place
+from orbit_kd.training.workers import index_and_count, worker_batches
 
 
 def fit_callbacks(callbacks: Any, schedules: list[Scheduled]) -> Any:
@@ -55,27 +55,27 @@ def shard(batches: tf.data.Dataset, shards: int, *, strategy: tf.distribute.Stra
     Raises:
         InputError: another number of workers.
     """
-    workers = place(strategy)[1]
+    workers = index_and_count(strategy)[1]
     if workers != shards:
         raise InputError(
             f"The cache is one of {shards} shards, and {workers} workers train.",
             expected="a shard for each worker",
             fix="make it with cache_teacher(..., shard=(index of the worker, number of workers))",
         )
-    return own_batches(batches, strategy)
+    return worker_batches(batches, strategy)
 
 
 def fit_data(student: keras.Model, x: Any, y: Any, options: dict[str, Any], *, epochs: int) -> Any:
     """(x, y) of data that are no cache, for `fit`."""
     steps, passes = options.get("steps_per_epoch"), epochs - options.get("initial_epoch", 0)
-    return for_fit(x, y, inputs=inputs_of(student), steps=steps, epochs=passes)
+    return fit_input(x, y, inputs=inputs_of(student), steps=steps, epochs=passes)
 
 
 def validation_data(data: Any, *, steps: int | None) -> Any:
     """Validation data in any form, for `fit`."""
     if isinstance(data, TeacherCache):
         return data.dataset
-    return data if data is None or isinstance(data, tuple) else for_fit(data, steps=steps)[0]
+    return data if data is None or isinstance(data, tuple) else fit_input(data, steps=steps)[0]
 
 
 def check_labels(train: Any, validation: Any) -> None:

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from orbit_kd.distillation.choice import Outputs
 from orbit_kd.distillation.losses import Context, DistillationLoss
-from orbit_kd.distillation.teachers import Taught
+from orbit_kd.distillation.teachers import TeacherOutputs
 from orbit_kd.models.heads import logits_of
 from orbit_kd.models.outputs import part_of
 
@@ -38,7 +38,7 @@ def distillation_term(
     loss: DistillationLoss,
     batch: Batch,
     *,
-    taught: Taught,
+    taught: TeacherOutputs,
     heads: Sequence[str],
     names: Sequence[str],
     outputs: Outputs | None,
@@ -71,7 +71,7 @@ def distillation_term(
 
 
 def feature_term(
-    loss: DistillationLoss, features: Mapping[str, tf.Tensor], taught: Taught, *, step: Any, sample_weight: Any
+    loss: DistillationLoss, features: Mapping[str, tf.Tensor], taught: TeacherOutputs, *, step: Any, sample_weight: Any
 ) -> tf.Tensor:
     """A loss on inner layers: the mean over its pairs of layers, a scalar.
 
@@ -93,7 +93,7 @@ def feature_term(
 
 
 def logits_term(
-    loss: DistillationLoss, logits: Sequence[tf.Tensor], taught: Taught, *, contexts: Sequence[Context],
+    loss: DistillationLoss, logits: Sequence[tf.Tensor], taught: TeacherOutputs, *, contexts: Sequence[Context],
     sample_weights: Sequence[Any], outputs: Sequence[int],
 ) -> tf.Tensor:  # fmt: skip
     """A loss on logits: the sum over the outputs that it compares, a scalar.

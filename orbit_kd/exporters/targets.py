@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from orbit_kd.errors import InputError
 from orbit_kd.exporters.artifact import Artifact
-from orbit_kd.models.conversion import to_export
+from orbit_kd.models.conversion import exported_form
 from orbit_kd.registry import Registry
 
 
@@ -103,7 +103,7 @@ def export(
     """
     form, variant = find(target)
     if not (form.made_of and isinstance(model, (Artifact, str, os.PathLike))):
-        model = to_export(model, quantized="tflite_int8" in (target, form.made_of))
+        model = exported_form(model, quantized="tflite_int8" in (target, form.made_of))
     arguments = dict(options, path=path, calibration=calibration) | ({"variant": variant} if variant else {})
     unknown = [name for name in options if name not in form.options]
     if unknown and not form.any_option:

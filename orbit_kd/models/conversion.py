@@ -86,7 +86,7 @@ def as_graph(model: keras.Model, *, input_shape: tuple[int | None, ...] | None =
     return network
 
 
-def to_export(model: Any, *, quantized: bool = True) -> keras.Model:
+def exported_form(model: Any, *, quantized: bool = True) -> keras.Model:
     """The network as a file holds it: no wrappers but those of quantization, which bring their ranges; one precision.
 
     Args:

@@ -27,7 +27,7 @@ from orbit_kd.models.saving import fingerprint, load_model, save_model
 from orbit_kd.pipeline import decisions
 from orbit_kd.pipeline.recipe import Recipe
 from orbit_kd.pipeline.retraining import Retraining, lesson_layers, losses_of
-from orbit_kd.pipeline.story import story
+from orbit_kd.pipeline.story import report_sections
 from orbit_kd.removal import budgets
 from orbit_kd.removal.importance import criteria
 from orbit_kd.removal.plan import RemovalPlan
@@ -94,7 +94,7 @@ def compress(
         originals = _export(teacher, _OF_THE_TEACHER, folder, "teacher", data, done, recipe)
     about = note(data.class_names, _preprocess(data), recipe=digest(recipe.to_dict()))
     extra = bytes_of(about, model_bytes(originals[1]))
-    decided = decisions.Decisions.asked(recipe)
+    decided = decisions.Decisions.from_recipe(recipe)
     if recipe.budgets and recipe.max_drop is None:
         decided = decisions.within_budgets(stages, teacher, data, recipe, note=extra)
         plan = _plan(teacher, data, recipe, decided)
@@ -120,7 +120,7 @@ def compress(
         search = _validated(search, artifacts, data, stages)
     measured = _measured(originals, artifacts, data, stages)
     about_run = {"search": search, "title": title or f"{teacher.name}, compressed", "command": command}
-    report = Report(measured | story(measured, job, student, artifacts, decided, augment) | about_run)
+    report = Report(measured | report_sections(measured, job, student, artifacts, decided, augment) | about_run)
     save_model(student, stages.workdir / "student.keras")
     report.save(stages.workdir)
     return Compressed(student, tuple(artifacts), report)
@@ -144,10 +144,10 @@ def _check(teacher: keras.Model, data: Data, recipe: Recipe) -> RemovalPlan | No
         check_names(graph, recipe.exclude)
         budgets.limits(graph, recipe.budgets)
     else:
-        plan = _plan(teacher, data, recipe, decisions.Decisions.asked(recipe))
+        plan = _plan(teacher, data, recipe, decisions.Decisions.from_recipe(recipe))
         smaller = remove_filters(teacher, plan)
     if recipe.pattern != "dense":
-        _sparse(smaller, recipe, decisions.Decisions.asked(recipe), steps=1)
+        _sparse(smaller, recipe, decisions.Decisions.from_recipe(recipe), steps=1)
     return plan
 
 

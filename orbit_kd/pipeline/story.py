@@ -18,7 +18,7 @@ from orbit_kd.pipeline.retraining import Retraining
 from orbit_kd.sparsity.table import sparsity_table
 
 
-def story(
+def report_sections(
     measured: dict[str, Any], job: Retraining, student: keras.Model, files: Sequence[Artifact], decided: Decisions,
     augment: Augment,
 ) -> dict[str, Any]:  # fmt: skip
@@ -49,7 +49,7 @@ def story(
         "preprocess": data.preprocess.to_dict() if data.preprocess else None,
         "data": {**dict(data.counts), **measured["data"], "fingerprint": data.fingerprint},
         "seed": recipe.seed,
-        "chosen": decided.chosen(recipe),
+        "chosen": decided.changes(recipe),
         "notes": _notes(measured, decided.pattern, recipe),
     }
 

@@ -22,11 +22,11 @@ from orbit_kd.errors import InputError
 from orbit_kd.exporters.tflite.convert import check_trained
 from orbit_kd.models.conversion import as_tf_keras
 from orbit_kd.models.copies import copy_layer, named_layers, rebuild
-from orbit_kd.models.integer_inputs import ready_for_integers
+from orbit_kd.models.integer_inputs import replace_integer_input
 from orbit_kd.models.wrapped import CLUSTERED, QUANTIZED, SPARSE, unwrapped_copy, wrappers_in
 from orbit_kd.models.wrappers import inner_layer
-from orbit_kd.quantization.layers import KERNELS, QuantizedLayer, observing
-from orbit_kd.quantization.placement import is_one_operator, place
+from orbit_kd.quantization.layers import KERNELS, QuantizedLayer, observe_ranges
+from orbit_kd.quantization.placement import find_placements, is_one_operator
 from orbit_kd.quantization.separable import split_separable
 from orbit_kd.sparsity.sparsify import keep_zeros
 
@@ -68,14 +68,14 @@ def quantize_aware(model: keras.Model, *, calibration: Any = None, samples: int 
             expected=f"at least one of: {', '.join(sorted(kind.__name__ for kind in KERNELS))}",
             fix="quantize the model after training instead: okd.export(model, 'tflite_int8', calibration=train)",
         )
-    plain = split_separable(ready_for_integers(model))
+    plain = split_separable(replace_integer_input(model))
     if not all(tensor.dtype.is_floating for tensor in plain.inputs):
         raise InputError(
             f"The model {model.name!r} computes with whole numbers from its input on.",
             expected="an input that can have a range: amounts, not indices",
             fix="quantize the model after training instead: okd.export(model, 'tflite_int8', calibration=train)",
         )
-    placements = place(plain)
+    placements = find_placements(plain)
 
     def wrap(layer: keras.layers.Layer) -> keras.layers.Layer:
         placement, copy = placements.get(id(layer)), copy_layer(layer)
@@ -117,7 +117,7 @@ def _calibrate(model: keras.Model, calibration: Any, samples: int, seed: int) ->
     found = calibration_sample(calibration, samples=samples, seed=seed, inputs=inputs)
     images = [found] if len(model.inputs) == 1 else found
     layers = [layer for _, layer in named_layers(model) if isinstance(layer, QuantizedLayer)]
-    with observing(layers):
+    with observe_ranges(layers):
         for first in range(0, len(images[0]), 32):
             some = [part[first : first + 32] for part in images]
             model(some[0] if len(some) == 1 else some, training=False)

@@ -254,7 +254,7 @@ def activation_name(layer: keras.layers.Layer) -> str:
 
 
 @contextlib.contextmanager
-def observing(layers: Iterable[QuantizedLayer]) -> Iterator[None]:
+def observe_ranges(layers: Iterable[QuantizedLayer]) -> Iterator[None]:
     """Within it, the layers' ranges follow what comes at inference, in eager calls."""
     layers = list(layers)
     for layer in layers:

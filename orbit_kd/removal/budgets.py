@@ -95,7 +95,7 @@ def is_budget(name: str) -> bool:
     return name in _FRACTIONS or name in costs
 
 
-def absolute(name: str) -> str:
+def absolute_name(name: str) -> str:
     """The budget that a fraction is of ("keep_macs" -> "max_macs"); others are themselves."""
     return _FRACTIONS.get(name, name)
 
@@ -110,7 +110,7 @@ def limits(graph: ChannelGraph, given: Mapping[str, float | None]) -> list[Limit
     for name, value in given.items():
         if value is None:
             continue
-        if absolute(name) not in costs:
+        if absolute_name(name) not in costs:
             raise InputError(
                 f"Unknown budget {name!r}.",
                 expected="one of: " + ", ".join(sorted([*_FRACTIONS, *costs])),
@@ -122,7 +122,7 @@ def limits(graph: ChannelGraph, given: Mapping[str, float | None]) -> list[Limit
                 expected="a part in (0, 1]" if name in _FRACTIONS else "a number above 0",
                 fix=f"mend {name}",
             )
-        found.append(_limit(graph, name, costs.get(absolute(name)), _LIKE.get(absolute(name), ""), value))
+        found.append(_limit(graph, name, costs.get(absolute_name(name)), _LIKE.get(absolute_name(name), ""), value))
     return found
 
 
@@ -147,17 +147,17 @@ def _limit(graph: ChannelGraph, name: str, cost: Cost, like: str, value: float) 
     )
 
 
-def rounded_up(value: float) -> str:
+def round_up(value: float) -> str:
     """A cost as text that is not below it, so that a budget of just that can be met."""
     return str(math.ceil(value)) if value >= 1 else f"{math.ceil(value * 1e6) / 1e6:g}"
 
 
 def goals(graph: ChannelGraph, given: Mapping[str, float | None]) -> dict[str, tuple[float, float]]:
     """Absolute budget -> (what the network costs now, what it may cost), for the budgets that are given."""
-    return {absolute(limit.name): (limit.whole, limit.most) for limit in limits(graph, given)}
+    return {absolute_name(limit.name): (limit.whole, limit.most) for limit in limits(graph, given)}
 
 
-def fewest(count: int, stays: Callable[[int], np.ndarray], limits: Sequence[Limit]) -> int:
+def fewest_to_remove(count: int, stays: Callable[[int], np.ndarray], limits: Sequence[Limit]) -> int:
     """The smallest n in 0..count for which the network `stays(n)` meets all limits; costs fall as n grows.
 
     Limits with a guide are met by measuring a few n: never above, and at most 2% below or one step from above.
@@ -170,18 +170,18 @@ def fewest(count: int, stays: Callable[[int], np.ndarray], limits: Sequence[Limi
         if limit.cost(least) > limit.most:
             raise InputError(
                 f"{limit.name}={limit.most / limit.scale:g} cannot be reached.",
-                expected=f"at least {rounded_up(limit.cost(least) / limit.scale)}, with the other settings as they are",
+                expected=f"at least {round_up(limit.cost(least) / limit.scale)}, with the other settings as they are",
                 fix=f"raise {limit.name}, or lower min_channels, raise max_ratio, or exclude fewer layers",
             )
     cheap = [limit for limit in limits if limit.guide is None]
-    n = first(0, count, lambda n: all(limit.cost(stays(n)) <= limit.most for limit in cheap))
+    n = first_that_meets(0, count, lambda n: all(limit.cost(stays(n)) <= limit.most for limit in cheap))
     for limit in limits:
         if limit.guide is not None:
             n = _measured(n, count, stays, limit)
     return n
 
 
-def first(low: int, high: int, meets: Callable[[int], bool]) -> int:
+def first_that_meets(low: int, high: int, meets: Callable[[int], bool]) -> int:
     """The smallest n of low..high that meets; `high` does."""
     while low < high:
         middle = (low + high) // 2
@@ -208,5 +208,5 @@ def _measured(start: int, count: int, stays: Callable[[int], np.ndarray], limit:
             above = guess
         off = real - guide(stays(guess))
         aim = (1 + _NEAR) / 2 * limit.most - off
-        guess = first(above + 1, below, lambda n: guide(stays(n)) <= aim)  # noqa: B023  (called at once)
+        guess = first_that_meets(above + 1, below, lambda n: guide(stays(n)) <= aim)  # noqa: B023  (called at once)
     return below

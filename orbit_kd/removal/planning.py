@@ -90,7 +90,7 @@ def plan_removal(
     order = choice.order([g for g in graph.groups if g.name not in fixed], scope)
     start = {name: round(choice.width(name) * part) for name, part in fixed.items()}
     if limits:
-        gone = budgets.fewest(len(order), lambda n: choice.stays(start, order[:n]), limits)
+        gone = budgets.fewest_to_remove(len(order), lambda n: choice.stays(start, order[:n]), limits)
     elif scope == "global":
         gone = round(len(order) * (ratio or 0.0))
     else:
@@ -120,7 +120,7 @@ class _Choice:
         self.scores: dict[str, np.ndarray] = {}
         for g in graph.groups:
             self.step[g.name] = g.step(round_to)
-            least = max(g.least(min_channels), math.ceil(round(g.width * (1 - max_ratio), 6)))
+            least = max(g.fewest_units(min_channels), math.ceil(round(g.width * (1 - max_ratio), 6)))
             self.floor[g.name] = g.width if self.reason(g) else min(least, g.width)
             self.scores[g.name] = np.zeros(g.width) if self.reason(g) else scorer(g)
 
