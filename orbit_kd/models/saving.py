@@ -81,6 +81,7 @@ def load_model(
     except InputError:
         raise
     except Exception as e:  # the loaders raise nearly anything on a bad file
+        # The layers are built twice, and the file's weights no longer match: tensorflow/model-optimization pull 1123.
         if "QuantizeWrapper" in json.dumps(configs) and zipfile.is_zipfile(path):
             raise InputError(
                 f"{path} holds a model of tfmot's quantize_model, whose weights a .keras file does not give back.",

@@ -239,7 +239,8 @@ class QuantizedLayer(LayerWrapper, QuantizeWrapper):
             "keep_zeros": self.keep_zeros,
         }
 
-    # tfmot's versions train frozen layers, and list weights that `build` here leaves where they are.
+    # tfmot's versions train frozen layers (tensorflow/model-optimization issues 881, 1067), and list weights that
+    # `build` here leaves where they are.
     trainable = keras.layers.Layer.trainable
     trainable_weights = keras.layers.Layer.trainable_weights
     non_trainable_weights = keras.layers.Layer.non_trainable_weights

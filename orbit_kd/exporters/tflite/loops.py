@@ -2,7 +2,8 @@
 
 TensorFlow's converter (2.21) ends the process with a segmentation fault on nearly every loop that is to become int8 or
 int16x8: SimpleRNN, GRU, ConvLSTM, an LSTM that it does not know as one (another activation, a Masking before it),
-tf.map_fn. Whether a loop is left shows in the float32 file of the same graph, whose conversion is safe.
+tf.map_fn. See tensorflow/tensorflow issues 62281 and 87468, google-ai-edge/LiteRT issue 557. Whether a loop is left
+shows in the float32 file of the same graph, whose conversion is safe.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def refuse_loops(model: Any, float_file: bytes, *, target: str) -> None:
     """
     from ai_edge_litert import schema_py_generated as schema
 
-    # the whole LSTM as one operator exists in int8, but not with int16 activations
+    # the whole LSTM as one operator exists in int8, but not with int16 activations (tensorflow/tensorflow issue 59626)
     kinds = {schema.BuiltinOperator.WHILE}
     if target == "tflite_int16x8":
         kinds.add(schema.BuiltinOperator.UNIDIRECTIONAL_SEQUENCE_LSTM)
