@@ -104,7 +104,7 @@ class Filler:
             for values in tf.nest.flatten(sample[1]):
                 labels.update(np.ascontiguousarray(values).data)
             examples = total([examples, *digests(*flat)])
-            names.append(chunks.digest(flat, salt=repr((_VERSION, self._layers))))
+            names.append(chunks.digest_arrays(flat, salt=repr((_VERSION, self._layers))))
             found.append(self._chunk(names[-1], sample[0], flat))
         if not found:
             raise InputError(
@@ -128,7 +128,7 @@ class Filler:
         records = None if path is None else chunks.load(path)
         if records is None:
             self.ran += 1
-            records = chunks.pack(flat, [v.numpy() for v in self._teach(x)])
+            records = chunks.to_records(flat, [v.numpy() for v in self._teach(x)])
             if path is not None:
                 chunks.save(path, records)
                 return np.load(path, mmap_mode="r", allow_pickle=False)

@@ -12,7 +12,7 @@ from orbit_kd.errors import InputError
 from orbit_kd.support.files import replace_file
 
 
-def pack(exact: Sequence[np.ndarray], rounded: Sequence[np.ndarray]) -> np.ndarray:
+def to_records(exact: Sequence[np.ndarray], rounded: Sequence[np.ndarray]) -> np.ndarray:
     """Records with fields f0, f1, ... of the arrays' rows.
 
     Args:
@@ -45,7 +45,7 @@ def load(path: Path) -> np.ndarray | None:
         return None
 
 
-def digest(arrays: Sequence[np.ndarray], *, salt: str = "") -> str:
+def digest_arrays(arrays: Sequence[np.ndarray], *, salt: str = "") -> str:
     """sha256 of types, shapes and values."""
     result = hashlib.sha256(salt.encode())
     for array in arrays:

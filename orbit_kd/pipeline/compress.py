@@ -27,7 +27,7 @@ from orbit_kd.models.saving import fingerprint, load_model, save_model
 from orbit_kd.pipeline import decisions
 from orbit_kd.pipeline.recipe import Recipe
 from orbit_kd.pipeline.retraining import Retraining, lesson_layers, losses_of
-from orbit_kd.pipeline.story import report_sections
+from orbit_kd.pipeline.sections import report_sections
 from orbit_kd.removal import budgets
 from orbit_kd.removal.importance import criteria
 from orbit_kd.removal.plan import RemovalPlan

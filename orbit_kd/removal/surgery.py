@@ -15,8 +15,8 @@ from orbit_kd.datasets.batches import as_batches, in_order, inputs_of
 from orbit_kd.errors import InputError
 from orbit_kd.models.conversion import as_tf_keras
 from orbit_kd.models.tracing import traced
+from orbit_kd.models.unwrapping import refuse_wrapped
 from orbit_kd.models.walk import replay, require_graph, walk
-from orbit_kd.models.wrapped import refuse_wrapped
 from orbit_kd.removal.plan import RemovalPlan
 
 
@@ -34,19 +34,19 @@ def remove_filters(model: keras.Model, plan: RemovalPlan) -> keras.Model:
         InputError: the plan was made for another network.
     """
     graph = ChannelGraph(as_tf_keras(model), unknown=plan.unknown)
-    return rebuild(graph, plan.stays(graph))
+    return keep_channels(graph, plan.stays(graph))
 
 
-def rebuild(graph: ChannelGraph, stays: np.ndarray) -> keras.Model:
+def keep_channels(graph: ChannelGraph, stays: np.ndarray) -> keras.Model:
     """The network of a traced graph with the units that stay; `stays`: bool per unit."""
 
     def kept(ids: Ids) -> np.ndarray:
         return np.flatnonzero(stays[graph.unit_of[ids]])
 
-    return _Rebuild(graph, kept).model(graph.model)
+    return _Narrower(graph, kept).model(graph.model)
 
 
-class _Rebuild:
+class _Narrower:
     """Replays the layer calls of a model on narrower clones of its layers."""
 
     def __init__(self, graph: ChannelGraph, kept: Kept) -> None:
