@@ -20,7 +20,7 @@ from orbit_kd.distillation import (
     SimilarityPreserving,
     distillation_losses,
 )
-from orbit_kd.distillation.features import feature_shapes, find_layer, match_deepest, match_layers, recording
+from orbit_kd.distillation.features import feature_shapes, find_layer, match_deepest, match_layers, record_outputs
 from orbit_kd.distillation.losses import Context
 from orbit_kd.distillation.schedules import Scheduled
 from orbit_kd.distillation.teachers import TeacherOutputs
@@ -276,8 +276,8 @@ def test_recording_takes_every_depth_from_one_pass_and_leaves_nothing():
     model = net(2, nested=True)
     x = random(2, 8, 8, 1)
     layers = {name: find_layer(model, name) for name in ("a_conv", "b_relu")}
-    with recording(layers) as outer:
-        with recording({"b": layers["b_relu"]}) as inner:
+    with record_outputs(layers) as outer:
+        with record_outputs({"b": layers["b_relu"]}) as inner:
             model(x)
         np.testing.assert_array_equal(outer["b_relu"].numpy(), inner["b"].numpy())
     assert list(outer) == ["a_conv", "b_relu"] and not any("call" in vars(layer) for layer in layers.values())
@@ -287,7 +287,7 @@ def test_recording_takes_every_depth_from_one_pass_and_leaves_nothing():
 def test_recording_is_taken_down_after_an_error():
     model = net(2)
     layer = find_layer(model, "a_conv")
-    with pytest.raises(ValueError), recording({"a": layer}):
+    with pytest.raises(ValueError), record_outputs({"a": layer}):
         model(random(2, 8, 8, 3))
     assert "call" not in vars(layer)
 

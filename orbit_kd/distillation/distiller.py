@@ -15,7 +15,7 @@ from orbit_kd.datasets.fit_input import fit_input
 from orbit_kd.distillation.cache import TeacherCache
 from orbit_kd.distillation.choice import Outputs, check_losses, fitting_losses
 from orbit_kd.distillation.class_weights import broadcast_weights, class_weights, sample_weights
-from orbit_kd.distillation.features import find_layer, recording
+from orbit_kd.distillation.features import find_layer, record_outputs
 from orbit_kd.distillation.fit_arguments import (
     cache_epochs,
     check_labels,
@@ -299,7 +299,7 @@ class Distiller(keras.Model):
         y, taught = unpack(y)
         taught = taught or self._require_teacher()(x, layers=self._teacher_layers())
         sample_weight = sample_weights(self._untracked.class_weight, y, sample_weight, self.student)
-        with tf.GradientTape() as tape, recording(self._student_layers()) as features:
+        with tf.GradientTape() as tape, record_outputs(self._student_layers()) as features:
             y_pred = self(x, training=True)
             sample_weight = broadcast_weights(sample_weight, y_pred)
             loss = self._total(Batch(y, y_pred, sample_weight, features, self._step), taught)
@@ -311,7 +311,7 @@ class Distiller(keras.Model):
         y, taught = unpack(y)
         if self._no_task and taught is None and self._untracked.teachers is not None:
             taught = self._untracked.teachers(x, layers=self._teacher_layers())
-        with recording(self._student_layers() if taught else {}) as features:
+        with record_outputs(self._student_layers() if taught else {}) as features:
             y_pred = self(x, training=False)
         sample_weight = broadcast_weights(sample_weight, y_pred)
         self._total(Batch(y, y_pred, sample_weight, features, self._step), taught if self._no_task else None)

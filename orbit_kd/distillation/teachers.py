@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from orbit_kd.distillation.features import find_layer, recording
+from orbit_kd.distillation.features import find_layer, record_outputs
 from orbit_kd.errors import InputError
 from orbit_kd.models.conversion import as_tf_keras
 from orbit_kd.models.heads import heads, logits_of, output_names
@@ -73,7 +73,7 @@ class Teachers:
 
     def __call__(self, x: Any, *, layers: Sequence[str] = ()) -> TeacherOutputs:
         """Logits (float32) and the features of the named layers, for a batch as the models take it."""
-        with recording({name: find_layer(self.models[0], name) for name in layers}) as record:
+        with record_outputs({name: find_layer(self.models[0], name) for name in layers}) as record:
             logits = logits_of(self.models[0](x, training=False), self.heads)
         if len(self.models) > 1:
             others = zip(self.models[1:], self._heads[1:], strict=True)

@@ -96,10 +96,10 @@ def exported_form(model: Any, *, quantized: bool = True) -> keras.Model:
     network = as_tf_keras(model, refuse=() if quantized else QUANTIZED)
     if wrappers_in(network, QUANTIZED):
         return network
-    return in_one_precision(unwrapped_copy(network) if wrappers_in(network) else network)
+    return in_full_precision(unwrapped_copy(network) if wrappers_in(network) else network)
 
 
-def in_one_precision(model: keras.Model) -> keras.Model:
+def in_full_precision(model: keras.Model) -> keras.Model:
     """The model itself, or, of one trained in mixed precision, a copy that computes as precisely as its weights are.
 
     TFLite takes no float16 arithmetic, and students compute as their teacher does.

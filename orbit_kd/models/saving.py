@@ -15,7 +15,7 @@ from typing import Any
 import tf_keras as keras
 
 from orbit_kd.errors import InputError
-from orbit_kd.models.conversion import as_tf_keras, in_one_precision
+from orbit_kd.models.conversion import as_tf_keras, in_full_precision
 from orbit_kd.models.keras3.twin import load_keras3
 from orbit_kd.models.safety import code_in, read_config
 from orbit_kd.support.files import replace_file
@@ -49,7 +49,7 @@ def load_model(
         InputError: no such file, no model file, a file that could run code, or a layer that is not known.
     """
     if not isinstance(model, (str, os.PathLike)):
-        return in_one_precision(as_tf_keras(model, refuse=()))
+        return in_full_precision(as_tf_keras(model, refuse=()))
     path = Path(model)
     if not path.exists():
         raise InputError(f"There is no model at {path}.", expected="a .keras or .h5 file or a SavedModel folder",
@@ -99,7 +99,7 @@ def load_model(
     if not isinstance(loaded, keras.Model):
         raise InputError(f"{path} holds a {type(loaded).__name__}, not a Keras model.", expected="a Keras model",
                          fix="save the model with model.save('model.keras')")  # fmt: skip
-    return in_one_precision(as_tf_keras(loaded, refuse=()))
+    return in_full_precision(as_tf_keras(loaded, refuse=()))
 
 
 def _register(configs: list[Any]) -> None:
