@@ -104,7 +104,7 @@ class Filler:
             for values in tf.nest.flatten(sample[1]):
                 labels.update(np.ascontiguousarray(values).data)
             examples = total([examples, *digests(*flat)])
-            names.append(chunks.digest_arrays(flat, salt=repr((_VERSION, self._layers))))
+            names.append(chunks.digest(flat, salt=repr((_VERSION, self._layers))))
             found.append(self._chunk(names[-1], sample[0], flat))
         if not found:
             raise InputError(

@@ -45,7 +45,7 @@ def load(path: Path) -> np.ndarray | None:
         return None
 
 
-def digest_arrays(arrays: Sequence[np.ndarray], *, salt: str = "") -> str:
+def digest(arrays: Sequence[np.ndarray], *, salt: str = "") -> str:
     """sha256 of types, shapes and values."""
     result = hashlib.sha256(salt.encode())
     for array in arrays:

@@ -61,7 +61,7 @@ class _Tensor:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Use:
+class _Call:
     """One use of a layer."""
 
     layer: keras.layers.Layer
@@ -71,7 +71,7 @@ class _Use:
 
 def find_placements(model: keras.Model) -> dict[int, Placement]:
     """What each layer gets, by id. A layer used several times gets what any of its uses needs."""
-    uses: dict[int, list[_Use]] = defaultdict(list)
+    uses: dict[int, list[_Call]] = defaultdict(list)
     for call in _calls(model):
         uses[id(call.layer)].append(call)
     # Layers whose result goes into a layer that is fused into them, wherever they are used.
@@ -109,9 +109,9 @@ def _kernel(layer: keras.layers.Layer) -> tuple[KernelRule | None, bool]:
     return (rule if known or zeros else None), zeros
 
 
-def _calls(model: keras.Model) -> list[_Use]:
+def _calls(model: keras.Model) -> list[_Call]:
     """Every use of a layer, in order, those inside nested models too."""
-    calls: list[_Use] = []
+    calls: list[_Call] = []
 
     def run(graph: keras.Model, given: list[_Tensor]) -> list[_Tensor]:
         tensors = {id(t): tensor for t, tensor in zip(graph.inputs, given, strict=True)}
@@ -124,7 +124,7 @@ def _calls(model: keras.Model) -> list[_Use]:
                 outputs = [_Tensor(layer, t.dtype.is_floating) for t in tf.nest.flatten(node.outputs)]
                 for tensor in inputs:
                     tensor.consumers.append(layer)
-                calls.append(_Use(layer, inputs, outputs))
+                calls.append(_Call(layer, inputs, outputs))
             tensors.update(zip(map(id, tf.nest.flatten(node.outputs)), outputs, strict=True))
         return [tensors[id(t)] for t in graph.outputs]
 

@@ -22,7 +22,7 @@ from orbit_kd.channels.profiles import activation_bytes
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import export
 from orbit_kd.registry import Registry
-from orbit_kd.removal.surgery import keep_channels
+from orbit_kd.removal.surgery import rebuild
 
 Cost = Callable[[ChannelGraph, np.ndarray], float]
 costs: Registry[Cost] = Registry("budget")
@@ -60,7 +60,7 @@ def int8_bytes(graph: ChannelGraph, stays: np.ndarray) -> float:
     The file is really written. Its size does not depend on what it is calibrated with, so that two seeded random images
     do.
     """
-    model = keep_channels(graph, stays)
+    model = rebuild(graph, stays)
     shape = model.inputs[0].shape[1:]
     if None in shape:
         return math.nan

@@ -34,19 +34,19 @@ def remove_filters(model: keras.Model, plan: RemovalPlan) -> keras.Model:
         InputError: the plan was made for another network.
     """
     graph = ChannelGraph(as_tf_keras(model), unknown=plan.unknown)
-    return keep_channels(graph, plan.stays(graph))
+    return rebuild(graph, plan.stays(graph))
 
 
-def keep_channels(graph: ChannelGraph, stays: np.ndarray) -> keras.Model:
+def rebuild(graph: ChannelGraph, stays: np.ndarray) -> keras.Model:
     """The network of a traced graph with the units that stay; `stays`: bool per unit."""
 
     def kept(ids: Ids) -> np.ndarray:
         return np.flatnonzero(stays[graph.unit_of[ids]])
 
-    return _Narrower(graph, kept).model(graph.model)
+    return _Rebuild(graph, kept).model(graph.model)
 
 
-class _Narrower:
+class _Rebuild:
     """Replays the layer calls of a model on narrower clones of its layers."""
 
     def __init__(self, graph: ChannelGraph, kept: Kept) -> None:

@@ -28,7 +28,7 @@ from orbit_kd.models.saving import fingerprint
 from orbit_kd.models.wrappers import KernelRule, kernel_rule
 from orbit_kd.removal.planning import check_names, named
 from orbit_kd.removal.scorer import Scorer
-from orbit_kd.removal.surgery import keep_channels
+from orbit_kd.removal.surgery import rebuild
 from orbit_kd.search.evaluator import Evaluator, batches_of, digest_of
 from orbit_kd.search.scan import Curve, Scan
 from orbit_kd.support.digests import digest
@@ -101,7 +101,7 @@ def sensitivity(
     check_classes(model, loss=loss)
     batches = batches_of(data, images, model=model)
     graph = ChannelGraph(model, unknown=unknown)
-    graph = ChannelGraph(keep_channels(graph, graph.all_stay()), unknown=unknown)  # a copy, whose weights may be masked
+    graph = ChannelGraph(rebuild(graph, graph.all_stay()), unknown=unknown)  # a copy, whose weights may be masked
     evaluator = Evaluator(graph.model, batches, memory, loss=loss)
     whole = evaluator.measure(None)
     floor = None if lost is None else lost * whole[0]
@@ -222,7 +222,7 @@ def _rebuilt(
     def change(gone: np.ndarray) -> keras.Model:
         stays = graph.all_stay()
         stays[group.units[gone]] = False
-        return keep_channels(graph, stays)
+        return rebuild(graph, stays)
 
     return _Job(curve, order, 0, change, lambda: None)
 
