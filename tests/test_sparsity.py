@@ -16,9 +16,7 @@ from orbit_kd.errors import InputError
 from orbit_kd.models.copies import named_layers
 from orbit_kd.models.wrappers import _RULES, KernelRule, register_kernel
 from orbit_kd.sparsity.layers import SparseLayer
-from orbit_kd.sparsity.magnitude import Magnitude
-from orbit_kd.sparsity.n_of_m import NofM
-from orbit_kd.sparsity.patterns import get_pattern, uhp
+from orbit_kd.sparsity.patterns import Magnitude, NofM, get_pattern, uhp
 from orbit_kd.sparsity.schedules import SRSTE, Polynomial, get_schedule
 from orbit_kd.sparsity.sparsify import keep_zeros, sparsify, strip
 from orbit_kd.sparsity.table import sparsity_table

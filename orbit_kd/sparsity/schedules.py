@@ -16,8 +16,7 @@ import tf_keras as keras
 
 from orbit_kd.errors import InputError
 from orbit_kd.registry import Registry
-from orbit_kd.sparsity.patterns import Pattern
-from orbit_kd.sparsity.value import Value
+from orbit_kd.sparsity.patterns import Pattern, Value
 
 
 class Schedule(Protocol):

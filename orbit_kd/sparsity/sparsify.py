@@ -29,8 +29,7 @@ from orbit_kd.models.wrappers import (
     kernel_rule,
 )
 from orbit_kd.sparsity.layers import SparseLayer, reason_dense
-from orbit_kd.sparsity.magnitude import Magnitude
-from orbit_kd.sparsity.patterns import Pattern, get_pattern
+from orbit_kd.sparsity.patterns import Magnitude, Pattern, get_pattern
 from orbit_kd.sparsity.schedules import Schedule, get_schedule
 
 __all__ = ["keep_zeros", "sparsify", "strip"]

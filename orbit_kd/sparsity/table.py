@@ -13,9 +13,7 @@ from orbit_kd.models.copies import has_matrix, named_layers
 from orbit_kd.models.unwrapping import unwrapped_copy, wrappers_in
 from orbit_kd.models.wrappers import kernel_rule
 from orbit_kd.sparsity.layers import SparseLayer, reason_dense
-from orbit_kd.sparsity.magnitude import Magnitude
-from orbit_kd.sparsity.n_of_m import NofM
-from orbit_kd.sparsity.patterns import Pattern
+from orbit_kd.sparsity.patterns import Magnitude, NofM, Pattern
 from orbit_kd.support.text_table import aligned
 
 
