@@ -33,7 +33,7 @@ from orbit_kd.errors import InputError
 from orbit_kd.models.conversion import as_tf_keras
 from orbit_kd.models.heads import heads, output_names
 from orbit_kd.models.keras3.objects import to_tf_keras
-from orbit_kd.training.workers import watch_workers
+from orbit_kd.training.workers import together
 
 
 @keras.saving.register_keras_serializable("orbit_kd")
@@ -267,7 +267,7 @@ class Distiller(keras.Model):
         check_labels(x, kwargs["validation_data"])
         self._untracked.fitting, self._untracked.testing = True, False
         try:
-            with watch_workers(self.distribute_strategy):
+            with together(self.distribute_strategy):
                 return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
         finally:
             self._untracked.fitting = False

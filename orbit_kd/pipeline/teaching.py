@@ -72,14 +72,14 @@ def teach(
             finite, an unwritable path, another worker that stopped.
     """
     strategy = strategy or tf.distribute.get_strategy()
-    with workers.watch_workers(strategy):
+    with workers.together(strategy):
         for model in (teacher, student):
             check_fit(model, data, labels=not label_free)
-        index, count = shard = workers.index_and_count(strategy)
+        index, count = shard = workers.place(strategy)
         if batch_size % strategy.num_replicas_in_sync:
             raise InputError(f"batch_size={batch_size} for {strategy.num_replicas_in_sync} replicas.",
                              expected="equal parts", fix="give a multiple of their number")  # fmt: skip
-        copy = workers.copy_into(student, strategy)
+        copy = workers.spread(student, strategy)
         with strategy.scope():
             distiller = Distiller(copy, teacher=teacher, losses=losses, alpha=alpha)
 
@@ -99,7 +99,7 @@ def teach(
             if not lessons:
                 return data.epochs(seed=seed, augment=augment, start=start, batch_size=batch_size)
             cached = lessons.epochs(start=start, batch_size=batch_size // count)
-            return workers.worker_batches(cached, strategy) if count > 1 else cached
+            return workers.own_batches(cached, strategy) if count > 1 else cached
 
         settings: dict[str, Any] = {
             "losses": [keras.saving.serialize_keras_object(loss) for loss in losses],

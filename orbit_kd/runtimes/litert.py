@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from orbit_kd.runtimes.runner import Port, Runner, check_ports, runtimes, start_interpreter
+from orbit_kd.runtimes.runner import Port, Runner, one_in_one_out, runnable, runtimes
 from orbit_kd.support.native_log import native_stderr
 from orbit_kd.tflite.reader import State, parse, state_of
 
@@ -96,11 +96,11 @@ def _same(a: np.ndarray, b: np.ndarray) -> bool:
 
 @runtimes.register("litert")
 def _litert(data: bytes, threads: int) -> Runner:
-    data = check_ports(data)
-    return start_interpreter(lambda: _Litert(data, threads), "LiteRT")
+    data = one_in_one_out(data)
+    return runnable(lambda: _Litert(data, threads), "LiteRT")
 
 
 @runtimes.register("litert_reference")
 def _litert_reference(data: bytes, threads: int) -> Runner:
-    data = check_ports(data)
-    return start_interpreter(lambda: _Litert(data, threads, reference=True), "LiteRT")
+    data = one_in_one_out(data)
+    return runnable(lambda: _Litert(data, threads, reference=True), "LiteRT")

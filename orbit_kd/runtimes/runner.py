@@ -76,7 +76,7 @@ class Runner(Protocol):
 runtimes: Registry[Callable[[bytes, int], Runner]] = Registry("runtime")
 
 
-def check_ports(data: bytes) -> bytes:
+def one_in_one_out(data: bytes) -> bytes:
     """The .tflite file itself, or InputError where it has not one input and one output."""
     graph = parse(data).subgraphs[0]
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
@@ -88,7 +88,7 @@ def check_ports(data: bytes) -> bytes:
     return data
 
 
-def start_interpreter(make: Callable[[], R], name: str) -> R:
+def runnable(make: Callable[[], R], name: str) -> R:
     """What `make` gives; an interpreter's RuntimeError becomes an InputError of the runtime's name."""
     try:
         return make()

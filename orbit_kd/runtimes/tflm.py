@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from orbit_kd.errors import InputError
-from orbit_kd.runtimes.runner import Port, Runner, check_ports, runtimes, start_interpreter
+from orbit_kd.runtimes.runner import Port, Runner, one_in_one_out, runnable, runtimes
 from orbit_kd.support.extras import require
 from orbit_kd.support.native_log import native_stderr
 from orbit_kd.tflite.reader import Graph, State, parse, state_of
@@ -21,9 +21,9 @@ MCU_HINT = 'pip install "orbit-kd[mcu]"'
 @runtimes.register("tflm")
 def _tflm(data: bytes, threads: int) -> Runner:
     require("tflite_micro", extra="mcu")
-    data = check_ports(data)
+    data = one_in_one_out(data)
     _require_known_sizes(data)
-    return start_interpreter(lambda: _Tflm(data), "TensorFlow Lite Micro")
+    return runnable(lambda: _Tflm(data), "TensorFlow Lite Micro")
 
 
 def _require_known_sizes(data: bytes) -> None:

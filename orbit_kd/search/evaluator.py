@@ -127,7 +127,7 @@ def _check(model: keras.Model, batches: Sequence[tuple[np.ndarray, np.ndarray]])
         )
 
 
-def digest_of(batches: Iterable[Any]) -> str:
+def told_apart(batches: Iterable[Any]) -> str:
     """What the examples of batches (x, y, ...) are known by in the key of a result, whatever their order."""
     return f"{total(d for x, y, *_ in batches for d in digests(x, y)):032x}"
 

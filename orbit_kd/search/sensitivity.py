@@ -29,7 +29,7 @@ from orbit_kd.models.wrappers import KernelRule, kernel_rule
 from orbit_kd.removal.planning import check_names, named
 from orbit_kd.removal.scorer import Scorer
 from orbit_kd.removal.surgery import rebuild
-from orbit_kd.search.evaluator import Evaluator, batches_of, digest_of
+from orbit_kd.search.evaluator import Evaluator, batches_of, told_apart
 from orbit_kd.search.scan import Curve, Scan
 from orbit_kd.support.digests import digest
 from orbit_kd.support.files import write_file
@@ -110,7 +110,7 @@ def sensitivity(
     else:
         jobs = list(_weight_jobs(graph, evaluator, exclude))
     orders = [(j.curve.name, j.curve.reason, hashlib.sha256(j.order.tobytes()).hexdigest()) for j in jobs]
-    key = digest(fingerprint(model), digest_of(batches), ratios, of, lost, orders)
+    key = digest(fingerprint(model), told_apart(batches), ratios, of, lost, orders)
     done = _known(path, key)
     for job in track(sorted(jobs, key=lambda j: j.position), f"sensitivity of {of}"):
         if job.curve.name in done:
