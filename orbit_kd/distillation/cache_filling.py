@@ -128,7 +128,7 @@ class Filler:
         records = None if path is None else chunks.load(path)
         if records is None:
             self.ran += 1
-            records = chunks.to_records(flat, [v.numpy() for v in self._teach(x)])
+            records = chunks.as_records(flat, [v.numpy() for v in self._teach(x)])
             if path is not None:
                 chunks.save(path, records)
                 return np.load(path, mmap_mode="r", allow_pickle=False)

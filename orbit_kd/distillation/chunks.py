@@ -12,7 +12,7 @@ from orbit_kd.errors import InputError
 from orbit_kd.support.files import replace_file
 
 
-def to_records(exact: Sequence[np.ndarray], rounded: Sequence[np.ndarray]) -> np.ndarray:
+def as_records(exact: Sequence[np.ndarray], rounded: Sequence[np.ndarray]) -> np.ndarray:
     """Records with fields f0, f1, ... of the arrays' rows.
 
     Args:

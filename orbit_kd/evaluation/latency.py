@@ -15,7 +15,7 @@ from orbit_kd.registry import Registry
 from orbit_kd.support.native_log import native_stderr
 from orbit_kd.tflite.reader import parse, read_bytes
 
-Call = Callable[[], Any]
+Inference = Callable[[], Any]
 # name -> the name of LiteRT's operator resolver
 delegates: Registry[str] = Registry("delegate")
 delegates.register("xnnpack")("AUTO")  # LiteRT's default: XNNPACK wherever it has a kernel
@@ -75,7 +75,7 @@ def latency(
     )
 
 
-def interleaved(calls: Sequence[Call], *, runs: int) -> np.ndarray:
+def interleaved(calls: Sequence[Inference], *, runs: int) -> np.ndarray:
     """Seconds of each call, (runs, calls): every round times each call once, in an order that rotates."""
     repeats = [_repeats(call) for call in calls]
     times = np.zeros((runs, len(calls)))
@@ -86,7 +86,7 @@ def interleaved(calls: Sequence[Call], *, runs: int) -> np.ndarray:
     return times
 
 
-def ready_call(model: runtimes.Model, *, threads: int = 1, delegate: str = "xnnpack") -> Call:
+def ready_call(model: runtimes.Model, *, threads: int = 1, delegate: str = "xnnpack") -> Inference:
     """The bare inference of a file on random inputs, which are copied in here.
 
     Raises:
@@ -118,13 +118,13 @@ def ready_call(model: runtimes.Model, *, threads: int = 1, delegate: str = "xnnp
     return interpreter.invoke
 
 
-def _repeats(call: Call) -> int:
+def _repeats(call: Inference) -> int:
     """How many calls take about a millisecond; warms up, too."""
     _seconds(call, 3)
     return max(1, round(1e-3 / _seconds(call, 3)))
 
 
-def _seconds(call: Call, repeats: int) -> float:
+def _seconds(call: Inference, repeats: int) -> float:
     start = time.perf_counter()
     for _ in range(repeats):
         call()

@@ -181,7 +181,7 @@ def _check_budgets(student: keras.Model, teacher: keras.Model, recipe: Recipe, n
     """Raises InputError where the smallest network within `max_drop` is too large for another budget."""
     graph = ChannelGraph(student, unknown=recipe.unknown)
     for limit in budgets.limits(ChannelGraph(teacher, unknown=recipe.unknown), recipe.budgets):
-        cost = budgets.costs.get(budgets.absolute_name(limit.name))(graph, graph.all_stay())
+        cost = budgets.costs.get(budgets.absolute(limit.name))(graph, graph.all_stay())
         cost += note if limit.name == "max_bytes" else 0
         if cost > limit.most:
             raise InputError(

@@ -23,7 +23,7 @@ from orbit_kd.exporters.tflite.convert import check_trained
 from orbit_kd.models.conversion import as_tf_keras
 from orbit_kd.models.copies import copy_layer, named_layers, rebuild
 from orbit_kd.models.integer_inputs import ready_for_integers
-from orbit_kd.models.unwrapping import CLUSTERED, QUANTIZED, SPARSE, unwrapped_copy, wrappers_in
+from orbit_kd.models.wrapped import CLUSTERED, QUANTIZED, SPARSE, unwrapped_copy, wrappers_in
 from orbit_kd.models.wrappers import inner_layer
 from orbit_kd.quantization.layers import KERNELS, QuantizedLayer, observe_ranges
 from orbit_kd.quantization.placement import find_placements, is_one_operator

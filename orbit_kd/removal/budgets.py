@@ -95,7 +95,7 @@ def is_budget(name: str) -> bool:
     return name in _FRACTIONS or name in costs
 
 
-def absolute_name(name: str) -> str:
+def absolute(name: str) -> str:
     """The budget that a fraction is of ("keep_macs" -> "max_macs"); others are themselves."""
     return _FRACTIONS.get(name, name)
 
@@ -110,7 +110,7 @@ def limits(graph: ChannelGraph, given: Mapping[str, float | None]) -> list[Limit
     for name, value in given.items():
         if value is None:
             continue
-        if absolute_name(name) not in costs:
+        if absolute(name) not in costs:
             raise InputError(
                 f"Unknown budget {name!r}.",
                 expected="one of: " + ", ".join(sorted([*_FRACTIONS, *costs])),
@@ -122,7 +122,7 @@ def limits(graph: ChannelGraph, given: Mapping[str, float | None]) -> list[Limit
                 expected="a part in (0, 1]" if name in _FRACTIONS else "a number above 0",
                 fix=f"mend {name}",
             )
-        found.append(_limit(graph, name, costs.get(absolute_name(name)), _LIKE.get(absolute_name(name), ""), value))
+        found.append(_limit(graph, name, costs.get(absolute(name)), _LIKE.get(absolute(name), ""), value))
     return found
 
 
@@ -154,7 +154,7 @@ def round_up(value: float) -> str:
 
 def goals(graph: ChannelGraph, given: Mapping[str, float | None]) -> dict[str, tuple[float, float]]:
     """Absolute budget -> (what the network costs now, what it may cost), for the budgets that are given."""
-    return {absolute_name(limit.name): (limit.whole, limit.most) for limit in limits(graph, given)}
+    return {absolute(limit.name): (limit.whole, limit.most) for limit in limits(graph, given)}
 
 
 def fewest_to_remove(count: int, stays: Callable[[int], np.ndarray], limits: Sequence[Limit]) -> int:

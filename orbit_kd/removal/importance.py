@@ -57,12 +57,12 @@ class Member:
 
 Criterion = Callable[..., np.ndarray]
 criteria: Registry[Criterion] = Registry("criterion")
-_NEEDS: dict[str, str] = {}
+NEEDS: dict[str, str] = {}
 
 
 def criterion(name: str, *, needs: str = "") -> Callable[[Criterion], Criterion]:
     """Decorator that files a criterion; `needs` is "", "gradients" or "activations"."""
-    _NEEDS[name] = needs
+    NEEDS[name] = needs
     return criteria.register(name)
 
 
@@ -126,6 +126,6 @@ def random(members: list[Member], *, seed: int) -> np.ndarray:
     return np.random.default_rng([seed, *name]).random(size)
 
 
-def needed_data(name: str) -> str:
-    """What a criterion learns from: "gradients", "activations", or "" where the weights are enough."""
-    return _NEEDS.get(name, "")
+def needs_data(name: str) -> bool:
+    """Whether a criterion learns from data."""
+    return bool(NEEDS.get(name))

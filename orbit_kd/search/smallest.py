@@ -27,7 +27,7 @@ from orbit_kd.models.conversion import as_tf_keras
 from orbit_kd.models.label_losses import check_classes
 from orbit_kd.models.outputs import compiled_loss, loss_name
 from orbit_kd.models.saving import fingerprint, load_model, save_model
-from orbit_kd.removal.importance import needed_data
+from orbit_kd.removal.importance import needs_data
 from orbit_kd.removal.planning import plan_removal
 from orbit_kd.removal.surgery import remove_filters
 from orbit_kd.search.evaluator import Evaluator, batches_of, told_apart
@@ -157,11 +157,11 @@ def smallest(
     loss = loss if loss is not None else compiled_loss(teacher)  # the students are not compiled
     check_classes(teacher, loss=loss)
     batches = batches_of(data, None, model=teacher)
-    if train is not None and needed_data(criterion):
+    if train is not None and needs_data(criterion):
         train = as_batches(train, what="training data", again=True, inputs=inputs_of(teacher))
     target = _accuracy(teacher, batches) - max_drop - 1e-9  # a drop of just max_drop is within it
     log.info("search: at least %.2f%% of %d validation images", 100 * target, sum(len(y) for _, y in batches))
-    learned = told_apart(train) if train is not None and needed_data(criterion) else ""
+    learned = told_apart(train) if train is not None and needs_data(criterion) else ""
     key = digest(fingerprint(teacher), told_apart(batches), learned, max_drop,
                  list(epochs), criterion, round_to, min_channels, list(exclude), unknown, images,
                  loss_name(loss) if learned and loss else "")  # fmt: skip

@@ -101,8 +101,7 @@ def export_hls4ml(
     network = plain(model)
     matrices = {layer.name: matrix for layer, matrix in kernels(network)}
     # hls4ml's depthwise template for "resource" asserts that the reuse factor is a multiple of the channels; its own
-    # choice of a factor is not (see fastmachinelearning/hls4ml issue 859). These kernels are small, so they get a
-    # multiplier for each weight.
+    # choice of a factor is not. These kernels are small, so they get a multiplier for each weight.
     unrolled = {layer.name for layer, _ in kernels(network) if is_depthwise(layer) or strategy == "latency"}
     plans = {
         name: {"ReuseFactor": 1, "Strategy": "Latency"}

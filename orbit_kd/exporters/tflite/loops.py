@@ -36,7 +36,7 @@ def refuse_loops(model: Any, float_file: bytes, *, target: str) -> None:
     """
     from ai_edge_litert import schema_py_generated as schema
 
-    # the whole LSTM as one operator exists in int8, but not with int16 activations (tensorflow/tensorflow issue 59626)
+    # the whole LSTM as one operator exists in int8, but not with int16 activations
     kinds = {schema.BuiltinOperator.WHILE}
     if target == "tflite_int16x8":
         kinds.add(schema.BuiltinOperator.UNIDIRECTIONAL_SEQUENCE_LSTM)
