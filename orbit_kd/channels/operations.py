@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from orbit_kd.channels import rules, rules_kept  # noqa: F401  (file their rules)
+from orbit_kd.channels import rules_kept as channel_rules_kept  # noqa: F401  (files its rules)
 from orbit_kd.channels.ids import Call, Channels, channel_rule
 from orbit_kd.channels.shapes import concatenate_ids, merge_ids, reshape_ids
 

@@ -13,8 +13,15 @@ from tf_keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 from tf_keras.src.layers.convolutional.base_depthwise_conv import DepthwiseConv
 
 from orbit_kd.channels.ids import Call, Channels, Ids, channel_rule
-from orbit_kd.channels.shapes import concatenate_ids, element_ids, merge_ids, positions, reshape_ids
+from orbit_kd.channels.shapes import concatenate_ids, element_ids, merge_ids, reshape_ids
 from orbit_kd.models.walk import RANDOM
+
+
+def positions(shape: tuple[int | None, ...], channel_axis: int) -> float:
+    """Number of spatial positions of a tensor (batch not counted); NaN where a size is not known."""
+    sizes = [n for i, n in enumerate(shape) if i != channel_axis]
+    return math.nan if None in sizes else math.prod(n for n in sizes if n)
+
 
 # ---------------------------------------------------------------- convolutions and dense layers
 

@@ -12,7 +12,7 @@ import tf_keras as keras
 from tf_keras import layers
 
 from orbit_kd.channels.ids import Call, Channels, Ids, Layer, channel_rule, rule_for
-from orbit_kd.channels.shapes import positions
+from orbit_kd.channels.rules import positions
 
 Shape = tuple[int | None, ...]
 

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
 
 from orbit_kd.channels.ids import Call, Channels, Ids, Kept
-
-
-def positions(shape: tuple[int | None, ...], channel_axis: int) -> float:
-    """Number of spatial positions of a tensor (batch not counted); NaN where a size is not known."""
-    sizes = [n for i, n in enumerate(shape) if i != channel_axis]
-    return math.nan if None in sizes else math.prod(n for n in sizes if n)
 
 
 def element_ids(x: Channels) -> np.ndarray | None:

@@ -2,8 +2,7 @@
 
 TensorFlow's converter (2.21) ends the process with a segmentation fault on nearly every loop that is to become int8 or
 int16x8: SimpleRNN, GRU, ConvLSTM, an LSTM that it does not know as one (another activation, a Masking before it),
-tf.map_fn. See tensorflow/tensorflow issues 62281 and 87468, google-ai-edge/LiteRT issue 557. Whether a loop is left
-shows in the float32 file of the same graph, whose conversion is safe.
+tf.map_fn. Whether a loop is left shows in the float32 file of the same graph, whose conversion is safe.
 """
 
 from __future__ import annotations
