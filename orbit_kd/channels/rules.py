@@ -6,6 +6,8 @@ To add a layer, write a function of a `Call` that names the layer's weights and 
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from tf_keras import layers
 from tf_keras.src.applications.convnext import LayerScale, StochasticDepth
