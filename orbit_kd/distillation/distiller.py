@@ -25,13 +25,13 @@ from orbit_kd.distillation.fit_arguments import (
     validation_data,
 )
 from orbit_kd.distillation.losses import DistillationLoss, Losses, get_losses
+from orbit_kd.distillation.objective import Objective
 from orbit_kd.distillation.output_losses import LogitsDistillation
-from orbit_kd.distillation.schedules import Number, Scheduled, deserialize
+from orbit_kd.distillation.schedules import Number, deserialize
 from orbit_kd.distillation.teachers import TeacherOutputs, Teachers, check_outputs, unpack
-from orbit_kd.distillation.terms import Batch, distillation_term
+from orbit_kd.distillation.terms import Batch
 from orbit_kd.errors import InputError
 from orbit_kd.models.conversion import as_tf_keras
-from orbit_kd.models.heads import heads, output_names
 from orbit_kd.models.keras3.objects import to_tf_keras
 from orbit_kd.training.workers import together
 
@@ -92,23 +92,18 @@ class Distiller(keras.Model):
         super().__init__(name=name, dtype=_policy(student), autocast=False)
         self.student = student
         # plain objects in a plain namespace: Keras would track, save and train what it found in a list or a model
+        objective = Objective(student, get_losses(losses or [LogitsDistillation()]), alpha=alpha)
         self._untracked = SimpleNamespace(
-            losses=get_losses(losses or [LogitsDistillation()]),
+            objective=objective,
             by_default=not losses,
             teachers=None,
-            outputs=None,
             class_weight=None,
-            alpha=Scheduled(alpha, name="alpha", low=0.0, high=1.0),
+            fitting=False,
+            testing=False,
         )
-        mean = keras.metrics.Mean
-        self._untracked.total = mean(name="loss")
-        self._untracked.task = mean(name="task_loss")
-        self._untracked.terms = [mean(name=f"{v.name}_loss") for v in self.distillation_losses]
-        self._untracked.fitting = self._untracked.testing = False
-        for schedule in self._schedules():
+        for schedule in objective.schedules():
             schedule.build()
         self.output_names = getattr(student, "output_names", None)
-        self._untracked.heads, self._untracked.names = heads(student), output_names(student)
         if teacher is not None:
             self.set_teacher(teacher, weights=teacher_weights)
         else:
@@ -121,12 +116,12 @@ class Distiller(keras.Model):
     @property
     def distillation_losses(self) -> list[DistillationLoss]:
         """The losses, in the order given."""
-        return self._untracked.losses
+        return self._untracked.objective.losses
 
     @property
     def alpha(self) -> Number:
         """Share of the distillation losses: the number, function of the epoch or Keras schedule that was given."""
-        return self._untracked.alpha.value
+        return self._untracked.objective.alpha.value
 
     @property
     def teachers(self) -> list[keras.Model]:
@@ -187,21 +182,17 @@ class Distiller(keras.Model):
         if self._untracked.teachers is None:
             return
         loss = self.loss if self._is_compiled else None
-        self._untracked.outputs = outputs = Outputs.of(self.student, self.teachers, loss=loss)
+        self._untracked.objective.outputs = outputs = Outputs.of(self.student, self.teachers, loss=loss)
         if self._untracked.by_default and (self._is_compiled or all(outputs.kinds)):
             losses = fitting_losses(outputs)
             if [v.get_config() for v in losses] != [v.get_config() for v in self.distillation_losses]:
-                self._untracked.losses = losses
                 with self.distribute_strategy.scope():
-                    self._untracked.terms = [keras.metrics.Mean(name=f"{v.name}_loss") for v in losses]
+                    self._untracked.objective.set_losses(losses)
         if self._is_compiled:
             check_losses(self.distillation_losses, outputs)
 
     def _track_projectors(self) -> None:
         self.projectors = [layer for loss in self.distillation_losses for layer in loss.projectors]
-
-    def _schedules(self) -> list[Scheduled]:
-        return [self._untracked.alpha, *(s for loss in self.distillation_losses for s in loss.schedules())]
 
     def build(self, input_shape: Any) -> None:
         if not self.student.built:
@@ -217,10 +208,9 @@ class Distiller(keras.Model):
         # Keras' own tracker would count the task term alone as "loss"
         theirs = self.compiled_loss.metrics[:1] if self._is_compiled else []
         others = [m for m in super().metrics if not any(m is t for t in theirs)]
-        mine = [self._untracked.total]
-        if self._no_task or not self._untracked.testing:  # evaluation with a task loss has that one term alone
-            mine += [*([] if self._no_task else [self._untracked.task]), *self._untracked.terms]
-        return mine + others
+        # evaluation with a task loss has that one term alone
+        terms = self._no_task or not self._untracked.testing
+        return self._untracked.objective.metrics(task=not self._no_task, terms=terms) + others
 
     @property
     def _no_task(self) -> bool:
@@ -250,15 +240,15 @@ class Distiller(keras.Model):
                 is NaN or infinite; shards for another number of workers; another worker stopped.
         """
         teachers = self._require_teacher()
-        callbacks = fit_callbacks(callbacks, self._schedules())
+        callbacks = fit_callbacks(callbacks, self._untracked.objective.schedules())
         shards = x.shards if isinstance(x, TeacherCache) else 1
         if isinstance(x, TeacherCache):
-            x.check(teachers, self._teacher_layers())
+            x.check(teachers, self._untracked.objective.teacher_layers)
             x = cache_epochs(x, kwargs, callbacks=callbacks, batch_size=batch_size)
             batch_size = None
         else:
             x, y = fit_data(self.student, x, y, kwargs, epochs=epochs)
-        table = class_weights(kwargs.pop("class_weight", None), self._untracked.outputs, self.student)
+        table = class_weights(kwargs.pop("class_weight", None), self._untracked.objective.outputs, self.student)
         if table != self._untracked.class_weight:
             self._untracked.class_weight, self.train_function = table, None  # it is part of the compiled step
         if shards > 1:
@@ -297,7 +287,7 @@ class Distiller(keras.Model):
     def train_step(self, data: Any) -> dict[str, Any]:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         y, taught = unpack(y)
-        taught = taught or self._require_teacher()(x, layers=self._teacher_layers())
+        taught = taught or self._require_teacher()(x, layers=self._untracked.objective.teacher_layers)
         sample_weight = sample_weights(self._untracked.class_weight, y, sample_weight, self.student)
         with tf.GradientTape() as tape, record_outputs(self._student_layers()) as features:
             y_pred = self(x, training=True)
@@ -310,7 +300,7 @@ class Distiller(keras.Model):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         y, taught = unpack(y)
         if self._no_task and taught is None and self._untracked.teachers is not None:
-            taught = self._untracked.teachers(x, layers=self._teacher_layers())
+            taught = self._untracked.teachers(x, layers=self._untracked.objective.teacher_layers)
         with record_outputs(self._student_layers() if taught else {}) as features:
             y_pred = self(x, training=False)
         sample_weight = broadcast_weights(sample_weight, y_pred)
@@ -325,48 +315,19 @@ class Distiller(keras.Model):
         return self.optimizer.iterations if self.optimizer else 0
 
     def _total(self, batch: Batch, taught: TeacherOutputs | None) -> tf.Tensor:
-        """The scalar to minimize, on this replica; every term is already divided by the number of replicas."""
-        replicas = self.distribute_strategy.num_replicas_in_sync
-        size = tf.shape(tf.nest.flatten(batch.y_pred)[0])[0]
-        total = tf.constant(0.0)
         task = None if self._no_task else self.compiled_loss(batch.y, batch.y_pred, batch.sample_weight)
-        if task is not None:
-            task = tf.cast(task, tf.float32)
-            self._untracked.task.update_state(task * replicas, sample_weight=size)
-            # evaluation is the student's alone, so nothing is shared with distillation terms there
-            total += task if taught is None else (1.0 - self._untracked.alpha.at(batch.step)) * task
-        if taught is not None:
-            terms = tf.constant(0.0)
-            for loss, tracker in zip(self.distillation_losses, self._untracked.terms, strict=True):
-                term = distillation_term(
-                    loss,
-                    batch,
-                    taught=taught,
-                    heads=self._untracked.heads,
-                    names=self._untracked.names,
-                    outputs=self._untracked.outputs,
-                )
-                tracker.update_state(term, sample_weight=size)
-                terms += loss.weight * term
-            total += (terms if task is None else self._untracked.alpha.at(batch.step) * terms) / replicas
-        if self.losses:
-            total += tf.add_n([tf.cast(v, tf.float32) for v in self.losses]) / replicas
-        self._untracked.total.update_state(total * replicas, sample_weight=size)
-        return total
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        return self._untracked.objective.total(batch, taught, task=task, regularizers=self.losses, replicas=replicas)
 
     def _student_layers(self) -> dict[str, keras.layers.Layer]:
-        names = {ours for loss in self.distillation_losses for ours, _ in loss.pairs}
-        return {name: find_layer(self.student, name) for name in sorted(names)}
-
-    def _teacher_layers(self) -> list[str]:
-        return sorted({theirs for loss in self.distillation_losses for _, theirs in loss.pairs})
+        return {name: find_layer(self.student, name) for name in self._untracked.objective.student_layers}
 
     def get_config(self) -> dict[str, Any]:
         serialize = keras.saving.serialize_keras_object
         return {
             "student": serialize(self.student),
             "losses": [serialize(loss) for loss in self.distillation_losses],
-            "alpha": self._untracked.alpha.serialize(),
+            "alpha": self._untracked.objective.alpha.serialize(),
             "name": self.name,
         }
 
