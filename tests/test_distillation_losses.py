@@ -329,9 +329,9 @@ def test_a_term_is_the_mean_over_pairs_of_layers_and_the_sum_over_outputs_with_s
             return tf.reduce_sum((teacher - student) ** 2, -1)
 
     def of_logits(*weights):
-        given = {"heads": ["linear"] * 2, "labels": [None] * 2, "sample_weights": weights}
+        given = {"contexts": [Context(0)] * 2, "sample_weights": weights, "outputs": range(2)}
         taught = TeacherOutputs(tuple(theirs.values()), {})
-        return float(logits_term(Square(), list(ours.values()), taught, step=0, **given))
+        return float(logits_term(Square(), list(ours.values()), taught, **given))
 
     assert of_logits(None, None) == 3 * (2.5 + 12.5)
     assert of_logits(tf.constant([2.0, 0.0]), None) == 3 * (1.0 + 12.5)
