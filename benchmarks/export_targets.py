@@ -22,7 +22,7 @@ from experiments import DOCS, Runs, data_of, markdown, written_by
 
 from orbit_kd import runtimes
 from orbit_kd.errors import InputError
-from orbit_kd.evaluation.evaluate import model_bytes
+from orbit_kd.evaluation.outputs import model_bytes
 from orbit_kd.evaluation.parity import tflm_parity
 from orbit_kd.exporters import export, find, read_metadata
 from orbit_kd.exporters.hls4ml.project import run_project

@@ -22,7 +22,7 @@ from absl import app, flags
 from experiments import DOCS, RESULTS, data_of, markdown, teacher_of
 
 from orbit_kd.channels.graph import ChannelGraph
-from orbit_kd.removal.importance import Scorer
+from orbit_kd.removal.scorer import Scorer
 from orbit_kd.search.scan import Scan
 from orbit_kd.search.sensitivity import RATIOS, sensitivity
 

@@ -64,7 +64,8 @@ _WHERE = {
     "models.saving": ["load_model", "save_model"],
     "pipeline.compress": ["compress"],
     "pipeline.recipe": ["Recipe"],
-    "quantization.aware": ["quantize_aware", "quantize_table", "strip_quantization"],
+    "quantization.aware": ["quantize_aware", "strip_quantization"],
+    "quantization.table": ["quantize_table"],
     "removal.plan": ["RemovalPlan"],
     "removal.planning": ["plan_removal"],
     "removal.rounds": ["remove_in_rounds"],
@@ -128,7 +129,8 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from orbit_kd.models.saving import load_model, save_model
     from orbit_kd.pipeline.compress import compress
     from orbit_kd.pipeline.recipe import Recipe
-    from orbit_kd.quantization.aware import quantize_aware, quantize_table, strip_quantization
+    from orbit_kd.quantization.aware import quantize_aware, strip_quantization
+    from orbit_kd.quantization.table import quantize_table
     from orbit_kd.removal.plan import RemovalPlan
     from orbit_kd.removal.planning import plan_removal
     from orbit_kd.removal.rounds import remove_in_rounds

@@ -10,7 +10,9 @@ import tf_keras as keras
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orbit_kd.clustering.cluster import ClusteredLayer, cluster, nearest, strip_clusters
+from orbit_kd.clustering.cluster import cluster, strip_clusters
+from orbit_kd.clustering.kmeans import k_means
+from orbit_kd.clustering.layer import ClusteredLayer
 from orbit_kd.distillation import Distiller
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import export
@@ -196,7 +198,7 @@ def test_k_means_puts_every_weight_into_the_nearest_cluster(size, clusters, seed
     rng = np.random.default_rng(seed)
     weights = rng.standard_t(2, size).astype("float32")
     weights = np.round(weights) if ties else weights
-    index = nearest(weights, clusters, keep_zeros)
+    index = k_means(weights, clusters, keep_zeros=keep_zeros)
     assert index.shape == (size,) and index.min() >= 0 and index.max() < clusters
     if keep_zeros:
         np.testing.assert_array_equal(index == 0, weights == 0)

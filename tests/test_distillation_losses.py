@@ -20,10 +20,10 @@ from orbit_kd.distillation import (
     SimilarityPreserving,
     distillation_losses,
 )
-from orbit_kd.distillation.features import feature_shapes, find_layer, match_deepest, match_layers, recording
+from orbit_kd.distillation.features import feature_shapes, find_layer, match_deepest, match_layers, record_outputs
 from orbit_kd.distillation.losses import Context
 from orbit_kd.distillation.schedules import Scheduled
-from orbit_kd.distillation.teachers import Taught
+from orbit_kd.distillation.teachers import TeacherOutputs
 from orbit_kd.distillation.terms import feature_term, logits_term
 from orbit_kd.errors import InputError
 
@@ -276,8 +276,8 @@ def test_recording_takes_every_depth_from_one_pass_and_leaves_nothing():
     model = net(2, nested=True)
     x = random(2, 8, 8, 1)
     layers = {name: find_layer(model, name) for name in ("a_conv", "b_relu")}
-    with recording(layers) as outer:
-        with recording({"b": layers["b_relu"]}) as inner:
+    with record_outputs(layers) as outer:
+        with record_outputs({"b": layers["b_relu"]}) as inner:
             model(x)
         np.testing.assert_array_equal(outer["b_relu"].numpy(), inner["b"].numpy())
     assert list(outer) == ["a_conv", "b_relu"] and not any("call" in vars(layer) for layer in layers.values())
@@ -287,7 +287,7 @@ def test_recording_takes_every_depth_from_one_pass_and_leaves_nothing():
 def test_recording_is_taken_down_after_an_error():
     model = net(2)
     layer = find_layer(model, "a_conv")
-    with pytest.raises(ValueError), recording({"a": layer}):
+    with pytest.raises(ValueError), record_outputs({"a": layer}):
         model(random(2, 8, 8, 3))
     assert "call" not in vars(layer)
 
@@ -317,7 +317,7 @@ def test_a_term_is_the_mean_over_pairs_of_layers_and_the_sum_over_outputs_with_s
     theirs = {"a": tf.constant([[1.0] * 3, [2.0] * 3]), "b": tf.constant([[3.0] * 3, [-4.0] * 3])}
 
     def of_features(weight):
-        return float(feature_term(hints, ours, Taught((), theirs), step=0, sample_weight=weight))
+        return float(feature_term(hints, ours, TeacherOutputs((), theirs), step=0, sample_weight=weight))
 
     assert of_features(None) == (2.5 + 12.5) / 2
     assert of_features(tf.constant([2.0, 0.0])) == (1.0 + 9.0) / 2
@@ -330,7 +330,8 @@ def test_a_term_is_the_mean_over_pairs_of_layers_and_the_sum_over_outputs_with_s
 
     def of_logits(*weights):
         given = {"contexts": [Context(0)] * 2, "sample_weights": weights, "outputs": range(2)}
-        return float(logits_term(Square(), list(ours.values()), Taught(tuple(theirs.values()), {}), **given))
+        taught = TeacherOutputs(tuple(theirs.values()), {})
+        return float(logits_term(Square(), list(ours.values()), taught, **given))
 
     assert of_logits(None, None) == 3 * (2.5 + 12.5)
     assert of_logits(tf.constant([2.0, 0.0]), None) == 3 * (1.0 + 12.5)

@@ -13,8 +13,10 @@ from orbit_kd.distillation import get_loss
 from orbit_kd.distillation.losses import Context
 from orbit_kd.errors import InputError
 from orbit_kd.models.heads import heads
-from orbit_kd.models.outputs import kinds_of, label_loss
-from orbit_kd.removal.importance import Member, Scorer, taylor
+from orbit_kd.models.label_losses import label_loss
+from orbit_kd.models.outputs import kinds_of
+from orbit_kd.removal.importance import Member, taylor
+from orbit_kd.removal.scorer import Scorer
 from orbit_kd.training.fit import check_fit
 
 L = keras.layers

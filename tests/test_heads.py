@@ -9,7 +9,7 @@ import tf_keras as keras
 
 import orbit_kd as okd
 from orbit_kd.models.heads import heads, logits_of
-from orbit_kd.models.outputs import cross_entropy
+from orbit_kd.models.label_losses import cross_entropy
 from orbit_kd.training.fit import classification_loss
 
 layers = keras.layers

@@ -9,7 +9,8 @@ import tf_keras as keras
 from tf_keras import layers
 
 from orbit_kd.channels.graph import ChannelGraph
-from orbit_kd.removal.importance import Member, Scorer, combine, criteria
+from orbit_kd.removal.importance import Member, combine, criteria
+from orbit_kd.removal.scorer import Scorer
 
 
 def member(values: list, *, attribute: str = "kernel", makes: bool = True) -> Member:

@@ -139,7 +139,7 @@ def test_steps_and_floors_count_channels_where_a_unit_holds_several():
     model = keras.Model(image, layers.Dense(2)(layers.GlobalAveragePooling2D()(x)))
     first = next(g for g in ChannelGraph(model).groups if g.name == "first")
     assert (first.width, first.channels_per_unit, first.channels) == (4, 3, 12)
-    assert [first.least(n) for n in (1, 3, 4, 6, 7)] == [1, 1, 2, 2, 3]
+    assert [first.fewest_units(n) for n in (1, 3, 4, 6, 7)] == [1, 1, 2, 2, 3]
     assert [first.step(n) for n in (1, 2, 3, 6, 4)] == [1, 2, 1, 2, 4]
     widths = {n: len(kept(plan_removal(model, ratios={"first": 0.99}, min_channels=n))["first"]) for n in (1, 4, 7)}
     assert widths == {1: 1, 4: 2, 7: 3}

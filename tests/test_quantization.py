@@ -16,8 +16,9 @@ from orbit_kd.errors import InputError
 from orbit_kd.exporters import export
 from orbit_kd.models.copies import named_layers
 from orbit_kd.models.saving import load_model, save_model
-from orbit_kd.quantization.aware import quantize_aware, quantize_table, strip_quantization
+from orbit_kd.quantization.aware import quantize_aware, strip_quantization
 from orbit_kd.quantization.layers import QuantizedLayer
+from orbit_kd.quantization.table import quantize_table
 from orbit_kd.removal.planning import plan_removal
 from orbit_kd.removal.surgery import remove_filters
 from orbit_kd.sparsity.sparsify import sparsify, strip

@@ -18,7 +18,7 @@ from orbit_kd.reports import axes as report_axes
 from orbit_kd.reports import figures
 from orbit_kd.reports import words as text
 from orbit_kd.reports.report import Report
-from orbit_kd.reports.words import headline, shipped
+from orbit_kd.reports.summary import headline, main_artifact
 
 
 def fake_report(n_layers: int = 13, n_classes: int = 10, images: int = 2425) -> dict:
@@ -211,10 +211,10 @@ def test_losses_and_growth_are_said_plainly():
 
 def test_headline_is_about_int8_whatever_is_smaller():
     files = [{"target": t, "bytes": b} for t, b in (("c_array", 1), ("tflite_float32", 9), ("tflite_int8", 7))]
-    assert shipped({"artifacts": files})["target"] == "tflite_int8"
-    assert shipped({"artifacts": files[:2]})["target"] == "tflite_float32"
-    assert shipped({"artifacts": files[:1]})["target"] == "c_array"
-    assert shipped({}) == {}
+    assert main_artifact({"artifacts": files})["target"] == "tflite_int8"
+    assert main_artifact({"artifacts": files[:2]})["target"] == "tflite_float32"
+    assert main_artifact({"artifacts": files[:1]})["target"] == "c_array"
+    assert main_artifact({}) == {}
 
 
 def test_zeros_of_int8_rounding_are_not_claimed(tmp_path):

@@ -314,7 +314,7 @@ def test_the_time_for_training_is_measured_for_each_recipe_and_leaves_an_epoch_a
         with stages.stage("lessons"):
             pass
         job = Retraining(stages, None, None, None, recipe)
-        return decisions.within_time(job, student, decisions.Decisions.asked(recipe))
+        return decisions.within_time(job, student, decisions.Decisions.from_recipe(recipe))
 
     assert fit().epochs == 4
     assert fit(pattern="2:4", sparse_epochs=100).sparse_epochs == 2

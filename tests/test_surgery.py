@@ -245,7 +245,7 @@ def batches():
 )
 def test_every_criterion_ranks_every_group(network, criterion):
     from orbit_kd.channels.graph import ChannelGraph
-    from orbit_kd.removal.importance import Scorer
+    from orbit_kd.removal.scorer import Scorer
 
     graph = ChannelGraph(network)
     scorer = Scorer(graph, name=criterion, data=batches())

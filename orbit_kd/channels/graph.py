@@ -55,7 +55,7 @@ class Group:
         """Units that go or stay together, so that channels stay a multiple of `round_to`."""
         return round_to // math.gcd(round_to, self.channels_per_unit)
 
-    def least(self, min_channels: int) -> int:
+    def fewest_units(self, min_channels: int) -> int:
         """Units that stay at least: one, and what holds `min_channels`."""
         return max(1, -(-min_channels // self.channels_per_unit))
 

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from orbit_kd.channels.ids import Call, Channels, channel_rule
-from orbit_kd.channels.rules import concatenated, merged, reshaped
+from orbit_kd.channels.shapes import concatenate_ids, merge_ids, reshape_ids
 
 
 def argument(call: Call, index: int, name: str, default: Any = None) -> Any:
@@ -44,7 +44,7 @@ def elementwise(call: Call) -> list[Channels]:
 def arithmetic(call: Call) -> Channels | list[Channels]:
     """Two tensors are merged; a constant of one value a channel is sliced with the channels."""
     if len(call.inputs) > 1:
-        return merged(call)
+        return merge_ids(call)
     rank = len(call.output_shapes[0])
     arguments = [*enumerate(call.node.call_args), *call.node.call_kwargs.items()]
     for where, value in arguments:
@@ -64,7 +64,7 @@ def arithmetic(call: Call) -> Channels | list[Channels]:
 @channel_rule("concat")
 def concat(call: Call) -> Channels:
     """As the Concatenate layer."""
-    return concatenated(call, argument(call, 1, "axis"))
+    return concatenate_ids(call, argument(call, 1, "axis"))
 
 
 @channel_rule(
@@ -125,7 +125,7 @@ def reshape(call: Call) -> Channels | list[Channels]:
         where: int | str = 1 if len(call.node.call_args) > 1 else "shape"
         call.argument(where, lambda kept, shape: [shape[0], *target(kept)])
 
-    return reshaped(call, follow)
+    return reshape_ids(call, follow)
 
 
 @channel_rule("transpose")

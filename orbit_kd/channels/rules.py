@@ -7,7 +7,6 @@ To add a layer, write a function of a `Call` that names the layer's weights and 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 from tf_keras import layers
@@ -15,7 +14,8 @@ from tf_keras.src.applications.convnext import LayerScale, StochasticDepth
 from tf_keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 from tf_keras.src.layers.convolutional.base_depthwise_conv import DepthwiseConv
 
-from orbit_kd.channels.ids import Call, Channels, Ids, Kept, channel_rule
+from orbit_kd.channels.ids import Call, Channels, Ids, channel_rule
+from orbit_kd.channels.shapes import concatenate_ids, element_ids, merge_ids, reshape_ids
 from orbit_kd.models.walk import RANDOM
 
 
@@ -151,7 +151,7 @@ def normalization(call: Call) -> list[Channels]:
 @channel_rule(layers.RandomFlip, layers.RandomTranslation, layers.RandomRotation, layers.RandomZoom)
 @channel_rule(layers.RandomCrop, layers.RandomHeight, layers.RandomWidth, layers.RandomBrightness)
 @channel_rule(layers.RandomContrast, StochasticDepth)
-def passes(call: Call) -> list[Channels]:
+def unchanged(call: Call) -> list[Channels]:
     """One channel in, the same channel out."""
     if np.ndim(getattr(call.layer, "scale", 0.0)) or np.ndim(getattr(call.layer, "offset", 0.0)):
         return call.keep_all("one constant a channel")
@@ -167,7 +167,7 @@ def layer_scale(call: Call) -> list[Channels]:
 
 
 @channel_rule(layers.Softmax, layers.UnitNormalization)
-def over_channels(call: Call) -> list[Channels]:
+def softmax(call: Call) -> list[Channels]:
     """Each output depends on every channel: all stay."""
     return call.keep_all("mixes channels")
 
@@ -202,7 +202,7 @@ def global_pooling(call: Call) -> Channels:
 @channel_rule(layers.Flatten)
 def flatten(call: Call) -> Channels | list[Channels]:
     """Ids tiled over the positions; Keras moves channels_first channels to the end before it flattens."""
-    ids = spread(call.x)
+    ids = element_ids(call.x)
     if ids is None:
         return call.keep_all("flattens an image of unknown size")
     if call.channel_axis == 0:
@@ -213,7 +213,7 @@ def flatten(call: Call) -> Channels | list[Channels]:
 @channel_rule(layers.Reshape)
 def reshape(call: Call) -> Channels | list[Channels]:
     """Ids follow the elements; the target shape follows the ids."""
-    return reshaped(call, lambda target: call.config(target_shape=target))
+    return reshape_ids(call, lambda target: call.config(target_shape=target))
 
 
 @channel_rule(layers.Permute)
@@ -228,91 +228,17 @@ def repeat_vector(call: Call) -> Channels:
     return call.output(call.x.ids)
 
 
-def spread(x: Channels) -> np.ndarray | None:
-    """The ids of each element of a tensor, as an array of its shape; None where the shape is not known."""
-    if None in x.shape:
-        return None
-    along = [1] * len(x.shape)
-    along[x.axis] = -1
-    return np.broadcast_to(x.ids.reshape(along), [n or 0 for n in x.shape])
-
-
-def reshaped(call: Call, target: Callable[[Callable[[Kept], tuple[int, ...]]], None]) -> Channels | list[Channels]:
-    """Names the output of a reshape, and hands `target` the function that gives the new shape after a removal.
-
-    The output's channel axis is one along which all other elements share the id; where a reshape splits the channel
-    axis (a channel shuffle), the channels at the same place of each part live or die together.
-    """
-    shape = call.output_shapes[0]
-    ids = spread(call.x)
-    if None in shape or ids is None:
-        if shape and call.x.shape and shape[-1] == call.x.shape[-1] and call.x.axis == len(call.x.shape) - 1:
-            return call.output(call.x.ids)
-        return call.keep_all("reshapes a tensor of unknown size")
-    ids = ids.reshape([n or 0 for n in shape])
-    for axis in reversed(range(len(shape))):
-        rows = np.moveaxis(ids, axis, 0).reshape(shape[axis], -1)
-        if (rows == rows[:, :1]).all():
-            break
-    else:
-        axis = len(shape) - 1
-        rows = np.moveaxis(ids, axis, 0).reshape(shape[axis], -1)
-        call.couple(rows, rows[:, :1])
-    out = rows[:, 0]
-
-    def follow(kept: Kept) -> tuple[int, ...]:
-        return tuple(len(kept(out)) if i == axis else int(n or 0) for i, n in enumerate(shape))
-
-    target(follow)
-    return call.output(out, axis)
-
-
 # ---------------------------------------------------------------- merges
-
-
-def merged(call: Call) -> Channels:
-    """Elementwise over all inputs: channels at the same index live or die together, broadcast ones stay."""
-    shape = call.output_shapes[0]
-    rank = len(shape)
-    named = [(x.axis + rank - len(x.shape), x) for x in call.inputs if len(x.ids)]
-    axis = max(
-        (a for a, x in named if len(x.ids) > 1 or shape[a] == 1),
-        default=rank - 1,
-        key=lambda a: sum(len(x.ids) for b, x in named if a == b),
-    )
-    out: Ids | None = None
-    for a, x in named:
-        if a != axis or len(x.ids) != shape[axis]:
-            call.keep(x.ids, "broadcast")
-        elif out is None:
-            out = x.ids
-        else:
-            call.couple(out, x.ids)
-    if out is None:
-        return call.keep_all("broadcast")[0]
-    return call.output(out, axis)
 
 
 @channel_rule(CustomScaleLayer)  # of InceptionResNetV2: a scaled residual sum
 @channel_rule(layers.Add, layers.Subtract, layers.Multiply, layers.Average, layers.Maximum, layers.Minimum)
 def merge(call: Call) -> Channels:
     """Residual sums and squeeze-and-excite gates."""
-    return merged(call)
-
-
-def concatenated(call: Call, axis: int) -> Channels:
-    """Along the channel axis ids are joined; along another one, channels at the same index are coupled."""
-    axis = axis - 1 if axis > 0 else axis % (len(call.x.shape))
-    if any(x.axis != call.x.axis for x in call.inputs):
-        return call.keep_all("joins tensors with different channel axes")[0]
-    if axis == call.x.axis:
-        return call.output(np.concatenate([x.ids for x in call.inputs]), axis)
-    for x in call.inputs[1:]:
-        call.couple(call.x.ids, x.ids)
-    return call.output(call.x.ids, call.x.axis)
+    return merge_ids(call)
 
 
 @channel_rule(layers.Concatenate)
 def concatenate(call: Call) -> Channels:
     """DenseNet, Inception, NASNet."""
-    return concatenated(call, call.layer.axis)
+    return concatenate_ids(call, call.layer.axis)

@@ -137,7 +137,7 @@ def renderings(
     split = split or ("test" if "test" in source.splits else "all")
     if split == "all":
         everything = np.arange(len(source.labels))
-        return Renderings(source, everything[splits.take(source.labels, limit, seed=splits.TEST_SEED)], split)
+        return Renderings(source, everything[splits.subset(source.labels, limit, seed=splits.TEST_SEED)], split)
     parts = splits.split(source, validation=validation, seed=seed, limit=limit)
     if split not in parts:
         raise InputError(f"split={split!r}.", expected=f"{', '.join(parts)} or all", fix="name one of these (--split)")

@@ -49,7 +49,7 @@ class Augment:
         return dataclasses.asdict(self)
 
 
-def augmented(images: tf.Tensor, size: tuple[int, int] | None, augment: Augment, seed: tf.Tensor) -> tf.Tensor:
+def apply_augment(images: tf.Tensor, size: tuple[int, int] | None, augment: Augment, seed: tf.Tensor) -> tf.Tensor:
     """The moved, flipped and turned crop, as float32, with gain and speckle on it."""
     import tensorflow as tf
 

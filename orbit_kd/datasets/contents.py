@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from orbit_kd.datasets.labels import are_rows, class_numbers
 from orbit_kd.errors import InputError
 
+log = logging.getLogger("orbit_kd")
 _MODULUS = 1 << 128
 
 
@@ -96,3 +98,51 @@ def read(batches: Any) -> Contents:
         varies=varies,
         shuffled=labels_again != first[1] or (not varies and again != first[0]),
     )
+
+
+def check_classes(splits: Mapping[str, Contents], class_names: Sequence[str]) -> None:
+    """Refuses splits that cannot tell how well a network does, and warns of what may falsify it.
+
+    Args:
+        splits: what "train", "val" and "test" hold.
+        class_names: what the labels mean; may be empty.
+
+    Raises:
+        InputError: a split with one class only, or training data without a class that is tested.
+    """
+    found = {name: set(c.classes or ()) for name, c in splits.items()}
+    every = set().union(*found.values())
+    advice = (
+        "split each class alike: okd.load(folder) does so; image_dataset_from_directory(validation_split=...) "
+        "does it nearly with shuffle=True and one seed, and takes the last classes with shuffle=False"
+    )
+    for name, classes in found.items():
+        missing = sorted(every - classes)
+        if len(classes) == 1 and missing:
+            raise InputError(
+                f"The {name} data holds one class only ({min(classes)}) of {len(every)}.",
+                expected="examples of all classes in each split",
+                fix=advice,
+            )
+        if missing and name == "train":
+            raise InputError(
+                f"The train data lacks {name_classes(missing, class_names)}, which other splits have.",
+                expected="examples of all classes in the training data",
+                fix=advice,
+            )
+        if missing:
+            log.warning(
+                "data: %s lacks %s: its accuracy says nothing about them", name, name_classes(missing, class_names)
+            )
+    train = splits["train"].known
+    for name in ("val", "test"):
+        known = splits[name].known
+        if both := len(known & train):
+            log.warning("data: %d of %d %s images are training images too", both, len(known), name)
+
+
+def name_classes(numbers: Sequence[int], names: Sequence[str]) -> str:
+    """Classes in words, ten at most: "class ship", "the classes ship, 3 and 5 more"."""
+    words = [names[c] if c < len(names) else str(c) for c in numbers]
+    some = ", ".join(words[:10]) + (f" and {len(words) - 10} more" if len(words) > 10 else "")
+    return f"class {some}" if len(words) == 1 else f"the classes {some}"

@@ -8,11 +8,11 @@ from typing import Any
 import tensorflow as tf
 import tf_keras as keras
 
-from orbit_kd.datasets.batches import is_array, is_batch
+from orbit_kd.datasets.sources import is_array, is_batch
 from orbit_kd.errors import InputError
 
 
-def for_fit(
+def fit_input(
     x: Any, y: Any = None, *, inputs: Mapping[str, Any] | None = None, steps: int | None = None, epochs: int = 1
 ) -> Any:
     """(x, y) for `fit` and `evaluate`: batches of other kinds as a `keras.utils.Sequence`, arrays apart.

@@ -67,7 +67,7 @@ def decode(item: Item, *, name: str = "", loader: str = "orbit_kd", channels: in
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
-def lift(image: np.ndarray, channels: int) -> np.ndarray:
+def repeat_grey(image: np.ndarray, channels: int) -> np.ndarray:
     """A grey image repeated to `channels`; any other comes back as it is."""
     return np.repeat(image, channels, axis=-1) if image.shape[-1] == 1 < channels else image
 
@@ -234,7 +234,7 @@ class Images:
         if self.in_memory:
             self._items = kept
             if self.uniform:
-                self._pixels, self._items = _on_host(np.stack([lift(k, self.channels) for k in kept])), []
+                self._pixels, self._items = _on_host(np.stack([repeat_grey(k, self.channels) for k in kept])), []
 
     def __len__(self) -> int:
         return len(self.shapes)
@@ -280,7 +280,7 @@ class Images:
         return batch
 
     def _load(self, index: np.ndarray) -> np.ndarray:
-        return np.stack([lift(self._decode(self._items[i], name=self._names[i]), self.channels) for i in index])
+        return np.stack([repeat_grey(self._decode(self._items[i], name=self._names[i]), self.channels) for i in index])
 
 
 def _decode_all(decode: Callable[..., np.ndarray], items: Sequence[Item], names: Sequence[str]) -> Iterator[np.ndarray]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from orbit_kd.datasets.augment import Augment, augmented
+from orbit_kd.datasets.augment import Augment, apply_augment
 from orbit_kd.errors import InputError
 
 if TYPE_CHECKING:
@@ -261,7 +261,7 @@ def apply(
     if augment is None or augment == Augment():
         x = tf.cast(_centre(images, preprocess.crop), tf.float32)
     else:
-        x = augmented(images, preprocess.crop, augment, seed)
+        x = apply_augment(images, preprocess.crop, augment, seed)
         x = x if top is None else tf.minimum(x, float(top))
     if preprocess.channels == 1 and x.shape[-1] == 3:
         x = tf.reduce_sum(x * tf.constant(LUMA), axis=-1, keepdims=True)

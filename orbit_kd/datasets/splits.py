@@ -51,7 +51,7 @@ def split(source: Source, *, validation: float, seed: int, limit: int | None = N
     parts = dict(source.splits)
     labels = source.labels
     if "test" not in parts:
-        rest, test = carve(labels[parts["train"]], TEST_SHARE, seed=TEST_SEED)
+        rest, test = split_off(labels[parts["train"]], TEST_SHARE, seed=TEST_SEED)
         parts |= {"train": parts["train"][rest], "test": parts["train"][test]}
     if "val" not in parts:
         if not 0 < validation < 1:
@@ -60,7 +60,7 @@ def split(source: Source, *, validation: float, seed: int, limit: int | None = N
                 expected="a fraction of the training images, between 0 and 1",
                 fix="use validation=0.1 (--validation=0.1)",
             )
-        rest, val = carve(labels[parts["train"]], validation, seed=seed)
+        rest, val = split_off(labels[parts["train"]], validation, seed=seed)
         parts |= {"train": parts["train"][rest], "val": parts["train"][val]}
     if empty := [name for name, index in parts.items() if not len(index)]:
         raise InputError(
@@ -71,12 +71,12 @@ def split(source: Source, *, validation: float, seed: int, limit: int | None = N
     # Shuffled once, so that the first batches of any split hold all classes.
     chosen = {}
     for number, name in enumerate(("train", "val", "test")):
-        index = parts[name][take(labels[parts[name]], limit, seed=TEST_SEED)]
+        index = parts[name][subset(labels[parts[name]], limit, seed=TEST_SEED)]
         chosen[name] = np.random.default_rng((TEST_SEED, number)).permutation(index)
     return chosen
 
 
-def carve(labels: np.ndarray, fraction: float, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def split_off(labels: np.ndarray, fraction: float, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Splits examples in two, each class by the same fraction.
 
     Args:
@@ -93,7 +93,7 @@ def carve(labels: np.ndarray, fraction: float, *, seed: int) -> tuple[np.ndarray
     return np.flatnonzero(~second), np.flatnonzero(second)
 
 
-def take(labels: np.ndarray, limit: int | None, *, seed: int) -> np.ndarray:
+def subset(labels: np.ndarray, limit: int | None, *, seed: int) -> np.ndarray:
     """Indices of at most `limit` examples, ascending, with the shares of the classes kept as near as can be."""
     if limit is None or limit >= len(labels):
         return np.arange(len(labels))

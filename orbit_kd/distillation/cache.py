@@ -11,7 +11,8 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from orbit_kd.datasets.batches import as_batches, inputs_of, is_batch
+from orbit_kd.datasets.batches import as_batches, inputs_of
+from orbit_kd.datasets.sources import is_batch
 from orbit_kd.distillation import chunks
 from orbit_kd.distillation.cache_filling import Filler, Structure
 from orbit_kd.distillation.teachers import Teachers

@@ -8,7 +8,7 @@ from typing import Any
 
 import tf_keras as keras
 
-from orbit_kd.distillation.losses import DistillationLoss, chosen, get_loss
+from orbit_kd.distillation.losses import DistillationLoss, get_loss, get_losses
 from orbit_kd.errors import InputError
 from orbit_kd.models.heads import heads, output_names
 from orbit_kd.models.outputs import kinds_of, output_kinds
@@ -90,7 +90,7 @@ def fitting_losses(outputs: Outputs) -> list[DistillationLoss]:
     if len(by_loss) > 1:
         for loss, places in zip(losses, by_loss.values(), strict=True):
             loss.outputs = tuple(outputs.names[i] for i in places)
-    return chosen(losses)
+    return get_losses(losses)
 
 
 def check_losses(losses: Sequence[DistillationLoss], outputs: Outputs) -> None:

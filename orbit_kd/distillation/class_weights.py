@@ -77,7 +77,7 @@ def sample_weights(table: tuple[float, ...] | None, labels: Any, weight: Any, mo
     return weights * _expanded(weight, weights.shape.rank)
 
 
-def for_maps(weight: Any, outputs: Any) -> Any:
+def broadcast_weights(weight: Any, outputs: Any) -> Any:
     """Sample weights (batch,) of one output as they broadcast over its pixels; Keras knows one more axis only."""
     if weight is None or tf.nest.is_nested(weight) or tf.nest.is_nested(outputs) or outputs.shape.rank is None:
         return weight

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -12,25 +11,29 @@ import tf_keras as keras
 
 import orbit_kd.distillation.feature_losses  # noqa: F401  registers its losses
 from orbit_kd.datasets.batches import inputs_of
-from orbit_kd.datasets.fit_input import for_fit
-from orbit_kd.datasets.labels import check_alike
+from orbit_kd.datasets.fit_input import fit_input
 from orbit_kd.distillation.cache import TeacherCache
 from orbit_kd.distillation.choice import Outputs, check_losses, fitting_losses
-from orbit_kd.distillation.class_weights import class_weights, for_maps, sample_weights
-from orbit_kd.distillation.features import find_layer, recording
-from orbit_kd.distillation.losses import Context, DistillationLoss, Losses, chosen
+from orbit_kd.distillation.class_weights import broadcast_weights, class_weights, sample_weights
+from orbit_kd.distillation.features import find_layer, record_outputs
+from orbit_kd.distillation.fit_arguments import (
+    cache_epochs,
+    check_labels,
+    fit_callbacks,
+    fit_data,
+    shard,
+    validation_data,
+)
+from orbit_kd.distillation.losses import DistillationLoss, Losses, get_losses
+from orbit_kd.distillation.objective import Objective
 from orbit_kd.distillation.output_losses import LogitsDistillation
-from orbit_kd.distillation.schedules import Epochs, Number, Scheduled, deserialize
-from orbit_kd.distillation.teachers import Taught, Teachers, check_outputs, unpack
-from orbit_kd.distillation.terms import feature_term, logits_term, masked
+from orbit_kd.distillation.schedules import Number, deserialize
+from orbit_kd.distillation.teachers import TeacherOutputs, Teachers, check_outputs, unpack
+from orbit_kd.distillation.terms import Batch
 from orbit_kd.errors import InputError
 from orbit_kd.models.conversion import as_tf_keras
-from orbit_kd.models.heads import heads, logits_of, output_names
 from orbit_kd.models.keras3.objects import to_tf_keras
-from orbit_kd.models.outputs import of_output
-from orbit_kd.training.monitor import StopOnNonFinite
-from orbit_kd.training.resume import Resume
-from orbit_kd.training.workers import own_batches, place, together
+from orbit_kd.training.workers import together
 
 
 @keras.saving.register_keras_serializable("orbit_kd")
@@ -89,23 +92,18 @@ class Distiller(keras.Model):
         super().__init__(name=name, dtype=_policy(student), autocast=False)
         self.student = student
         # plain objects in a plain namespace: Keras would track, save and train what it found in a list or a model
+        objective = Objective(student, get_losses(losses or [LogitsDistillation()]), alpha=alpha)
         self._untracked = SimpleNamespace(
-            losses=chosen(losses or [LogitsDistillation()]),
+            objective=objective,
             by_default=not losses,
             teachers=None,
-            outputs=None,
             class_weight=None,
-            alpha=Scheduled(alpha, name="alpha", low=0.0, high=1.0),
+            fitting=False,
+            testing=False,
         )
-        mean = keras.metrics.Mean
-        self._untracked.total = mean(name="loss")
-        self._untracked.task = mean(name="task_loss")
-        self._untracked.terms = [mean(name=f"{v.name}_loss") for v in self.distillation_losses]
-        self._untracked.fitting = self._untracked.testing = False
-        for schedule in self._schedules():
+        for schedule in objective.schedules():
             schedule.build()
         self.output_names = getattr(student, "output_names", None)
-        self._untracked.heads, self._untracked.names = heads(student), output_names(student)
         if teacher is not None:
             self.set_teacher(teacher, weights=teacher_weights)
         else:
@@ -118,12 +116,12 @@ class Distiller(keras.Model):
     @property
     def distillation_losses(self) -> list[DistillationLoss]:
         """The losses, in the order given."""
-        return self._untracked.losses
+        return self._untracked.objective.losses
 
     @property
     def alpha(self) -> Number:
         """Share of the distillation losses: the number, function of the epoch or Keras schedule that was given."""
-        return self._untracked.alpha.value
+        return self._untracked.objective.alpha.value
 
     @property
     def teachers(self) -> list[keras.Model]:
@@ -184,21 +182,17 @@ class Distiller(keras.Model):
         if self._untracked.teachers is None:
             return
         loss = self.loss if self._is_compiled else None
-        self._untracked.outputs = outputs = Outputs.of(self.student, self.teachers, loss=loss)
+        self._untracked.objective.outputs = outputs = Outputs.of(self.student, self.teachers, loss=loss)
         if self._untracked.by_default and (self._is_compiled or all(outputs.kinds)):
             losses = fitting_losses(outputs)
             if [v.get_config() for v in losses] != [v.get_config() for v in self.distillation_losses]:
-                self._untracked.losses = losses
                 with self.distribute_strategy.scope():
-                    self._untracked.terms = [keras.metrics.Mean(name=f"{v.name}_loss") for v in losses]
+                    self._untracked.objective.set_losses(losses)
         if self._is_compiled:
             check_losses(self.distillation_losses, outputs)
 
     def _track_projectors(self) -> None:
         self.projectors = [layer for loss in self.distillation_losses for layer in loss.projectors]
-
-    def _schedules(self) -> list[Scheduled]:
-        return [self._untracked.alpha, *(s for loss in self.distillation_losses for s in loss.schedules())]
 
     def build(self, input_shape: Any) -> None:
         if not self.student.built:
@@ -214,10 +208,9 @@ class Distiller(keras.Model):
         # Keras' own tracker would count the task term alone as "loss"
         theirs = self.compiled_loss.metrics[:1] if self._is_compiled else []
         others = [m for m in super().metrics if not any(m is t for t in theirs)]
-        mine = [self._untracked.total]
-        if self._no_task or not self._untracked.testing:  # evaluation with a task loss has that one term alone
-            mine += [*([] if self._no_task else [self._untracked.task]), *self._untracked.terms]
-        return mine + others
+        # evaluation with a task loss has that one term alone
+        terms = self._no_task or not self._untracked.testing
+        return self._untracked.objective.metrics(task=not self._no_task, terms=terms) + others
 
     @property
     def _no_task(self) -> bool:
@@ -246,32 +239,22 @@ class Distiller(keras.Model):
             InputError: no teacher, a cache of another teacher, a cache without the features a loss needs, a loss that
                 is NaN or infinite; shards for another number of workers; another worker stopped.
         """
-        self._require_teacher()
-        callbacks = self._callbacks(callbacks)
+        teachers = self._require_teacher()
+        callbacks = fit_callbacks(callbacks, self._untracked.objective.schedules())
         shards = x.shards if isinstance(x, TeacherCache) else 1
         if isinstance(x, TeacherCache):
-            x.check(self._untracked.teachers, self._teacher_layers())
-            batch_size = batch_size or x.batch_size
-            start = kwargs.get("initial_epoch", 0)
-            for resume in (c for c in callbacks if isinstance(c, Resume)):
-                start = resume.initial_epoch(start)
-            kwargs.setdefault("steps_per_epoch", x.steps(batch_size))
-            x = x.epochs(start=start, batch_size=batch_size)
+            x.check(teachers, self._untracked.objective.teacher_layers)
+            x = cache_epochs(x, kwargs, callbacks=callbacks, batch_size=batch_size)
             batch_size = None
         else:
-            steps, passes = kwargs.get("steps_per_epoch"), epochs - kwargs.get("initial_epoch", 0)
-            x, y = for_fit(x, y, inputs=inputs_of(self.student), steps=steps, epochs=passes)
-        table = class_weights(kwargs.pop("class_weight", None), self._untracked.outputs, self.student)
+            x, y = fit_data(self.student, x, y, kwargs, epochs=epochs)
+        table = class_weights(kwargs.pop("class_weight", None), self._untracked.objective.outputs, self.student)
         if table != self._untracked.class_weight:
             self._untracked.class_weight, self.train_function = table, None  # it is part of the compiled step
         if shards > 1:
-            x = self._shard(x, shards)
-        if isinstance(kwargs.get("validation_data"), TeacherCache):
-            kwargs["validation_data"] = kwargs["validation_data"].dataset
-        elif kwargs.get("validation_data") is not None and not isinstance(kwargs["validation_data"], tuple):
-            steps = kwargs.get("validation_steps")
-            kwargs["validation_data"] = for_fit(kwargs["validation_data"], steps=steps)[0]
-        _check_labels(x, kwargs.get("validation_data"))
+            x = shard(x, shards, strategy=self.distribute_strategy)
+        kwargs["validation_data"] = validation_data(kwargs.get("validation_data"), steps=kwargs.get("validation_steps"))
+        check_labels(x, kwargs["validation_data"])
         self._untracked.fitting, self._untracked.testing = True, False
         try:
             with together(self.distribute_strategy):
@@ -286,21 +269,11 @@ class Distiller(keras.Model):
         if isinstance(x, TeacherCache):
             x = x.dataset
         elif not args:
-            x, kwargs["y"] = for_fit(x, kwargs.get("y"), inputs=inputs_of(self.student), steps=kwargs.get("steps"))
+            x, kwargs["y"] = fit_input(x, kwargs.get("y"), inputs=inputs_of(self.student), steps=kwargs.get("steps"))
         try:
             return super().evaluate(x, *args, **kwargs)
         finally:  # `metrics_names` stays that of the last call, but a fit goes on with its own
             self._untracked.testing = not self._untracked.fitting
-
-    def _shard(self, batches: tf.data.Dataset, shards: int) -> Any:
-        workers = place(self.distribute_strategy)[1]
-        if workers != shards:
-            raise InputError(
-                f"The cache is one of {shards} shards, and {workers} workers train.",
-                expected="a shard for each worker",
-                fix="make it with cache_teacher(..., shard=(index of the worker, number of workers))",
-            )
-        return own_batches(batches, self.distribute_strategy)
 
     def _require_teacher(self) -> Teachers:
         if self._untracked.teachers is None:
@@ -311,26 +284,15 @@ class Distiller(keras.Model):
             )
         return self._untracked.teachers
 
-    def _callbacks(self, callbacks: Any) -> Any:
-        if isinstance(callbacks, keras.callbacks.CallbackList):
-            return callbacks
-        given = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks] if callbacks else []
-        given = to_tf_keras(given)
-        resumes = [c for c in given if isinstance(c, Resume)]
-        others = [c for c in given if not isinstance(c, Resume)]
-        for resume in resumes:
-            resume.callbacks = others
-        return [Epochs(self._schedules()), StopOnNonFinite(), *others, *resumes]
-
     def train_step(self, data: Any) -> dict[str, Any]:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         y, taught = unpack(y)
-        taught = taught or self._require_teacher()(x, layers=self._teacher_layers())
+        taught = taught or self._require_teacher()(x, layers=self._untracked.objective.teacher_layers)
         sample_weight = sample_weights(self._untracked.class_weight, y, sample_weight, self.student)
-        with tf.GradientTape() as tape, recording(self._student_layers()) as features:
+        with tf.GradientTape() as tape, record_outputs(self._student_layers()) as features:
             y_pred = self(x, training=True)
-            sample_weight = for_maps(sample_weight, y_pred)
-            loss = self._total(y, y_pred, sample_weight, features, taught)
+            sample_weight = broadcast_weights(sample_weight, y_pred)
+            loss = self._total(Batch(y, y_pred, sample_weight, features, self._step), taught)
         self.optimizer.minimize(loss, self.trainable_variables, tape=tape)
         return self._results(x, y, y_pred, sample_weight)
 
@@ -338,76 +300,34 @@ class Distiller(keras.Model):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         y, taught = unpack(y)
         if self._no_task and taught is None and self._untracked.teachers is not None:
-            taught = self._untracked.teachers(x, layers=self._teacher_layers())
-        with recording(self._student_layers() if taught else {}) as features:
+            taught = self._untracked.teachers(x, layers=self._untracked.objective.teacher_layers)
+        with record_outputs(self._student_layers() if taught else {}) as features:
             y_pred = self(x, training=False)
-        sample_weight = for_maps(sample_weight, y_pred)
-        self._total(y, y_pred, sample_weight, features, taught if self._no_task else None)
+        sample_weight = broadcast_weights(sample_weight, y_pred)
+        self._total(Batch(y, y_pred, sample_weight, features, self._step), taught if self._no_task else None)
         return self._results(x, y, y_pred, sample_weight)
 
     def _results(self, x: Any, y: Any, y_pred: Any, sample_weight: Any) -> dict[str, Any]:
         return self.get_metrics_result() if y is None else self.compute_metrics(x, y, y_pred, sample_weight)
 
-    def _total(
-        self, y: Any, y_pred: Any, sample_weight: Any, features: dict[str, tf.Tensor], taught: Taught | None
-    ) -> tf.Tensor:
-        """The scalar to minimize, on this replica; every term is already divided by the number of replicas."""
-        replicas = self.distribute_strategy.num_replicas_in_sync
-        batch = tf.shape(tf.nest.flatten(y_pred)[0])[0]
-        step = self.optimizer.iterations if self.optimizer else 0
-        total = tf.constant(0.0)
-        task = None if self._no_task else self.compiled_loss(y, y_pred, sample_weight)
-        if task is not None:
-            task = tf.cast(task, tf.float32)
-            self._untracked.task.update_state(task * replicas, sample_weight=batch)
-            # evaluation is the student's alone, so nothing is shared with distillation terms there
-            total += task if taught is None else (1.0 - self._untracked.alpha.at(step)) * task
-        if taught is not None:
-            terms = tf.constant(0.0)
-            for loss, tracker in zip(self.distillation_losses, self._untracked.terms, strict=True):
-                if loss.on_features:
-                    term = feature_term(loss, features, taught, step=step, sample_weight=sample_weight)
-                else:
-                    term = self._logits_term(loss, step, y, y_pred, sample_weight, taught)
-                tracker.update_state(term, sample_weight=batch)
-                terms += loss.weight * term
-            total += (terms if task is None else self._untracked.alpha.at(step) * terms) / replicas
-        if self.losses:
-            total += tf.add_n([tf.cast(v, tf.float32) for v in self.losses]) / replicas
-        self._untracked.total.update_state(total * replicas, sample_weight=batch)
-        return total
+    @property
+    def _step(self) -> Any:
+        return self.optimizer.iterations if self.optimizer else 0
 
-    def _logits_term(
-        self, loss: DistillationLoss, step: Any, y: Any, y_pred: Any, sample_weight: Any, taught: Taught
-    ) -> tf.Tensor:
-        logits = logits_of(y_pred, self._untracked.heads)
-        known, places = self._untracked.outputs, range(len(logits))
-        contexts = [Context(step, labels=of_output(y, i, self._untracked.names)) for i in places]
-        if known is not None and len(known.kinds) == len(logits):
-            contexts = [
-                dataclasses.replace(c, head=head, kind=kind)
-                for c, head, kind in zip(contexts, known.teacher, known.kinds, strict=True)
-            ]
-            places = known.compared_by(loss)
-        weights = [
-            masked(of_output(sample_weight, i, self._untracked.names), output)
-            for i, output in enumerate(tf.nest.flatten(y_pred))
-        ]
-        return logits_term(loss, logits, taught, contexts=contexts, sample_weights=weights, outputs=places)
+    def _total(self, batch: Batch, taught: TeacherOutputs | None) -> tf.Tensor:
+        task = None if self._no_task else self.compiled_loss(batch.y, batch.y_pred, batch.sample_weight)
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        return self._untracked.objective.total(batch, taught, task=task, regularizers=self.losses, replicas=replicas)
 
     def _student_layers(self) -> dict[str, keras.layers.Layer]:
-        names = {ours for loss in self.distillation_losses for ours, _ in loss.pairs}
-        return {name: find_layer(self.student, name) for name in sorted(names)}
-
-    def _teacher_layers(self) -> list[str]:
-        return sorted({theirs for loss in self.distillation_losses for _, theirs in loss.pairs})
+        return {name: find_layer(self.student, name) for name in self._untracked.objective.student_layers}
 
     def get_config(self) -> dict[str, Any]:
         serialize = keras.saving.serialize_keras_object
         return {
             "student": serialize(self.student),
             "losses": [serialize(loss) for loss in self.distillation_losses],
-            "alpha": self._untracked.alpha.serialize(),
+            "alpha": self._untracked.objective.alpha.serialize(),
             "name": self.name,
         }
 
@@ -420,18 +340,6 @@ class Distiller(keras.Model):
             alpha=deserialize(config["alpha"]),
             name=config["name"],
         )
-
-
-def _check_labels(train: Any, validation: Any) -> None:
-    """Raises InputError where validation has labels of another kind, which Keras finds after the first epoch."""
-    specs = {
-        name: data.element_spec[1]
-        for name, data in (("train", train), ("validation", validation))
-        if isinstance(data, tf.data.Dataset) and isinstance(data.element_spec, tuple) and len(data.element_spec) > 1
-    }
-    labels = {name: y["labels"] if isinstance(y, dict) and "labels" in y else y for name, y in specs.items()}
-    if all(isinstance(y, tf.TensorSpec) and y.shape.rank for y in labels.values()):
-        check_alike({name: y.shape for name, y in labels.items()})
 
 
 def _policy(student: keras.Model) -> keras.mixed_precision.Policy:

@@ -9,9 +9,9 @@ from typing import Any
 
 import tf_keras as keras
 
-from orbit_kd.datasets.fit_input import for_fit
+from orbit_kd.datasets.fit_input import fit_input
 from orbit_kd.distillation.distiller import Distiller
-from orbit_kd.distillation.losses import Losses, chosen
+from orbit_kd.distillation.losses import Losses, get_losses
 from orbit_kd.distillation.schedules import Number
 from orbit_kd.errors import InputError
 from orbit_kd.models.conversion import as_tf_keras
@@ -77,7 +77,7 @@ class DST:
             "exclude": tuple(exclude),
             "schedule": "sr_ste" if refresh else "one_shot",
         }
-        self._losses = None if losses is None else chosen(losses)
+        self._losses = None if losses is None else get_losses(losses)
         self.sparse: keras.Model | None = None
         self._compiled: dict[str, Any] | None = None
         self._optimizer: dict[str, Any] = {}
@@ -136,7 +136,8 @@ class DST:
                 fix="give it as many epochs as the dense stage",
             )  # fmt: skip
 
-        for_fit(x, epochs=epochs + sparse_epochs, steps=options.get("steps_per_epoch"))  # before hours, what it refuses
+        # what it refuses is told now, not after hours
+        fit_input(x, epochs=epochs + sparse_epochs, steps=options.get("steps_per_epoch"))
 
         def stage(name: str, model: keras.Model, count: int) -> dict[str, list[float]]:
             distiller = self._distiller(model)

@@ -20,7 +20,7 @@ _thread = threading.local()  # MirroredStrategy runs its replicas in threads: ea
 
 
 @contextmanager
-def recording(layers: Mapping[str, keras.layers.Layer]) -> Iterator[dict[str, tf.Tensor]]:
+def record_outputs(layers: Mapping[str, keras.layers.Layer]) -> Iterator[dict[str, tf.Tensor]]:
     """While open, every call of one of `layers` in this thread leaves its output in the yielded dict, in call order.
 
     Works inside nested and subclassed models, wrappers and `tf.function`, and adds no forward pass; a sub-model made
@@ -105,7 +105,7 @@ def feature_shapes(model: keras.Model) -> dict[str, tuple[int | None, ...]]:
     shapes: dict[str, tuple[int | None, ...]] = {}
 
     def trace(x: Any) -> Any:
-        with recording(layers_by_name(model)) as record:
+        with record_outputs(layers_by_name(model)) as record:
             result = model(x, training=False)
         shapes.update({n: tuple(t.shape) for n, t in record.items() if isinstance(t, tf.Tensor) and t.shape.rank})
         return result

@@ -190,7 +190,7 @@ def _snake_case(name: str) -> str:
 Losses = Sequence[DistillationLoss | str] | Mapping[Output, DistillationLoss | str | Sequence[DistillationLoss | str]]
 
 
-def chosen(losses: Losses) -> list[DistillationLoss]:
+def get_losses(losses: Losses) -> list[DistillationLoss]:
     """Distillation losses as a list, each with a name of its own, from all ways to give them.
 
     Args:
@@ -200,7 +200,9 @@ def chosen(losses: Losses) -> list[DistillationLoss]:
         InputError: as `get_loss`; a loss on features given for an output; one object twice.
     """
     if not isinstance(losses, Mapping):
-        return named_apart([get_loss(v) for v in ([losses] if isinstance(losses, (str, DistillationLoss)) else losses)])
+        return number_names(
+            [get_loss(v) for v in ([losses] if isinstance(losses, (str, DistillationLoss)) else losses)]
+        )
     found = []
     for output, given in losses.items():
         for loss in map(get_loss, [given] if isinstance(given, (str, DistillationLoss)) else given):
@@ -212,10 +214,10 @@ def chosen(losses: Losses) -> list[DistillationLoss]:
                 )
             loss.outputs = (output,)
             found.append(loss)
-    return named_apart(found)
+    return number_names(found)
 
 
-def named_apart(losses: list[DistillationLoss]) -> list[DistillationLoss]:
+def number_names(losses: list[DistillationLoss]) -> list[DistillationLoss]:
     """Two losses of one name would share a column of the log: number them."""
     if len({id(loss) for loss in losses}) < len(losses):
         raise InputError("One loss object is given twice.", expected="an object each", fix="make two, or weigh one")

@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras as keras
 
-from orbit_kd.distillation.features import find_layer, recording
+from orbit_kd.distillation.features import find_layer, record_outputs
 from orbit_kd.errors import InputError
 from orbit_kd.models.conversion import as_tf_keras
 from orbit_kd.models.heads import heads, logits_of, output_names
@@ -18,7 +18,7 @@ from orbit_kd.support.digests import digest
 
 
 @dataclasses.dataclass(frozen=True)
-class Taught:
+class TeacherOutputs:
     """What the teachers say about a batch.
 
     Attributes:
@@ -70,9 +70,9 @@ class Teachers:
                 fix="give teachers whose outputs agree in number and shape",
             )
 
-    def __call__(self, x: Any, *, layers: Sequence[str] = ()) -> Taught:
+    def __call__(self, x: Any, *, layers: Sequence[str] = ()) -> TeacherOutputs:
         """Logits (float32) and the features of the named layers, for a batch as the models take it."""
-        with recording({name: find_layer(self.models[0], name) for name in layers}) as record:
+        with record_outputs({name: find_layer(self.models[0], name) for name in layers}) as record:
             logits = logits_of(self.models[0](x, training=False), self.heads)
         if len(self.models) > 1:
             others = zip(self.models[1:], self._heads[1:], strict=True)
@@ -81,7 +81,7 @@ class Teachers:
                 tf.add_n([w * z for w, z in zip(self.weights, zs, strict=True)]) for zs in zip(*every, strict=True)
             )
         stop = tf.stop_gradient
-        return Taught(tuple(stop(z) for z in logits), {n: stop(tf.cast(record[n], tf.float32)) for n in layers})
+        return TeacherOutputs(tuple(stop(z) for z in logits), {n: stop(tf.cast(record[n], tf.float32)) for n in layers})
 
     def fingerprint(self) -> str:
         """sha256 over all weights, architectures and mixing weights: equal exactly when the outputs are."""
@@ -125,13 +125,13 @@ def check_outputs(student: keras.Model, teacher: keras.Model) -> None:
         )
 
 
-def unpack(y: Any) -> tuple[Any, Taught | None]:
+def unpack(y: Any) -> tuple[Any, TeacherOutputs | None]:
     """Labels, and what the teacher said where it travels beside them."""
     if not _with_lessons(y):
         return y, None
     said = y["teacher"]
     features = {name: tf.cast(v, tf.float32) for name, v in said["features"].items()}
-    return y.get("labels"), Taught(tuple(said["logits"]), features)
+    return y.get("labels"), TeacherOutputs(tuple(said["logits"]), features)
 
 
 def _with_lessons(y: Any) -> bool:

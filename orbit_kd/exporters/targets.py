@@ -105,11 +105,11 @@ def export(
     Raises:
         InputError: unknown target or option; missing or unusable calibration data; a path that cannot be written.
     """
-    from orbit_kd.models.conversion import to_export  # loads TensorFlow
+    from orbit_kd.models.conversion import exported_form  # loads TensorFlow
 
     form, variant = find(target)
     if not (form.made_of and isinstance(model, (Artifact, str, os.PathLike))):
-        model = to_export(model, quantized="tflite_int8" in (target, form.made_of))
+        model = exported_form(model, quantized="tflite_int8" in (target, form.made_of))
     arguments = dict(options, path=path, calibration=calibration) | ({"variant": variant} if variant else {})
     unknown = [name for name in options if name not in form.options]
     if unknown and not form.any_option:

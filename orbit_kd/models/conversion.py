@@ -87,7 +87,7 @@ def as_graph(model: keras.Model, *, input_shape: tuple[int | None, ...] | None =
     return network
 
 
-def to_export(model: Any, *, quantized: bool = True) -> keras.Model:
+def exported_form(model: Any, *, quantized: bool = True) -> keras.Model:
     """The network as a file holds it: no wrappers but those of quantization, which bring their ranges; one precision.
 
     Args:
@@ -97,10 +97,10 @@ def to_export(model: Any, *, quantized: bool = True) -> keras.Model:
     network = as_tf_keras(model, refuse=() if quantized else QUANTIZED)
     if wrappers_in(network, QUANTIZED):
         return network
-    return in_one_precision(unwrapped_copy(network) if wrappers_in(network) else network)
+    return in_full_precision(unwrapped_copy(network) if wrappers_in(network) else network)
 
 
-def in_one_precision(model: keras.Model) -> keras.Model:
+def in_full_precision(model: keras.Model) -> keras.Model:
     """The model itself, or, of one trained in mixed precision, a copy that computes as precisely as its weights are.
 
     TFLite takes no float16 arithmetic, and students compute as their teacher does.

@@ -17,8 +17,9 @@ from orbit_kd.datasets import Data
 from orbit_kd.datasets.augment import Augment
 from orbit_kd.distillation import TeacherCache
 from orbit_kd.errors import InputError
-from orbit_kd.evaluation.evaluate import evaluate, logits, model_bytes
+from orbit_kd.evaluation.evaluate import evaluate
 from orbit_kd.evaluation.metrics import accuracy
+from orbit_kd.evaluation.outputs import logits, model_bytes
 from orbit_kd.exporters import Artifact, check, export_all
 from orbit_kd.exporters.metadata import bytes_of, note
 from orbit_kd.models.conversion import as_tf_keras
@@ -93,7 +94,7 @@ def compress(
         originals = _export(teacher, _OF_THE_TEACHER, folder, "teacher", data, done, recipe)
     about = note(data.class_names, _preprocess(data), recipe=digest(recipe.to_dict()))
     extra = bytes_of(about, model_bytes(originals[1]))
-    decided = decisions.Decisions.asked(recipe)
+    decided = decisions.Decisions.from_recipe(recipe)
     if recipe.budgets and recipe.max_drop is None:
         decided = decisions.within_budgets(stages, teacher, data, recipe, note=extra)
         plan = _plan(teacher, data, recipe, decided)
@@ -143,10 +144,10 @@ def _check(teacher: keras.Model, data: Data, recipe: Recipe) -> RemovalPlan | No
         check_names(graph, recipe.exclude)
         budgets.limits(graph, recipe.budgets)
     else:
-        plan = _plan(teacher, data, recipe, decisions.Decisions.asked(recipe))
+        plan = _plan(teacher, data, recipe, decisions.Decisions.from_recipe(recipe))
         smaller = remove_filters(teacher, plan)
     if recipe.pattern != "dense":
-        _sparse(smaller, recipe, decisions.Decisions.asked(recipe), steps=1)
+        _sparse(smaller, recipe, decisions.Decisions.from_recipe(recipe), steps=1)
     return plan
 
 

@@ -54,11 +54,11 @@ class Decisions:
     sparse_epochs: int
 
     @classmethod
-    def asked(cls, recipe: Recipe) -> Decisions:
+    def from_recipe(cls, recipe: Recipe) -> Decisions:
         """As the recipe says."""
         return cls(**{f.name: getattr(recipe, f.name) for f in dataclasses.fields(cls)})
 
-    def chosen(self, recipe: Recipe) -> dict[str, Any]:
+    def changes(self, recipe: Recipe) -> dict[str, Any]:
         """What is not as the recipe says, for the report."""
         return {k: v for k, v in self.to_dict().items() if v != recipe.to_dict()[k]}
 
@@ -88,7 +88,7 @@ def within_budgets(stages: Stages, teacher: keras.Model, data: Data, recipe: Rec
         if not done:
             write_file(folder / "decisions.json", json.dumps(_met(scans, teacher, recipe, note)))
         met = json.loads((folder / "decisions.json").read_text())
-    return dataclasses.replace(Decisions.asked(recipe), ratio=0.0, **met)
+    return dataclasses.replace(Decisions.from_recipe(recipe), ratio=0.0, **met)
 
 
 def _met(scans: Mapping[str, Scan], teacher: keras.Model, recipe: Recipe, note: int) -> dict[str, Any]:
@@ -188,7 +188,7 @@ def _check_budgets(student: keras.Model, teacher: keras.Model, recipe: Recipe, n
             raise InputError(
                 f"The smallest network found within max_drop={recipe.max_drop:g} is too large for "
                 f"{limit.name}={limit.most / limit.scale:g}.",
-                expected=f"at least {budgets.rounded_up(cost / limit.scale)} at this accuracy",
+                expected=f"at least {budgets.round_up(cost / limit.scale)} at this accuracy",
                 fix="raise max_drop, raise the budget, or give the search more time (search_epochs, time_budget)",
             )
 

@@ -49,7 +49,7 @@ def story(
         "preprocess": data.preprocess.to_dict() if data.preprocess else None,
         "data": {**dict(data.counts), **measured["data"], "fingerprint": data.fingerprint},
         "seed": recipe.seed,
-        "chosen": decided.chosen(recipe),
+        "chosen": decided.changes(recipe),
         "notes": _notes(measured, decided.pattern, recipe),
     }
 

@@ -6,17 +6,14 @@
     print(quantize_table(qat))
     okd.export(qat, "tflite_int8", path="student_int8.tflite")     # the trained ranges, no calibration
 
-Every layer is wrapped where it stands, through nested models, by `quantization_layers.QuantizedLayer`. Scheme: Jacob et
+Every layer is wrapped where it stands, through nested models, by `layers.QuantizedLayer`. Scheme: Jacob et
 al. 2018 (https://arxiv.org/abs/1712.05877) and TFLite's 8-bit specification.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import tf_keras as keras
 
 from orbit_kd.datasets.batches import inputs_of
@@ -26,14 +23,12 @@ from orbit_kd.exporters.tflite.integers import check_trained
 from orbit_kd.models.conversion import as_tf_keras
 from orbit_kd.models.copies import clone_with, copy_layer, named_layers
 from orbit_kd.models.integer_inputs import ready_for_integers
-from orbit_kd.models.wrapped import CLUSTERED, QUANTIZED, SPARSE, refuse_wrapped, unwrapped_copy, wrappers_in
+from orbit_kd.models.wrapped import CLUSTERED, QUANTIZED, SPARSE, unwrapped_copy, wrappers_in
 from orbit_kd.models.wrappers import inner_layer
-from orbit_kd.quantization.layers import KERNELS, QuantizedLayer, observing
-from orbit_kd.quantization.placement import PASS_ON, has_fixed_range, is_one_operator, place
+from orbit_kd.quantization.layers import KERNELS, QuantizedLayer, observe_ranges
+from orbit_kd.quantization.placement import find_placements, is_one_operator
+from orbit_kd.quantization.separable import split_separable
 from orbit_kd.sparsity.sparsify import keep_zeros
-from orbit_kd.support.text_table import aligned
-
-__all__ = ["QuantizationRow", "QuantizationTable", "quantize_aware", "quantize_table", "strip_quantization"]
 
 
 def quantize_aware(model: keras.Model, *, calibration: Any = None, samples: int = 256, seed: int = 0) -> keras.Model:
@@ -73,14 +68,14 @@ def quantize_aware(model: keras.Model, *, calibration: Any = None, samples: int 
             expected=f"at least one of: {', '.join(sorted(kind.__name__ for kind in KERNELS))}",
             fix="quantize the model after training instead: okd.export(model, 'tflite_int8', calibration=train)",
         )
-    plain = _split_separable(ready_for_integers(model))
+    plain = split_separable(ready_for_integers(model))
     if not all(tensor.dtype.is_floating for tensor in plain.inputs):
         raise InputError(
             f"The model {model.name!r} computes with whole numbers from its input on.",
             expected="an input that can have a range: amounts, not indices",
             fix="quantize the model after training instead: okd.export(model, 'tflite_int8', calibration=train)",
         )
-    placements = place(plain)
+    placements = find_placements(plain)
 
     def wrap(layer: keras.layers.Layer) -> keras.layers.Layer:
         placement, copy = placements.get(id(layer)), copy_layer(layer)
@@ -116,132 +111,13 @@ def strip_quantization(quantized: keras.Model) -> keras.Model:
     return keep_zeros(unwrapped_copy(quantized, QUANTIZED))
 
 
-@dataclasses.dataclass(frozen=True)
-class QuantizationRow:
-    """One layer of a `QuantizationTable`.
-
-    Attributes:
-        layer: its name, "outer/inner" within a nested model.
-        kind: its class.
-        quantized: what of it is rounded to 8 bits: some of "inputs", "kernel", "preactivation", "output".
-        density: fraction of kernel weights that are not zero; None for layers without a kernel.
-        note: why nothing of it is rounded, or why its output is not.
-    """
-
-    layer: str
-    kind: str
-    quantized: tuple[str, ...]
-    density: float | None
-    note: str
-
-
-@dataclasses.dataclass(frozen=True)
-class QuantizationTable:
-    """What of each layer is computed in 8 bits. Prints as a table; iterates over its rows."""
-
-    rows: tuple[QuantizationRow, ...]
-
-    def __iter__(self) -> Iterator[QuantizationRow]:
-        return iter(self.rows)
-
-    def __getitem__(self, layer: str) -> QuantizationRow:
-        return next(row for row in self.rows if row.layer == layer)
-
-    def __str__(self) -> str:
-        cells = [("layer", "class", "density", "8 bits", "note")]
-        for r in self.rows:
-            density = "" if r.density is None else f"{r.density:.3f}"
-            cells.append((r.layer, r.kind, density, ", ".join(r.quantized) or "-", r.note))
-        return "\n".join(aligned(cells, "<<><<"))
-
-
-def quantize_table(model: keras.Model) -> QuantizationTable:
-    """What each layer of a model of `quantize_aware` computes in 8 bits.
-
-    Raises:
-        InputError: the model has no layers that can be looked at.
-    """
-    model = as_tf_keras(model, refuse=SPARSE + CLUSTERED)
-    if not all(isinstance(layer, QuantizedLayer) for layer in wrappers_in(model)):
-        refuse_wrapped(model)
-    return QuantizationTable(
-        tuple(
-            _row(name, layer) for name, layer in named_layers(model) if not isinstance(layer, keras.layers.InputLayer)
-        )
-    )
-
-
-def _row(name: str, layer: keras.layers.Layer) -> QuantizationRow:
-    if not isinstance(layer, QuantizedLayer):
-        return QuantizationRow(name, type(layer).__name__, (), None, _why_no_output(layer) or "no floats, or several")
-    inner, parts, density = layer.layer, tuple(layer.ranges), None
-    if layer.kernel is not None:
-        density = float(np.mean(layer.kernel.numpy() != 0))
-        parts = parts if layer.channel_axes is None else ("kernel", *parts)
-    note = "" if "output" in parts else _why_no_output(inner) or "the next layer is fused into it"
-    if layer.folded:
-        note = "folded into the layer before"
-    if not layer.ready:
-        note = "no ranges yet; " + note if note else "no ranges yet"
-    return QuantizationRow(name, type(inner).__name__, parts, density, note)
-
-
-def _why_no_output(layer: keras.layers.Layer) -> str:
-    if isinstance(layer, PASS_ON):
-        return "its output has the scale of its input"
-    return "its output has a fixed scale" if has_fixed_range(layer) else ""
-
-
-def _split_separable(model: keras.Model) -> keras.Model:
-    """A copy with each SeparableConv2D as its two convolutions: there is an int8 tensor between them."""
-    if not any(type(layer) is keras.layers.SeparableConv2D for _, layer in named_layers(model)):
-        return model
-
-    def split(layer: keras.layers.Layer) -> keras.layers.Layer:
-        if type(layer) is not keras.layers.SeparableConv2D:
-            return copy_layer(layer)
-        c = layer.get_config()
-        common = {key: c[key] for key in ("data_format", "dtype", "trainable")}
-        depthwise = keras.layers.DepthwiseConv2D(
-            c["kernel_size"],
-            strides=c["strides"],
-            padding=c["padding"],
-            depth_multiplier=c["depth_multiplier"],
-            dilation_rate=c["dilation_rate"],
-            use_bias=False,
-            depthwise_regularizer=c["depthwise_regularizer"],
-            depthwise_constraint=c["depthwise_constraint"],
-            name=f"{layer.name}_depthwise",
-            **common,
-        )
-        pointwise = keras.layers.Conv2D(
-            c["filters"],
-            1,
-            activation=c["activation"],
-            use_bias=c["use_bias"],
-            kernel_regularizer=c["pointwise_regularizer"],
-            bias_regularizer=c["bias_regularizer"],
-            activity_regularizer=c["activity_regularizer"],
-            kernel_constraint=c["pointwise_constraint"],
-            bias_constraint=c["bias_constraint"],
-            name=f"{layer.name}_pointwise",
-            **common,
-        )
-        return keras.Sequential([depthwise, pointwise], name=layer.name)
-
-    plain, pairs = clone_with(model, split)
-    for layer, new in pairs:
-        new.set_weights(layer.get_weights())
-    return plain
-
-
 def _calibrate(model: keras.Model, calibration: Any, samples: int, seed: int) -> None:
     """Sets the ranges from data: each batch moves them as a training step does, and no weight changes."""
     inputs = inputs_of(model)
     found = calibration_sample(calibration, samples=samples, seed=seed, inputs=inputs)
     images = [found] if len(model.inputs) == 1 else found
     layers = [layer for _, layer in named_layers(model) if isinstance(layer, QuantizedLayer)]
-    with observing(layers):
+    with observe_ranges(layers):
         for first in range(0, len(images[0]), 32):
             some = [part[first : first + 32] for part in images]
             model(some[0] if len(some) == 1 else some, training=False)

@@ -239,7 +239,8 @@ class QuantizedLayer(LayerWrapper, QuantizeWrapper):
             "keep_zeros": self.keep_zeros,
         }
 
-    # tfmot's versions train frozen layers, and list weights that `build` here leaves where they are.
+    # tfmot's versions train frozen layers (tensorflow/model-optimization issues 881, 1067), and list weights that
+    # `build` here leaves where they are.
     trainable = keras.layers.Layer.trainable
     trainable_weights = keras.layers.Layer.trainable_weights
     non_trainable_weights = keras.layers.Layer.non_trainable_weights
@@ -254,7 +255,7 @@ def activation_name(layer: keras.layers.Layer) -> str:
 
 
 @contextlib.contextmanager
-def observing(layers: Iterable[QuantizedLayer]) -> Iterator[None]:
+def observe_ranges(layers: Iterable[QuantizedLayer]) -> Iterator[None]:
     """Within it, the layers' ranges follow what comes at inference, in eager calls."""
     layers = list(layers)
     for layer in layers:

@@ -68,7 +68,7 @@ class _Call:
     outputs: list[_Tensor]
 
 
-def place(model: keras.Model) -> dict[int, Placement]:
+def find_placements(model: keras.Model) -> dict[int, Placement]:
     """What each layer gets, by id. A layer used several times gets what any of its uses needs."""
     uses: dict[int, list[_Call]] = defaultdict(list)
     for call in _calls(model):

@@ -179,7 +179,7 @@ def _limit(graph: ChannelGraph, name: str, value: float) -> Limit:
     )
 
 
-def rounded_up(value: float) -> str:
+def round_up(value: float) -> str:
     """A cost as text that is not below it, so that a budget of just that can be met."""
     return str(math.ceil(value)) if value >= 1 else f"{math.ceil(value * 1e6) / 1e6:g}"
 
@@ -189,7 +189,7 @@ def goals(graph: ChannelGraph, given: Mapping[str, float | None]) -> dict[str, t
     return {absolute(limit.name): (limit.whole, limit.most) for limit in limits(graph, given)}
 
 
-def fewest(count: int, stays: Callable[[int], np.ndarray], limits: Sequence[Limit]) -> int:
+def fewest_to_remove(count: int, stays: Callable[[int], np.ndarray], limits: Sequence[Limit]) -> int:
     """The smallest n in 0..count for which the network `stays(n)` meets all limits; costs fall as n grows.
 
     Limits with a guide are met by measuring a few n: never above, and at most 2% below or one step from above.
@@ -202,18 +202,18 @@ def fewest(count: int, stays: Callable[[int], np.ndarray], limits: Sequence[Limi
         if limit.cost(least) > limit.most:
             raise InputError(
                 f"{limit.name}={limit.most / limit.scale:g} cannot be reached.",
-                expected=f"at least {rounded_up(limit.cost(least) / limit.scale)}, with the other settings as they are",
+                expected=f"at least {round_up(limit.cost(least) / limit.scale)}, with the other settings as they are",
                 fix=f"raise {limit.name}, or lower min_channels, raise max_ratio, or exclude fewer layers",
             )
     cheap = [limit for limit in limits if limit.guide is None]
-    n = first(0, count, lambda n: all(limit.cost(stays(n)) <= limit.most for limit in cheap))
+    n = first_that_meets(0, count, lambda n: all(limit.cost(stays(n)) <= limit.most for limit in cheap))
     for limit in limits:
         if limit.guide is not None:
             n = _measured(n, count, stays, limit)
     return n
 
 
-def first(low: int, high: int, meets: Callable[[int], bool]) -> int:
+def first_that_meets(low: int, high: int, meets: Callable[[int], bool]) -> int:
     """The smallest n of low..high that meets; `high` does."""
     while low < high:
         middle = (low + high) // 2
@@ -240,5 +240,5 @@ def _measured(start: int, count: int, stays: Callable[[int], np.ndarray], limit:
             above = guess
         off = real - guide(stays(guess))
         aim = (1 + _NEAR) / 2 * limit.most - off
-        guess = first(above + 1, below, lambda n: guide(stays(n)) <= aim)  # noqa: B023  (called at once)
+        guess = first_that_meets(above + 1, below, lambda n: guide(stays(n)) <= aim)  # noqa: B023  (called at once)
     return below

@@ -14,8 +14,10 @@ from orbit_kd.channels.graph import ChannelGraph, Group
 from orbit_kd.errors import InputError
 from orbit_kd.models.conversion import as_tf_keras
 from orbit_kd.models.walk import matches
-from orbit_kd.removal import budgets, importance
+from orbit_kd.removal import budgets
+from orbit_kd.removal.importance import criteria
 from orbit_kd.removal.plan import PlannedGroup, RemovalPlan
+from orbit_kd.removal.scorer import Scorer
 
 
 def plan_removal(
@@ -72,13 +74,13 @@ def plan_removal(
     model = as_tf_keras(model)
     if scope not in ("local", "global"):
         raise InputError(f"scope={scope!r}.", expected='"local" or "global"', fix="choose one of the two")
-    importance.criteria.get(criterion)
+    criteria.get(criterion)
     for name, value in {"ratio": ratio or 0.0, **(ratios or {})}.items():
         _check_ratio(name, value)
     graph = ChannelGraph(model, unknown=unknown)
     check_names(graph, [*(ratios or {}), *exclude])
     limits = budgets.limits(graph, budget)
-    scorer = importance.Scorer(graph, name=criterion, data=data, loss=loss, seed=seed)
+    scorer = Scorer(graph, name=criterion, data=data, loss=loss, seed=seed)
     choice = _Choice(graph, scorer, round_to=round_to, min_channels=min_channels, max_ratio=max_ratio, exclude=exclude)
     fixed = {}
     for group in graph.groups:
@@ -88,7 +90,7 @@ def plan_removal(
     order = choice.order([g for g in graph.groups if g.name not in fixed], scope)
     start = {name: round(choice.width(name) * part) for name, part in fixed.items()}
     if limits:
-        gone = budgets.fewest(len(order), lambda n: choice.stays(start, order[:n]), limits)
+        gone = budgets.fewest_to_remove(len(order), lambda n: choice.stays(start, order[:n]), limits)
     elif scope == "global":
         gone = round(len(order) * (ratio or 0.0))
     else:
@@ -108,7 +110,7 @@ class _Choice:
     """Which units of each group go, least important first, within what each group may lose."""
 
     def __init__(
-        self, graph: ChannelGraph, scorer: importance.Scorer, *, round_to: int, min_channels: int, max_ratio: float,
+        self, graph: ChannelGraph, scorer: Scorer, *, round_to: int, min_channels: int, max_ratio: float,
         exclude: Sequence[str],
     ) -> None:  # fmt: skip
         self.graph, self.exclude = graph, exclude
@@ -118,7 +120,7 @@ class _Choice:
         self.scores: dict[str, np.ndarray] = {}
         for g in graph.groups:
             self.step[g.name] = g.step(round_to)
-            least = max(g.least(min_channels), math.ceil(round(g.width * (1 - max_ratio), 6)))
+            least = max(g.fewest_units(min_channels), math.ceil(round(g.width * (1 - max_ratio), 6)))
             self.floor[g.name] = g.width if self.reason(g) else min(least, g.width)
             self.scores[g.name] = np.zeros(g.width) if self.reason(g) else scorer(g)
 

@@ -15,10 +15,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from orbit_kd.reports import figures, tables
+from orbit_kd.reports import figures, summary, tables
 from orbit_kd.reports import words as text
+from orbit_kd.reports.summary import section
 from orbit_kd.reports.tables import Table
-from orbit_kd.reports.words import NONE, number, part
+from orbit_kd.reports.words import NONE, number
 
 DEFINITIONS = {
     "Parameters": "Elements of the weight and bias constants in the float32 TFLite file, BatchNorm folded in; the same "
@@ -44,9 +45,9 @@ DEFINITIONS = {
 
 def page(data: dict[str, Any]) -> str:
     """The whole page; a section without data is left out."""
-    claim, verdict = text.headline(data)
-    file, layers, history = text.shipped(data), rows(data, "layers"), rows(data, "history")
-    sizes = figures.sizes(part(data, "teacher").get("tflite_bytes"), file.get("bytes"), str(file.get("target", "")))
+    claim, verdict = summary.headline(data)
+    file, layers, history = summary.main_artifact(data), rows(data, "layers"), rows(data, "history")
+    sizes = figures.sizes(section(data, "teacher").get("tflite_bytes"), file.get("bytes"), str(file.get("target", "")))
     return _template().render(
         style=Markup(files("orbit_kd.reports").joinpath("page.css").read_text(encoding="utf-8")),
         title=str(data.get("title") or "Compression report"),
@@ -54,7 +55,7 @@ def page(data: dict[str, Any]) -> str:
         verdict=verdict,
         sizes=Markup(sizes),
         tiles=_tiles(data),
-        before_after=text.before_after(data),
+        before_after=summary.before_after(data),
         notes=[str(n) for n in data.get("notes") or []],
         layer_figures=_drawn([figures.widths(layers), figures.densities(layers)]),
         search=tables.search(data),
@@ -91,21 +92,21 @@ def rows(data: dict[str, Any], name: str) -> list[dict[str, Any]]:
 
 
 def _tiles(data: dict[str, Any]) -> list[tuple[str, str]]:
-    file = text.shipped(data)
-    gone = text.parameters_gone(data)
-    macs = text.fewer(part(data, "teacher").get("macs"), part(data, "student").get("macs"))
-    tflm, latency = part(file, "tflm"), part(file, "latency")
+    file = summary.main_artifact(data)
+    gone = summary.parameters_gone(data)
+    macs = text.fewer(section(data, "teacher").get("macs"), section(data, "student").get("macs"))
+    tflm, latency = section(file, "tflm"), section(file, "latency")
     tiles = [
         (text.percent(gone, down=True), "of the parameters gone"),
         (macs, "multiply-accumulates"),
-        (text.times(latency.get("ratio")), f"the speed, against {latency.get('against') or text.SAME_TYPE}"),
+        (text.times(latency.get("ratio")), f"the speed, against {latency.get('against') or summary.SAME_TYPE}"),
         (text.size(tflm.get("arena_bytes") if tflm.get("ran") else None), "of RAM on TFLite Micro (arena)"),
     ]
     return [(value, label) for value, label in tiles if value != NONE]
 
 
 def _curves(data: dict[str, Any], history: list[dict[str, Any]]) -> list[str]:
-    level = number(part(data, "teacher").get("accuracy"))
+    level = number(section(data, "teacher").get("accuracy"))
     return [
         figures.curves(history, metric="accuracy", reference=level),
         figures.curves(history, metric="loss"),
@@ -127,11 +128,11 @@ def _last_values(history: Sequence[dict[str, Any]]) -> Table | None:
 
 def _matrices(data: dict[str, Any]) -> tuple[list[list[float]], list[list[float]], str]:
     """Confusions of the teacher and of the student, and which file the student's is of."""
-    file = text.shipped(data)
+    file = summary.main_artifact(data)
     after, who = _counts(file.get("confusion")), f"student, {file.get('target')}"
     if not after:
-        after, who = _counts(part(data, "student").get("confusion")), "student"
-    return _counts(part(data, "teacher").get("confusion")), after, who
+        after, who = _counts(section(data, "student").get("confusion")), "student"
+    return _counts(section(data, "teacher").get("confusion")), after, who
 
 
 def _confusions(data: dict[str, Any]) -> list[str]:
@@ -174,7 +175,7 @@ def _mistakes(data: dict[str, Any]) -> Table | None:
 
 
 def _accuracy_bytes(data: dict[str, Any]) -> str:
-    teacher = part(data, "teacher")
+    teacher = section(data, "teacher")
     found: list[tuple[str, Any, Any]] = [("teacher float32", teacher.get("tflite_bytes"), teacher.get("accuracy"))]
     for a in rows(data, "artifacts"):
         if str(a.get("target", "")).startswith("tflite"):
@@ -185,14 +186,14 @@ def _accuracy_bytes(data: dict[str, Any]) -> str:
 
 def _made(data: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Heading -> what is told below it."""
-    about = dict(part(data, "data"))
+    about = dict(section(data, "data"))
     for key in ("seed", "schema"):
         if data.get(key) is not None:
             about[key] = data[key]
     if data.get("class_names"):
         about["classes"] = ", ".join(_class_names(data))
-    found = {"Recipe": part(data, "recipe"), "Preprocess": part(data, "preprocess"), "Data": about,
-             "Versions": part(data, "versions")}  # fmt: skip
+    found = {"Recipe": section(data, "recipe"), "Preprocess": section(data, "preprocess"), "Data": about,
+             "Versions": section(data, "versions")}  # fmt: skip
     return {title: values for title, values in found.items() if values}
 
 

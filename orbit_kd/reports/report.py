@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from orbit_kd.errors import InputError
-from orbit_kd.reports.words import before_after, headline, table
+from orbit_kd.reports.summary import before_after, headline, table
 
 SCHEMA = 1
 DICTS = ("teacher", "student", "ratios", "recipe", "preprocess", "data", "versions", "search", "chosen")

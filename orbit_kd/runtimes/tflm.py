@@ -86,7 +86,8 @@ class _Tflm:
         """See `Runner.raw`."""
         done = np.zeros((len(x), *self.output.shape), self.output.dtype)
         for i in range(len(x)):
-            if self._state is State.RESOURCES:  # whose first values `reset` does not bring back: it makes them 0
+            # `reset` makes resources 0, whatever they were at first (tensorflow/tflite-micro pull 948)
+            if self._state is State.RESOURCES:
                 self._interpreter = self._fresh()
             elif self._state is State.TENSORS:
                 self._interpreter.reset()

@@ -14,7 +14,7 @@ from orbit_kd.datasets.batches import as_batches, inputs_of
 from orbit_kd.datasets.contents import hashes, total
 from orbit_kd.datasets.labels import check_several, class_numbers
 from orbit_kd.errors import InputError
-from orbit_kd.models.outputs import class_loss
+from orbit_kd.models.label_losses import class_loss
 from orbit_kd.models.segments import Segments
 from orbit_kd.models.tracing import traced
 

@@ -125,10 +125,12 @@ def hybrid_for(
         least = left(first | dict(order)) / graph.parameters(graph.all_stay())
         raise InputError(
             f"keep_params={keep_params:g} cannot be reached.",
-            expected=f"at least {budgets.rounded_up(least)}, with these scans",
+            expected=f"at least {budgets.round_up(least)}, with these scans",
             fix="scan higher ratios, or raise keep_params",
         )
-    gone = first | dict(order[: budgets.first(0, len(order), lambda n: left(first | dict(order[:n])) <= most)])
+    gone = first | dict(
+        order[: budgets.first_that_meets(0, len(order), lambda n: left(first | dict(order[:n])) <= most)]
+    )
     ratios = {name: gone.get(name, 0) / group.width for name, group in groups.items()}
     return ratios, {name: gone[f"weights of {name}"] for name in kernels if gone.get(f"weights of {name}")}
 
@@ -176,7 +178,7 @@ def _fewest_gone(
     def stays(n: int) -> np.ndarray:
         return _stays(graph, groups, dict(order[:n]))
 
-    return dict(order[: budgets.fewest(len(order), stays, limits)])
+    return dict(order[: budgets.fewest_to_remove(len(order), stays, limits)])
 
 
 def _order(levels: Mapping[str, Levels], cost: Callable[[Mapping[str, float]], float]) -> list[tuple[str, float]]:
@@ -215,7 +217,7 @@ def _order(levels: Mapping[str, Levels], cost: Callable[[Mapping[str, float]], f
 def _channel_levels(group: Group, curve: Curve, whole: float, round_to: int, min_channels: int) -> Levels:
     """Units gone, and the loss."""
     step = group.step(round_to)
-    most = max(min(round(group.width * curve.ratios[-1]), group.width - group.least(min_channels)), 0)
+    most = max(min(round(group.width * curve.ratios[-1]), group.width - group.fewest_units(min_channels)), 0)
     steps = {(group.width - round(most * i / _LEVELS)) // step * step for i in range(_LEVELS + 1)}
     counts = sorted({0, *(group.width - width for width in steps if group.width - width <= most)})
     return [(c, _loss(curve, whole, c / group.width)) for c in counts]

@@ -21,11 +21,12 @@ from orbit_kd.channels.graph import ChannelGraph, Group
 from orbit_kd.errors import InputError
 from orbit_kd.models.conversion import as_tf_keras
 from orbit_kd.models.copies import resolve
-from orbit_kd.models.outputs import check_classes, compiled_loss
+from orbit_kd.models.label_losses import check_classes
+from orbit_kd.models.outputs import compiled_loss
 from orbit_kd.models.saving import fingerprint
 from orbit_kd.models.wrappers import KernelRule, kernel_rule
-from orbit_kd.removal.importance import Scorer
 from orbit_kd.removal.planning import check_names, named
+from orbit_kd.removal.scorer import Scorer
 from orbit_kd.removal.surgery import rebuild
 from orbit_kd.search.evaluator import Evaluator, batches_of, told_apart
 from orbit_kd.search.scan import Curve, Scan

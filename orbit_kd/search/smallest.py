@@ -24,7 +24,8 @@ from orbit_kd.channels.graph import ChannelGraph
 from orbit_kd.datasets.batches import as_batches, inputs_of
 from orbit_kd.errors import InputError
 from orbit_kd.models.conversion import as_tf_keras
-from orbit_kd.models.outputs import check_classes, compiled_loss, loss_name
+from orbit_kd.models.label_losses import check_classes
+from orbit_kd.models.outputs import compiled_loss, loss_name
 from orbit_kd.models.saving import fingerprint, load_model, save_model
 from orbit_kd.removal.importance import needs_data
 from orbit_kd.removal.planning import plan_removal

@@ -66,10 +66,11 @@ class Value:
 class NofM(Value):
     """At most `n` non-zeros in each aligned group of `m` consecutive input channels (Mishra et al. 2021).
 
-    A group is taken for each output channel and kernel position, aligned at input channel 0, as hardware wants it.
-    Note that tfmot's `sparsity_m_by_n` counts zeros instead. Where the input channels are no multiple of m, the last
-    group of k < m channels keeps ceil(k * n / m): the density stays that of the pattern, and padding the group with
-    zeros up to m never breaks it. A kernel with fewer than m input channels has no whole group and stays dense.
+    A group is taken for each output channel and kernel position, aligned at input channel 0, as hardware wants it. Note
+    that tfmot's `sparsity_m_by_n` counts zeros instead (tensorflow/model-optimization pulls 743, 880). Where the input
+    channels are no multiple of m, the last group of k < m channels keeps ceil(k * n / m): the density stays that of the
+    pattern, and padding the group with zeros up to m never breaks it. A kernel with fewer than m input channels has no
+    whole group and stays dense.
 
     Attributes:
         n: non-zeros kept in a group.

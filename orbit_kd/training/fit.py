@@ -18,7 +18,7 @@ from orbit_kd.datasets.labels import are_rows
 from orbit_kd.datasets.preprocessing import Preprocess
 from orbit_kd.errors import InputError
 from orbit_kd.models.heads import heads
-from orbit_kd.models.outputs import check_classes, cross_entropy
+from orbit_kd.models.label_losses import check_classes, cross_entropy
 from orbit_kd.models.saving import save_model
 from orbit_kd.support.files import write_file
 from orbit_kd.support.progress import duration

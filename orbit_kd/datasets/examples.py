@@ -1,0 +1,104 @@
+"""Decoded images and their labels as batches: plain, or shuffled and augmented in a way that a resumed run repeats."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from orbit_kd.datasets import preprocessing
+from orbit_kd.datasets.augment import Augment
+from orbit_kd.datasets.images import Images
+from orbit_kd.datasets.preprocessing import Preprocess
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """Images, labels and the training indices that `epochs` and `views` draw from.
+
+    Attributes:
+        images: of all splits.
+        labels: int32 (n,), one an image.
+        train: int64, the places of the training images.
+        preprocess: what happens to each image.
+        shape: of an image after it.
+        batch_size: examples in a batch, where nothing else is said.
+    """
+
+    images: Images
+    labels: np.ndarray
+    train: np.ndarray
+    preprocess: Preprocess
+    shape: tuple[int, int, int]
+    batch_size: int
+
+    def plain(self, index: np.ndarray) -> tf.data.Dataset:
+        """Batches (x, y) of the images at these places, in this order."""
+        import tensorflow as tf
+
+        seeds = np.zeros((len(index), 2), np.int64)
+        batches = tf.data.Dataset.from_tensor_slices((index.astype(np.int64), seeds)).batch(self.batch_size)
+        return self._rendered(batches, None)
+
+    def epochs(self, *, seed: int, augment: Augment | None, start: int, batch_size: int | None) -> tf.data.Dataset:
+        """Training batches without end, see `Data.epochs`."""
+        import tensorflow as tf
+
+        self._check_augment(augment)
+        size = batch_size or self.batch_size
+
+        def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
+            order = tf.random.experimental.stateless_shuffle(self.train, _key(seed, 0, epoch))
+            return tf.data.Dataset.from_tensor_slices((order, _seeds(_key(seed, 1, epoch), len(order)))).batch(size)
+
+        return self._rendered(tf.data.Dataset.range(start, tf.int64.max).flat_map(one_epoch), augment)
+
+    def view(self, k: int, *, seed: int, augment: Augment | None, batch_size: int | None) -> tf.data.Dataset:
+        """One pass over the training images, see `Data.views`."""
+        import tensorflow as tf
+
+        self._check_augment(augment)
+        seeds = _seeds(_key(seed, 2, k), len(self.train))
+        index = tf.data.Dataset.from_tensor_slices((self.train, seeds)).batch(batch_size or self.batch_size)
+        return self._rendered(index, augment if k else None)
+
+    def _rendered(self, batches: tf.data.Dataset, augment: Augment | None) -> tf.data.Dataset:
+        """(indices, seeds) -> (x, y)."""
+        import tensorflow as tf
+
+        labels = tf.constant(self.labels)
+
+        def one_size(index: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
+            return preprocessing.apply(self.preprocess, self.images.gather(index), augment=augment, seed=seeds)
+
+        def render(index: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            if self.images.uniform:
+                x = one_size(index, seeds)
+            else:
+                spec = tf.TensorSpec(self.shape, tf.float32)
+                x = tf.map_fn(lambda e: one_size(e[0][None], e[1][None])[0], (index, seeds), fn_output_signature=spec)
+            return tf.ensure_shape(x, (None, *self.shape)), tf.gather(labels, index)
+
+        return batches.map(render, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(2)
+
+    def _check_augment(self, augment: Augment | None) -> None:
+        for shape in set(self.images.shapes) if augment else ():
+            preprocessing.check_augment(self.preprocess, shape, augment or Augment())
+
+
+def _key(seed: int, purpose: int, number: int | tf.Tensor) -> tf.Tensor:
+    """An int64 seed pair for the purpose (0 order, 1 epochs, 2 views) and the number of the epoch or view."""
+    import tensorflow as tf
+
+    return tf.random.experimental.stateless_fold_in(tf.constant([seed, purpose], tf.int64), tf.cast(number, tf.int64))
+
+
+def _seeds(key: tf.Tensor, count: int) -> tf.Tensor:
+    """One seed pair a place: (count, 2)."""
+    import tensorflow as tf
+
+    return key + tf.stack([tf.zeros(count, tf.int64), tf.range(count, dtype=tf.int64)], axis=1)

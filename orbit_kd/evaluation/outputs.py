@@ -1,0 +1,92 @@
+"""What exported files give for the images of the test set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from orbit_kd import runtimes
+from orbit_kd.datasets.batches import as_batches
+from orbit_kd.datasets.labels import class_numbers
+from orbit_kd.errors import InputError
+from orbit_kd.exporters import Artifact
+from orbit_kd.exporters.c_array import read_c_array
+from orbit_kd.support.progress import track
+from orbit_kd.tflite.reader import read_bytes
+
+
+def model_bytes(artifact: Artifact) -> bytes:
+    """The flatbuffer that an artifact holds: the .tflite file, or the bytes in its C array.
+
+    Raises:
+        InputError: the file is gone or damaged.
+    """
+    return read_c_array(artifact.path) if artifact.path.suffix == ".cc" else read_bytes(artifact.path)
+
+
+def logits(
+    models: Mapping[str, runtimes.Model | runtimes.Runner], test: Any, *, threads: int = 1
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Runs several files on the test set in one pass, so that their outputs belong to the same images in any order.
+
+    Args:
+        models: name -> path or bytes of a .tflite file, or what `runtimes.load` gave for a file of any kind.
+        test: batches (x, y): x real numbers (batch, ...) after Preprocess; y integers (batch,) or one-hot
+            (batch, classes).
+        threads: LiteRT threads.
+
+    Returns:
+        labels (n,) int64, and name -> float32 outputs (n, classes).
+
+    Raises:
+        InputError: an empty test set, labels the outputs cannot hold, outputs that are not finite, or what
+            `runtimes.load` and `runtimes.run` raise.
+    """
+    runners: dict[str, runtimes.Runner] = {
+        name: runtimes.load(model, threads=threads) if isinstance(model, (str, os.PathLike, bytes)) else model
+        for name, model in models.items()
+    }
+    outputs: dict[str, list[np.ndarray]] = {name: [] for name in runners}
+    labels: list[np.ndarray] = []
+    shapes = {runner.input.shape for runner in runners.values()}
+    inputs = {"image": shapes.pop()} if len(shapes) == 1 else None
+    for given, y, _ in track(as_batches(test, what="test data", labels=True, inputs=inputs), "test set"):
+        x = np.asarray(given)
+        labels.append(class_numbers(y))
+        for name, runner in runners.items():
+            outputs[name].append(runtimes.run(runner, x).reshape(len(x), -1))
+    if not labels or not sum(map(len, labels)):
+        raise InputError("The test data is empty.", expected="at least one batch (x, y)", fix="check the test split")
+    truth = np.concatenate(labels)
+    joined = {name: np.concatenate(parts) for name, parts in outputs.items()}
+    for name, values in joined.items():
+        _check_outputs(name, values, truth)
+    return truth, joined
+
+
+def _check_outputs(name: str, values: np.ndarray, labels: np.ndarray) -> None:
+    if not np.isfinite(values).all():
+        raise InputError(
+            f"Model {name} puts out NaN or Inf.", expected="finite outputs", fix="the training diverged: train again"
+        )
+    if labels.min() < 0 or labels.max() >= values.shape[1] or values.shape[1] < 2:
+        raise InputError(
+            f"Labels run from {labels.min()} to {labels.max()}, and model {name} has {values.shape[1]} outputs.",
+            expected="labels from 0 to one less than the number of outputs, and at least two outputs",
+            fix="use the data set the network was trained on, with its classes in the same order",
+        )
+
+
+def check_widths(outputs: Mapping[str, np.ndarray], class_names: Sequence[str] | None) -> None:
+    widths = {name: values.shape[1] for name, values in outputs.items()}
+    if class_names is not None:
+        widths["class_names"] = len(class_names)
+    if len(set(widths.values())) > 1:
+        raise InputError(
+            f"The numbers of classes differ: {', '.join(f'{k}: {v}' for k, v in widths.items())}.",
+            expected="the same number everywhere",
+            fix="compare networks of the same task",
+        )
