@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -194,3 +196,16 @@ def test_a_nested_model_without_a_graph_is_refused_by_its_path(walk):
     middle = keras.Model(image, L.BatchNormalization()(Opaque(name="part")(image)), name="middle")
     with pytest.raises(InputError, match="'middle/part' has no layer graph"):
         walk(keras.Model(outer, head(middle(outer))))
+
+
+def test_there_is_one_walk_and_one_training_job():
+    """Written a second time, they drift."""
+    root = Path(__file__).parent.parent
+    files = [p for room in ("orbit_kd", "tools", "benchmarks") for p in (root / room).rglob("*.py")]
+
+    def using(pattern: str) -> set[str]:
+        return {p.relative_to(root).as_posix() for p in files if re.search(pattern, p.read_text())}
+
+    # twin.py reads graphs of Keras 3; distillation_speed.py times a cache beside other ways to train
+    assert using(r"\._nodes_by_depth\b") == {"orbit_kd/models/walk.py", "orbit_kd/models/keras3/twin.py"}
+    assert using(r"(=|return) cache_teacher\(") == {"orbit_kd/distillation/job.py", "benchmarks/distillation_speed.py"}
