@@ -318,7 +318,7 @@ def test_two_inputs_are_refused(tmp_path):
 
 
 def test_something_that_is_no_model_is_refused(tmp_path):
-    refuse("A str cannot be exported", tmp_path, "teacher.keras", target="tflite_float32")
+    refuse("is a path", tmp_path, "teacher.keras", target="tflite_float32")
 
 
 def test_a_layer_tflite_lacks_is_refused_with_the_reason(tmp_path):

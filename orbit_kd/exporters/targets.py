@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 
 from orbit_kd.errors import InputError
 from orbit_kd.exporters.artifact import Artifact
-from orbit_kd.models.conversion import to_export
 from orbit_kd.registry import Registry
 
 
@@ -101,6 +100,8 @@ def export(
     Raises:
         InputError: unknown target or option; missing or unusable calibration data; a path that cannot be written.
     """
+    from orbit_kd.models.conversion import to_export
+
     form, variant = find(target)
     if not (form.made_of and isinstance(model, (Artifact, str, os.PathLike))):
         model = to_export(model, quantized="tflite_int8" in (target, form.made_of))
