@@ -23,8 +23,6 @@ from orbit_kd.exporters.artifact import Artifact
 from orbit_kd.exporters.hls4ml.adders import count_adders
 from orbit_kd.exporters.hls4ml.jobs import run_job
 from orbit_kd.exporters.hls4ml.limits import check_options, check_size, reuse_plans
-from orbit_kd.exporters.hls4ml.network import kernels, plain
-from orbit_kd.exporters.hls4ml.precision import precisions, ranges
 from orbit_kd.exporters.hls4ml.project import build, run_project
 from orbit_kd.exporters.packed.packing import pack_bits
 from orbit_kd.exporters.requirements import input_shape
@@ -106,6 +104,7 @@ def export_hls4ml(
     if folder.exists() and not (folder.is_dir() and ((folder / NOTE).is_file() or not any(folder.iterdir()))):
         raise InputError(f"{folder} holds something else.", expected="a new folder, or one that this target wrote",
                          fix="choose another path")  # fmt: skip
+
     network = plain(model)
     matrices = {layer.name: matrix for layer, matrix in kernels(network)}
     plans = reuse_plans(network, strategy=strategy, reuse_factor=reuse_factor)

@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 from orbit_kd.errors import InputError
-from orbit_kd.exporters.hls4ml.network import is_depthwise, kernels
 
 MAX_MULTIPLIERS = 4096  # Vivado unrolls and partitions up to so many elements (hls4ml's documentation, "reuse factor")
 
@@ -51,6 +50,8 @@ def check_size(sizes: dict[str, int], plans: dict[str, dict[str, Any]], *, weigh
 
 def reuse_plans(network: Any, *, strategy: str, reuse_factor: int) -> dict[str, dict[str, Any]]:
     """Layer -> its ReuseFactor and Strategy, for each kernel of a network of `network.plain`."""
+    from orbit_kd.exporters.hls4ml.network import is_depthwise, kernels
+
     plans: dict[str, dict[str, Any]] = {}
     for layer, matrix in kernels(network):
         # hls4ml's depthwise template for "resource" (https://github.com/fastmachinelearning/hls4ml/pull/1079) asserts

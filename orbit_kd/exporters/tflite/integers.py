@@ -16,14 +16,12 @@ from orbit_kd.exporters.artifact import Artifact
 from orbit_kd.exporters.requirements import fixed_shape
 from orbit_kd.exporters.targets import target
 from orbit_kd.exporters.tflite.convert import Traced, convert, save, trace
-from orbit_kd.exporters.tflite.loops import has_loop, refuse_loops
 from orbit_kd.exporters.tflite.quantization_aware import (
     check_all_int8,
     check_ranges,
     is_quantization_aware,
     refuse_quantization_aware,
 )
-from orbit_kd.models.integer_inputs import check_whole, ready_for_integers
 
 
 @target("tflite_int8", check=lambda model: check_integers(model, target="tflite_int8"))
@@ -135,6 +133,9 @@ def trace_for_integers(model: Any, shape: tuple[int, ...], *, target: str) -> Tr
     Raises:
         InputError: as `trace`; or a loop.
     """
+    from orbit_kd.exporters.tflite.loops import has_loop, refuse_loops
+    from orbit_kd.models.integer_inputs import ready_for_integers
+
     ready = ready_for_integers(model)
     traced = trace(ready, shape, dtype=ready.inputs[0].dtype)
     if has_loop(traced.function):
@@ -148,6 +149,8 @@ def whole_images(model: Any, calibration: Any, *, shape: tuple[int, ...], sample
     Raises:
         InputError: as `calibration_images`; or numbers that an integer input would cut off.
     """
+    from orbit_kd.models.integer_inputs import check_whole
+
     images = calibration_images(calibration, shape=shape, samples=samples, seed=seed)
     check_whole(images, model)
     return images
