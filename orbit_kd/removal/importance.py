@@ -57,12 +57,12 @@ class Member:
 
 Criterion = Callable[..., np.ndarray]
 criteria: Registry[Criterion] = Registry("criterion")
-NEEDS: dict[str, str] = {}
+_NEEDS: dict[str, str] = {}
 
 
 def criterion(name: str, *, needs: str = "") -> Callable[[Criterion], Criterion]:
     """Decorator that files a criterion; `needs` is "", "gradients" or "activations"."""
-    NEEDS[name] = needs
+    _NEEDS[name] = needs
     return criteria.register(name)
 
 
@@ -128,4 +128,4 @@ def random(members: list[Member], *, seed: int) -> np.ndarray:
 
 def needs_data(name: str) -> bool:
     """Whether a criterion learns from data."""
-    return bool(NEEDS.get(name))
+    return bool(_NEEDS.get(name))

@@ -17,7 +17,7 @@ from orbit_kd.errors import InputError
 from orbit_kd.models.label_losses import label_loss
 from orbit_kd.models.tracing import traced
 from orbit_kd.models.walk import replay
-from orbit_kd.removal.importance import NEEDS, Member, criteria
+from orbit_kd.removal.importance import _NEEDS, Member, criteria
 
 
 class Scorer:
@@ -43,7 +43,7 @@ class Scorer:
         self._gradients: dict[int, np.ndarray] = {}
         self._shares: list[tuple[Any, str, np.ndarray]] = []
         self._index()
-        needs = NEEDS.get(name, "")
+        needs = _NEEDS.get(name, "")
         if needs and data is None:
             raise InputError(
                 f"The criterion {name!r} needs data.",
