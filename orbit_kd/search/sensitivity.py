@@ -97,19 +97,20 @@ def sensitivity(
     if lost is not None and not 0 < lost < 1:
         raise InputError(f"lost={lost!r}.", expected="a part in (0, 1), or None", fix="use for example lost=0.5")
     loss = loss if loss is not None else compiled_loss(model)  # the copy below is not compiled
-    check_classes(model, loss=loss)
+    kind = check_classes(model, loss=loss)
     batches = batches_of(data, images, model=model)
     graph = ChannelGraph(model, unknown=unknown)
     graph = ChannelGraph(rebuild(graph, graph.all_stay()), unknown=unknown)  # a copy, whose weights may be masked
     evaluator = Evaluator(graph.model, batches, memory, loss=loss)
-    whole = evaluator.measure(None)
-    floor = None if lost is None else lost * whole[0]
     if of == "filters":
         jobs = list(_filter_jobs(graph, evaluator, criterion, train, loss, exclude, seed))
     else:
         jobs = list(_weight_jobs(graph, evaluator, exclude))
+    evaluator.cut(job.position for job in jobs if not job.curve.reason)
+    whole = evaluator.measure(None)
+    floor = None if lost is None else lost * whole[0]
     orders = [(j.curve.name, j.curve.reason, hashlib.sha256(j.order.tobytes()).hexdigest()) for j in jobs]
-    key = digest(fingerprint(model), told_apart(batches), ratios, of, lost, orders)
+    key = digest(fingerprint(model), told_apart(batches), ratios, of, lost, orders, kind)
     done = _known(path, key)
     for job in track(sorted(jobs, key=lambda j: j.position), f"sensitivity of {of}"):
         if job.curve.name in done:
