@@ -42,10 +42,9 @@ def inputs_of(model: keras.Model, batch: int = 3, seed: int = 1) -> list[tf.Tens
 
 
 def zeroed_outputs(model: keras.Model, plan: RemovalPlan, inputs: list[tf.Tensor]) -> list[np.ndarray]:
-    """Outputs of the original with the removed channels set to zero."""
-    clone = keras.models.clone_model(model)
-    clone.set_weights(model.get_weights())
-    graph = ChannelGraph(clone, unknown=plan.unknown)
+    """Outputs of the original with the removed channels set to zero; afterwards it is as it was."""
+    before, normalizations = model.get_weights(), []
+    graph = ChannelGraph(model, unknown=plan.unknown)
     stays = plan.stays(graph)
     for record in graph.layers.values():
         for name, weight in record.weights.items():
@@ -59,7 +58,12 @@ def zeroed_outputs(model: keras.Model, plan: RemovalPlan, inputs: list[tf.Tensor
         if isinstance(record.layer, keras.layers.LayerNormalization) and record.weights:
             (ids,) = next(iter(record.weights.values())).axes
             _normalize_over(record.layer, stays[graph.unit_of[ids]])
-    return [np.asarray(y) for y in replay(clone, inputs, training=lambda layer: False)]
+            normalizations.append(record.layer)
+    outputs = [np.asarray(y) for y in replay(model, inputs, training=lambda layer: False)]
+    for layer in normalizations:
+        del layer.call  # the one put over that of its class
+    model.set_weights(before)
+    return outputs
 
 
 def _normalize_over(layer: keras.layers.LayerNormalization, kept: np.ndarray) -> None:

@@ -73,21 +73,19 @@ def reads():
 
 
 def make_teacher(last: str = "linear") -> keras.Model:
-    """A residual network of two blocks."""
+    """A residual block and a strided convolution behind it."""
     keras.utils.set_random_seed(1)
     layers = keras.layers
 
-    def convolution(x, width, name, size=3, strides=1):
-        x = layers.Conv2D(width, size, strides=strides, padding="same", use_bias=False, name=name)(x)
+    def convolution(x, width, name, strides=1):
+        x = layers.Conv2D(width, 3, strides=strides, padding="same", use_bias=False, name=name)(x)
         return layers.BatchNormalization(momentum=0.9)(x)
 
     image = keras.Input((16, 16, 1))
     x = layers.ReLU()(convolution(layers.Rescaling(1 / 255)(image), 32, "stem"))
-    for name, width, strides in (("a", 32, 1), ("b", 64, 2)):
-        y = convolution(layers.ReLU()(convolution(x, width, f"{name}1", strides=strides)), width, f"{name}2")
-        skip = x if strides == 1 else convolution(x, width, f"{name}_skip", 1, strides)
-        x = layers.ReLU()(layers.Add()([y, skip]))
-    body = keras.Model(image, layers.Dense(3, name="logits")(layers.GlobalAveragePooling2D()(x)), name="two_blocks")
+    y = convolution(layers.ReLU()(convolution(x, 32, "a1")), 32, "a2")
+    x = layers.ReLU()(convolution(layers.ReLU()(layers.Add()([y, x])), 128, "b", strides=2))
+    body = keras.Model(image, layers.Dense(3, name="logits")(layers.GlobalAveragePooling2D()(x)), name="one_block")
     return (
         keras.Model(body.input, keras.layers.Activation(last, name="scores")(body.output)) if last != "linear" else body
     )
@@ -169,7 +167,7 @@ def test_masks_survive_to_the_files(done):
 
     for artifact in done.artifacts[:2]:
         checks = check_n_m(artifact.path, n=2, m=4)
-        assert sum(c.ok for c in checks) >= 5, "the convolutions of the exported file lost their 2:4"
+        assert sum(c.ok for c in checks) >= 3, "the convolutions of the exported file lost their 2:4"
         assert all(c.minus_128 == 0 for c in checks)
     assert done.report.student["nonzero_params"] < 0.7 * done.report.student["params"]
 
@@ -300,10 +298,10 @@ def test_max_drop_searches_the_smallest_network_and_says_how(teacher, data, tmp_
 
 
 def test_a_byte_budget_is_met_by_the_file(teacher, data, tmp_path):
-    recipe = Recipe(max_bytes=60_000, epochs=1, views=1, batch_size=32, calibration=32, targets=("tflite_int8",))
+    recipe = Recipe(max_bytes=40_000, epochs=1, views=1, batch_size=32, calibration=32, targets=("tflite_int8",))
     done = compress(teacher, data, recipe=recipe, workdir=tmp_path)
-    assert 0.9 * 60_000 <= done.artifacts[0].bytes <= 60_000
-    assert set(done.report.data["chosen"]["ratios"]) and done.report.data["recipe"]["max_bytes"] == 60_000
+    assert 0.9 * 40_000 <= done.artifacts[0].bytes <= 40_000
+    assert set(done.report.data["chosen"]["ratios"]) and done.report.data["recipe"]["max_bytes"] == 40_000
     assert {"filters.json", "filters.csv", "filters.png"} <= {p.name for p in (tmp_path / "sensitivity").iterdir()}
 
 
@@ -317,7 +315,7 @@ def test_filters_and_weights_are_chosen_together(teacher, data, tmp_path):
 
 
 def test_a_time_budget_cuts_the_epochs(teacher, data, tmp_path):
-    recipe = Recipe(epochs=1000, time_budget=20, views=1, batch_size=32, calibration=32, targets=("tflite_float32",))
+    recipe = Recipe(epochs=1000, time_budget=4, views=1, batch_size=32, calibration=32, targets=("tflite_float32",))
     done = compress(teacher, data, recipe=recipe, workdir=tmp_path)
     epochs = len(done.report.history[0]["val_accuracy"])
     assert 1 <= epochs < 1000

@@ -12,7 +12,7 @@ import tf_keras as keras
 from orbit_kd import runtimes
 from orbit_kd.datasets import load
 from orbit_kd.datasets.preprocessing import Preprocess
-from orbit_kd.exporters import export, find, read_metadata
+from orbit_kd.exporters import Artifact, export, find, read_metadata
 from orbit_kd.exporters.hls4ml.project import run_project
 from orbit_kd.exporters.packed.reading import read_packed
 from orbit_kd.models.saving import load_model
@@ -45,6 +45,12 @@ def student(request, real_data) -> Student:
     return Student(model, images[chosen], labels[chosen], model.predict(images[chosen], verbose=0), some)
 
 
+@pytest.fixture(scope="module")
+def int8(student, tmp_path_factory) -> Artifact:
+    path = tmp_path_factory.mktemp("int8") / "student.tflite"
+    return export(student.model, "tflite_int8", path=path, calibration=student.calibration)
+
+
 def right(outputs: np.ndarray, labels: np.ndarray) -> float:
     return float(np.mean(outputs.argmax(-1) == labels))
 
@@ -55,9 +61,12 @@ def test_there_are_three_kinds_of_network():
 
 
 @pytest.mark.parametrize("target", sorted(NEAR))
-def test_a_file_says_what_keras_says(student, target, tmp_path):
+def test_a_file_says_what_keras_says(student, int8, target, tmp_path):
     path = tmp_path / f"student{find(target)[0].suffix}"
-    export(student.model, target, path=path, calibration=student.calibration)
+    if target == "tflite_int8":
+        path = int8.path
+    else:
+        export(student.model, target, path=path, calibration=student.calibration)
     outputs = runtimes.predict(path, student.images[:200], runtime=find(target)[0].runtime)
     expected = student.outputs[:200]
     assert np.abs(outputs - expected).max() <= NEAR[target] * np.abs(expected).max()
@@ -65,10 +74,9 @@ def test_a_file_says_what_keras_says(student, target, tmp_path):
     assert right(expected, student.labels[:200]) > 0.9
 
 
-def test_packed_kernels_are_those_of_the_int8_file(student, tmp_path):
-    plain = export(student.model, "tflite_int8", path=tmp_path / "plain.tflite", calibration=student.calibration)
+def test_packed_kernels_are_those_of_the_int8_file(student, int8, tmp_path):
     made = export(student.model, "packed", path=tmp_path / "packed", calibration=student.calibration)
-    for ours, theirs in zip(read_packed(made.path), int8_layers(plain.path.read_bytes()), strict=True):
+    for ours, theirs in zip(read_packed(made.path), int8_layers(int8.path.read_bytes()), strict=True):
         np.testing.assert_array_equal(ours.kernel, theirs.kernel)
         np.testing.assert_array_equal(ours.bias, theirs.bias)
 

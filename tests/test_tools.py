@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tf_keras as keras
 from PIL import Image
+from small_networks import small_resnet
 
 import orbit_kd
 from orbit_kd.exporters import targets
@@ -39,9 +40,9 @@ def place(tmp_path_factory) -> Path:
                 pixels = rng.integers(0, 60, (16, 16), dtype=np.uint8)
                 pixels[:, 8 * label : 8 * label + 8] += 150
                 Image.fromarray(pixels).save(folder / "images" / split / kind / f"{i}.png")
-    networks.build("resnet20", (16, 16, 1), classes=2, width=0.25).save(folder / "teacher.keras")
-    networks.build("resnet20", (16, 16, 1), classes=5, width=0.25).save(folder / "five.keras")
-    networks.build("resnet20", (16, 16, 3), classes=2, width=0.25).save(folder / "colour.keras")
+    small_resnet((16, 16, 1), classes=2).save(folder / "teacher.keras")
+    small_resnet((16, 16, 1), classes=5).save(folder / "five.keras")
+    small_resnet((16, 16, 3), classes=2).save(folder / "colour.keras")
     image = keras.Input((16, 16, 1))
     x = keras.layers.Dense(2)(keras.layers.Flatten()(keras.layers.Lambda(lambda t: t / 255)(image)))
     keras.Model(image, x).save(folder / "lambda.keras")
@@ -130,7 +131,8 @@ def test_sensitivity_writes_its_files_and_says_the_ratios_that_prune_takes(place
 def test_train_inspect_export_evaluate(place, tmp_path, tool):
     flags = [f"--data_dir={place}/images", "--validation=0.25"]
     teacher = tmp_path / "t.keras"
-    result = tool("train", *flags, "--network=resnet20", "--width=0.25", "--epochs=1", f"--output={teacher}")
+    with networks.networks.temporary("small_resnet", small_resnet):
+        result = tool("train", *flags, "--network=small_resnet", "--width=0.5", "--epochs=1", f"--output={teacher}")
     assert result.returncode == 0 and "test accuracy" in result.stdout, result.stderr
     result = tool("inspect_model", f"--model={teacher}")
     assert result.returncode == 0 and "coupled groups" in result.stdout and "stem_conv" in result.stdout, result.stderr
@@ -153,13 +155,13 @@ def test_prune_makes_a_plan_that_can_be_edited_and_applied(place, tmp_path, tool
     result = tool("prune", *flags, "--keep_params=0.5")
     assert result.returncode == 0 and "params:" in result.stdout, result.stderr
     plan = json.loads((tmp_path / "plan.json").read_text())
-    group = next(g for g in plan["groups"] if g["name"] == "stage3_block1_1_conv")
+    group = next(g for g in plan["groups"] if g["name"] == "stage2_block1_1_conv")
     group["keep"] = group["keep"][:1]
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     result = tool("prune", *flags, f"--output={tmp_path}/small.keras")
     assert result.returncode == 0, result.stderr
     small = keras.models.load_model(tmp_path / "small.keras", compile=False)
-    assert small.get_layer("stage3_block1_1_conv").filters == 1
+    assert small.get_layer("stage2_block1_1_conv").filters == 1
 
 
 def test_export_notes_classes_and_preprocessing_in_the_file(tmp_path, tool):
@@ -171,7 +173,7 @@ def test_export_notes_classes_and_preprocessing_in_the_file(tmp_path, tool):
             for i in range(4):
                 pixels = np.random.default_rng(10 * k + i).integers(0, 255, (16, 16), dtype=np.uint8)
                 Image.fromarray(pixels).save(tmp_path / "data" / split / name / f"{i}.png")
-    networks.build("resnet20", (8, 8, 1), classes=2, width=0.25).save(tmp_path / "m.keras")
+    small_resnet((8, 8, 1), classes=2).save(tmp_path / "m.keras")
     done = tool("export", f"--model={tmp_path}/m.keras", f"--data_dir={tmp_path}/data", "--crop=8", "--validation=0.5",
                 "--targets=tflite_int8", f"--output={tmp_path}/out")  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,9 @@ from orbit_kd.models.tracing import traced
 class Evaluator:
     """Accuracy and loss of a network from the furthest position whose activations are kept.
 
+    The network is traced in pieces between the positions that it may be measured from (`cut`), each piece once: a graph
+    from every position to the end would trace a deep network as often as it has positions.
+
     Raises:
         InputError: a network that has no score for each class, or labels beyond its classes.
     """
@@ -35,28 +39,37 @@ class Evaluator:
         self._loss = class_loss(model, loss=loss)
         self._position = 0
         self._kept: list[list[Any]] = self._inputs()
-        self._functions: dict[int, Any] = {}
+        self.cut([])
+
+    def cut(self, positions: Iterable[int]) -> None:
+        """Says which positions `move` may go to."""
+        cuts = sorted({0, *positions})
+        self._pieces = {start: (stop, self._piece(start, stop)) for start, stop in pairwise(cuts)}
+        self._score = self._scored(lambda values: self.segments.outputs(cuts[-1], values)[0])
+        self._last = cuts[-1]
 
     def move(self, position: int) -> None:
         """Keeps the activations at a position from here on, where they fit; positions never fall."""
         if position <= self._position:
             return
-        start = self._position
-
-        forward = traced(lambda *values: self.segments.run(start, position, values))
-        first = forward(*self._kept[0])
+        first = self._run(position, self._kept[0])
         size = sum(int(np.prod(t.shape)) * t.dtype.size for t in first)
         if size * sum(len(y) for _, y in self.batches) / len(self.batches[0][1]) > self.memory:
             return
-        self._kept = [first, *(forward(*values) for values in self._kept[1:])]
+        self._kept = [first, *(self._run(position, values) for values in self._kept[1:])]
         self._position = position
 
     def measure(self, floor: float | None) -> tuple[float, float, int]:
         """(accuracy, mean loss, images seen) of the network as its weights are now."""
-        if self._position not in self._functions:
-            start = self._position
-            self._functions = {start: self._scored(lambda values: self.segments.outputs(start, values)[0])}
-        return self._count(self._functions[self._position], self._kept, floor)
+        return self._count(lambda y, *values: self._score(y, *self._run(self._last, list(values))), self._kept, floor)
+
+    def _run(self, stop: int, values: list[Any]) -> list[Any]:
+        """From the kept activations of a batch to those at a position."""
+        position = self._position
+        while position < stop:
+            position, piece = self._pieces[position]
+            values = piece(*values)
+        return values
 
     def of_model(self, model: keras.Model, floor: float | None) -> tuple[float, float, int]:
         """The same of another model, from its input."""
@@ -64,6 +77,9 @@ class Evaluator:
 
     def _inputs(self) -> list[list[tf.Tensor]]:
         return [[tf.cast(tf.constant(x), self._dtype)] for x, _ in self.batches]
+
+    def _piece(self, start: int, stop: int) -> Callable[..., Any]:
+        return traced(lambda *values: self.segments.run(start, stop, values))
 
     def _scored(self, outputs: Callable[[Sequence[tf.Tensor]], tf.Tensor]) -> Any:
         def score(y: tf.Tensor, *values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -102,12 +102,13 @@ def sensitivity(
     graph = ChannelGraph(model, unknown=unknown)
     graph = ChannelGraph(rebuild(graph, graph.all_stay()), unknown=unknown)  # a copy, whose weights may be masked
     evaluator = Evaluator(graph.model, batches, memory, loss=loss)
-    whole = evaluator.measure(None)
-    floor = None if lost is None else lost * whole[0]
     if of == "filters":
         jobs = list(_filter_jobs(graph, evaluator, criterion, train, loss, exclude, seed))
     else:
         jobs = list(_weight_jobs(graph, evaluator, exclude))
+    evaluator.cut(job.position for job in jobs if not job.curve.reason)
+    whole = evaluator.measure(None)
+    floor = None if lost is None else lost * whole[0]
     orders = [(j.curve.name, j.curve.reason, j.order) for j in jobs]
     key = digest(fingerprint(model), told_apart(batches), ratios, of, kind, lost, orders)
     done = _known(path, key)

@@ -104,6 +104,8 @@ def export_hls4ml(
     if folder.exists() and not (folder.is_dir() and ((folder / NOTE).is_file() or not any(folder.iterdir()))):
         raise InputError(f"{folder} holds something else.", expected="a new folder, or one that this target wrote",
                          fix="choose another path")  # fmt: skip
+    from orbit_kd.exporters.hls4ml.network import kernels, plain
+    from orbit_kd.exporters.hls4ml.precision import precisions, ranges
 
     network = plain(model)
     matrices = {layer.name: matrix for layer, matrix in kernels(network)}
