@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from orbit_kd import runtimes
-from orbit_kd.datasets.batches import as_batches
 from orbit_kd.datasets.labels import check_several
 from orbit_kd.datasets.samples import calibration_sample
 from orbit_kd.errors import InputError
@@ -79,6 +78,8 @@ def evaluate(
     Raises:
         InputError: no artifacts, a teacher file of another target, class counts that differ, or what `logits` raises.
     """
+    from orbit_kd.datasets.batches import as_batches  # loads TensorFlow
+
     given = [artifacts] if isinstance(artifacts, (Artifact, str, os.PathLike)) else artifacts
     files = [_file(number, item) for number, item in enumerate(given)]
     students = [file for file in files if file.runtime == "litert"]

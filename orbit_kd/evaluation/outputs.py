@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from orbit_kd import runtimes
-from orbit_kd.datasets.batches import as_batches
 from orbit_kd.datasets.labels import class_numbers
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import Artifact
@@ -45,6 +44,8 @@ def logits(
         InputError: an empty test set, labels the outputs cannot hold, outputs that are not finite, or what
             `runtimes.load` and `runtimes.run` raise.
     """
+    from orbit_kd.datasets.batches import as_batches  # loads TensorFlow
+
     runners: dict[str, runtimes.Runner] = {
         name: runtimes.load(model, threads=threads) if isinstance(model, (str, os.PathLike, bytes)) else model
         for name, model in models.items()
