@@ -13,7 +13,7 @@ import tf_keras as keras
 from ai_edge_litert.interpreter import Interpreter
 
 from orbit_kd.errors import InputError
-from orbit_kd.evaluation.latency import delegates, latency, ready_call
+from orbit_kd.evaluation.latency import delegates, latency, prepare_call
 from orbit_kd.evaluation.operators import cut_operators, op_latency
 from orbit_kd.exporters import export
 from orbit_kd.tflite.reader import parse
@@ -92,7 +92,7 @@ def test_float16_weights_come_along_through_their_dequantize(tmp_path):
     cuts = cut_operators(data)
     assert [name for name, _ in cuts] == [op.name for op in read(data).ops]
     for _, part in cuts:
-        ready_call(part)()
+        prepare_call(part)()
 
 
 def test_packing_a_file_again_changes_nothing_and_aligns_its_weights(paths):

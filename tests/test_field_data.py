@@ -16,7 +16,7 @@ import orbit_kd as okd
 from orbit_kd.datasets.batches import as_batches, in_order, inputs_of
 from orbit_kd.datasets.samples import calibration_sample
 from orbit_kd.errors import InputError
-from orbit_kd.search.evaluator import batches_of, told_apart
+from orbit_kd.search.evaluator import batches_of, digest_of
 from orbit_kd.training.fit import check_fit
 
 N, SHAPE = 60, (6, 6, 1)
@@ -258,8 +258,8 @@ def test_workers_do_not_share_out_shuffled_data(model):
 
 
 def test_a_scan_of_shuffled_data_is_known_by_its_examples(model):
-    assert told_apart(batches_of(shuffled(), None)) == told_apart(batches_of(batched(), None))
-    assert told_apart(batches_of(batched(), 20)) != told_apart(batches_of(batched(), 21))
+    assert digest_of(batches_of(shuffled(), None)) == digest_of(batches_of(batched(), None))
+    assert digest_of(batches_of(batched(), 20)) != digest_of(batches_of(batched(), 21))
     scans = [okd.sensitivity(model, d, ratios=(0.5,)) for d in (batched(), shuffled())]
     assert scans[0].accuracy == scans[1].accuracy and scans[0].loss == pytest.approx(scans[1].loss, rel=1e-5)
     for a, b in zip(scans[0].curves, scans[1].curves, strict=True):

@@ -14,7 +14,7 @@ import tf_keras as keras
 import orbit_kd as okd
 from orbit_kd import runtimes
 from orbit_kd.errors import InputError
-from orbit_kd.models.wrapped import wrappers_in
+from orbit_kd.models.unwrapping import wrappers_in
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -41,11 +41,11 @@ def samples(n=22):
 
 def train(strategy, *, batchnorm, cached, path):
     """The losses of two epochs, and the weights; cached: "no", "whole" on each worker, or one "shard" on each."""
-    shard = workers.place(strategy)
+    shard = workers.index_and_count(strategy)
     keras.utils.set_random_seed(0)
     teacher, student = network(6), network(4, batchnorm=batchnorm)
     batches = tf.data.Dataset.from_tensor_slices(samples()).batch(GLOBAL_BATCH)
-    copy = workers.spread(student, strategy)
+    copy = workers.copy_into(student, strategy)
     with strategy.scope():
         distiller = Distiller(copy, teacher=teacher, losses=["logits", "hints"], alpha=0.7)
         distiller.compile(
@@ -60,7 +60,7 @@ def train(strategy, *, batchnorm, cached, path):
     elif cached == "shard":
         cache = cache_teacher(teacher, batches, layers=layers, shard=shard)
         batches = cache.epochs(shuffle=False)
-        batches = workers.own_batches(batches, strategy) if shard[1] > 1 else batches
+        batches = workers.worker_batches(batches, strategy) if shard[1] > 1 else batches
         options["steps_per_epoch"] = cache.steps()
     log = distiller.fit(batches, **options).history
     weights = [w.tolist() for w in copy.get_weights()]
@@ -117,7 +117,7 @@ strategy = tf.distribute.MultiWorkerMirroredStrategy()
 import test_multi_worker as t
 folder, batchnorm, cached = sys.argv[1], sys.argv[2] == "True", sys.argv[3]
 result = t.train(strategy, batchnorm=batchnorm, cached=cached, path=folder + "/run")
-index = t.workers.place(strategy)[0]
+index = t.workers.index_and_count(strategy)[0]
 with open(f"{folder}/result-{index}.json", "w") as file:
     json.dump(result, file)
 """
@@ -246,7 +246,7 @@ from orbit_kd.training import workers
 x = np.arange(48.0).reshape(8, 3, 2)
 batches = tf.data.Dataset.from_tensor_slices((x, {"labels": x[:, 0, 0]})).batch(4)
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-seen = [strategy.experimental_local_results(t) for t, _ in workers.own_batches(batches, strategy)]
+seen = [strategy.experimental_local_results(t) for t, _ in workers.worker_batches(batches, strategy)]
 assert [[len(t) for t in step] for step in seen] == [[2, 2], [2, 2]], seen
 np.testing.assert_array_equal(np.concatenate([t for step in seen for t in step]), x)
 print("equal")
@@ -274,13 +274,13 @@ def test_resume_made_outside_the_scope_of_the_workers_is_refused(tmp_path, monke
     distiller = Distiller(network(4), teacher=network(6))
     distiller.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     resume = Resume(tmp_path)
-    monkeypatch.setattr("orbit_kd.training.resume.place", lambda strategy: (0, 2))  # the model's has two
+    monkeypatch.setattr("orbit_kd.training.resume.index_and_count", lambda strategy: (0, 2))  # the model's has two
     with pytest.raises(InputError, match="outside the strategy"):
         distiller.fit(*samples(), callbacks=[resume], verbose=0)
 
 
 def test_errors_that_are_not_of_a_worker_pass_unchanged():
-    with pytest.raises(tf.errors.UnavailableError), workers.together(tf.distribute.get_strategy()):
+    with pytest.raises(tf.errors.UnavailableError), workers.watch_workers(tf.distribute.get_strategy()):
         raise tf.errors.UnavailableError(None, None, "of a file system")
 
 
@@ -291,4 +291,4 @@ def test_spread_synchronizes_batchnorm_at_any_depth():
     copy = keras.Model.from_config(workers._synchronized(model.get_config()))
     assert copy.get_layer("outer").synchronized and copy.get_layer("inner").get_layer("deep").synchronized
     assert not model.get_layer("outer").synchronized
-    assert workers.spread(model, tf.distribute.get_strategy()) is model
+    assert workers.copy_into(model, tf.distribute.get_strategy()) is model

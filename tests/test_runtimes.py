@@ -177,7 +177,7 @@ def test_files_are_timed_in_an_order_that_rotates(monkeypatch):
     called: list[int] = []
     monkeypatch.setattr(timing, "_repeats", lambda call: 1)
     calls = [lambda i=i: called.append(i) or time.sleep(0.002 * (i + 1)) for i in range(3)]
-    times = timing.interleaved(calls, runs=4)
+    times = timing.time_in_turn(calls, runs=4)
     assert called == [0, 1, 2, 1, 2, 0, 2, 0, 1, 0, 1, 2]
     assert times.shape == (4, 3) and (np.diff(np.median(times, 0)) > 0).all()  # each time is of its own call
 

@@ -124,7 +124,7 @@ def keys(made, tmp_path_factory):
     patch.setattr(Stages, "stage", stage)
     patch.setattr(Data, "renderings", lambda *a, **k: None)
     patch.setattr("orbit_kd.distillation.job.cache_teacher", lambda *a, **k: SimpleNamespace(steps=lambda n: 1))
-    for name in ("save_model", "story", "_sparse"):
+    for name in ("save_model", "report_sections", "_sparse"):
         patch.setattr(pipeline, name, lambda *a, **k: {})
     patch.setattr(pipeline, "remove_filters", lambda model, plan: model)
     small = load_model(made / "student.keras")

@@ -11,7 +11,7 @@ import tf_keras as keras
 from orbit_kd.channels.graph import ChannelGraph
 from orbit_kd.channels.ids import Channels
 from orbit_kd.models.conversion import as_tf_keras
-from orbit_kd.models.wrapped import unwrapped_copy, wrappers_in
+from orbit_kd.models.unwrapping import unwrapped_copy, wrappers_in
 from orbit_kd.support.text_table import aligned
 
 

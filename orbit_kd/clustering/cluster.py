@@ -20,7 +20,7 @@ from orbit_kd.clustering.layer import ClusteredLayer, output_axis
 from orbit_kd.errors import InputError
 from orbit_kd.models.conversion import as_tf_keras
 from orbit_kd.models.copies import clone_with, copy_layer, named_layers, resolve
-from orbit_kd.models.wrapped import CLUSTERED, QUANTIZED, SPARSE, unwrapped_copy, wrappers_in
+from orbit_kd.models.unwrapping import CLUSTERED, QUANTIZED, SPARSE, unwrapped_copy, wrappers_in
 from orbit_kd.models.wrappers import (
     KernelRule,
     inner_layer,

@@ -33,7 +33,7 @@ from orbit_kd.distillation.terms import Batch
 from orbit_kd.errors import InputError
 from orbit_kd.models.conversion import as_tf_keras
 from orbit_kd.models.keras3.objects import to_tf_keras
-from orbit_kd.training.workers import together
+from orbit_kd.training.workers import watch_workers
 
 
 @keras.saving.register_keras_serializable("orbit_kd")
@@ -257,7 +257,7 @@ class Distiller(keras.Model):
         check_labels(x, kwargs["validation_data"])
         self._untracked.fitting, self._untracked.testing = True, False
         try:
-            with together(self.distribute_strategy):
+            with watch_workers(self.distribute_strategy):
                 return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
         finally:
             self._untracked.fitting = False

@@ -16,7 +16,7 @@ from orbit_kd.errors import InputError
 from orbit_kd.models.keras3.objects import to_tf_keras
 from orbit_kd.training.monitor import StopOnNonFinite
 from orbit_kd.training.resume import Resume
-from orbit_kd.training.workers import own_batches, place
+from orbit_kd.training.workers import index_and_count, worker_batches
 
 
 def fit_callbacks(callbacks: Any, schedules: list[Scheduled]) -> Any:
@@ -55,14 +55,14 @@ def shard(batches: tf.data.Dataset, shards: int, *, strategy: tf.distribute.Stra
     Raises:
         InputError: another number of workers.
     """
-    workers = place(strategy)[1]
+    workers = index_and_count(strategy)[1]
     if workers != shards:
         raise InputError(
             f"The cache is one of {shards} shards, and {workers} workers train.",
             expected="a shard for each worker",
             fix="make it with cache_teacher(..., shard=(index of the worker, number of workers))",
         )
-    return own_batches(batches, strategy)
+    return worker_batches(batches, strategy)
 
 
 def fit_data(student: keras.Model, x: Any, y: Any, options: dict[str, Any], *, epochs: int) -> Any:

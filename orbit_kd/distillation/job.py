@@ -141,7 +141,7 @@ class TrainingJob:
         if not lessons:
             return self.data.epochs(seed=self.seed, augment=self.augment, start=start, batch_size=self.batch_size)
         batches = lessons.epochs(seed=self.seed, start=start, batch_size=self._own_batch)
-        return workers.own_batches(batches, self._strategy) if self._place[1] > 1 else batches
+        return workers.worker_batches(batches, self._strategy) if self._place[1] > 1 else batches
 
     def _task_loss(self, distiller: Distiller) -> keras.losses.Loss | None:
         return None if self.label_free else classification_loss(distiller.student, self.data)
@@ -152,7 +152,7 @@ class TrainingJob:
 
     @property
     def _place(self) -> tuple[int, int]:
-        return workers.place(self._strategy)
+        return workers.index_and_count(self._strategy)
 
     @property
     def _own_batch(self) -> int:

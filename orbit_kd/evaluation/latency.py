@@ -65,7 +65,7 @@ def latency(
         raise InputError(
             f"{len(models)} files and runs={runs}.", expected="at least one of each", fix="50 runs are usual"
         )
-    times = interleaved([ready_call(model, threads=threads, delegate=delegate) for model in models], runs=runs)
+    times = time_in_turn([prepare_call(model, threads=threads, delegate=delegate) for model in models], runs=runs)
     ratios = times[:, :1] / times
     low, middle, high = np.percentile(ratios, (25, 50, 75), axis=0)
     milliseconds = np.median(times, axis=0) * 1e3
@@ -75,7 +75,7 @@ def latency(
     )
 
 
-def interleaved(calls: Sequence[Inference], *, runs: int) -> np.ndarray:
+def time_in_turn(calls: Sequence[Inference], *, runs: int) -> np.ndarray:
     """Seconds of each call, (runs, calls): every round times each call once, in an order that rotates."""
     repeats = [_repeats(call) for call in calls]
     times = np.zeros((runs, len(calls)))
@@ -86,7 +86,7 @@ def interleaved(calls: Sequence[Inference], *, runs: int) -> np.ndarray:
     return times
 
 
-def ready_call(model: runtimes.Model, *, threads: int = 1, delegate: str = "xnnpack") -> Inference:
+def prepare_call(model: runtimes.Model, *, threads: int = 1, delegate: str = "xnnpack") -> Inference:
     """The bare inference of a file on random inputs, which are copied in here.
 
     Raises:

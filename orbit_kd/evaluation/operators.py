@@ -18,7 +18,7 @@ import numpy as np
 
 from orbit_kd import runtimes
 from orbit_kd.errors import InputError
-from orbit_kd.evaluation.latency import interleaved, ready_call
+from orbit_kd.evaluation.latency import prepare_call, time_in_turn
 from orbit_kd.tflite.operators import CALLS
 from orbit_kd.tflite.reader import operator_name, parse, read_bytes
 from orbit_kd.tflite.summary import read
@@ -81,8 +81,8 @@ def op_latency(
     files = [read_bytes(model) for model in models]
     cuts = [cut_operators(data) for data in files]
     parts = [part for data, cut in zip(files, cuts, strict=True) for part in (data, *(p for _, p in cut))]
-    calls = [ready_call(part, threads=threads, delegate=delegate) for part in parts]
-    best = iter(interleaved(calls, runs=runs).min(axis=0) * 1e3)
+    calls = [prepare_call(part, threads=threads, delegate=delegate) for part in parts]
+    best = iter(time_in_turn(calls, runs=runs).min(axis=0) * 1e3)
     done = []
     for data, cut in zip(files, cuts, strict=True):
         whole = float(next(best))

@@ -16,8 +16,8 @@ from orbit_kd.errors import InputError
 from orbit_kd.models import subclassed
 from orbit_kd.models.copies import clone_with
 from orbit_kd.models.keras3.twin import from_keras3, is_keras3
+from orbit_kd.models.unwrapping import EVERY, QUANTIZED, Kinds, refuse_wrapped, unwrapped_copy, wrappers_in
 from orbit_kd.models.walk import is_graph
-from orbit_kd.models.wrapped import EVERY, QUANTIZED, Kinds, refuse_wrapped, unwrapped_copy, wrappers_in
 
 
 def as_tf_keras(

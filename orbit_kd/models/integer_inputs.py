@@ -18,7 +18,7 @@ from orbit_kd.models.copies import clone_with, copy_layer
 from orbit_kd.models.walk import Node, carry, is_graph
 
 
-def ready_for_integers(model: keras.Model) -> keras.Model:
+def replace_integer_input(model: keras.Model) -> keras.Model:
     """The model, or a copy that computes the same with an input that integer files can have: float32, or int32 indices.
 
     Raises:
@@ -42,7 +42,7 @@ def ready_for_integers(model: keras.Model) -> keras.Model:
     return model
 
 
-def check_whole(images: np.ndarray, model: Any) -> None:
+def check_whole_numbers(images: np.ndarray, model: Any) -> None:
     """Raises InputError where calibration images are no whole numbers of a model's integer input.
 
     Args:

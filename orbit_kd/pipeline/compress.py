@@ -27,7 +27,7 @@ from orbit_kd.models.saving import fingerprint, load_model, save_model
 from orbit_kd.pipeline import decisions
 from orbit_kd.pipeline.recipe import Recipe
 from orbit_kd.pipeline.retraining import Retraining, lesson_layers, losses_of, training_of
-from orbit_kd.pipeline.story import story
+from orbit_kd.pipeline.sections import report_sections
 from orbit_kd.removal import budgets
 from orbit_kd.removal.importance import criteria
 from orbit_kd.removal.plan import RemovalPlan
@@ -120,7 +120,7 @@ def compress(
         search = _validated(search, artifacts, data, stages)
     measured = _measured(originals, artifacts, data, stages)
     about_run = {"search": search, "title": title or f"{teacher.name}, compressed", "command": command}
-    report = Report(measured | story(measured, job, student, artifacts, decided, augment) | about_run)
+    report = Report(measured | report_sections(measured, job, student, artifacts, decided, augment) | about_run)
     save_model(student, stages.workdir / "student.keras")
     report.save(stages.workdir)
     return Compressed(student, tuple(artifacts), report)

@@ -71,10 +71,10 @@ def teach(
             finite, an unwritable path, another worker that stopped.
     """
     strategy = strategy or tf.distribute.get_strategy()
-    with workers.together(strategy):
+    with workers.watch_workers(strategy):
         for model in (teacher, student):
             check_fit(model, data, labels=not label_free)
-        index, count = shard = workers.place(strategy)
+        index, count = shard = workers.index_and_count(strategy)
         if batch_size % strategy.num_replicas_in_sync:
             raise InputError(f"batch_size={batch_size} for {strategy.num_replicas_in_sync} replicas.",
                              expected="equal parts", fix="give a multiple of their number")  # fmt: skip
@@ -82,7 +82,7 @@ def teach(
             teacher, data, losses=losses, alpha=alpha, label_free=label_free, views=views, augment=augment or Augment(),
             seed=seed, batch_size=batch_size, learning_rate=learning_rate, strategy=strategy,
         )  # fmt: skip
-        copy = workers.spread(student, strategy)
+        copy = workers.copy_into(student, strategy)
         distiller = training.distiller(copy)
 
         path = Path(path)

@@ -22,8 +22,8 @@ from orbit_kd.errors import InputError
 from orbit_kd.exporters.tflite.integers import check_trained
 from orbit_kd.models.conversion import as_tf_keras
 from orbit_kd.models.copies import clone_with, copy_layer, named_layers
-from orbit_kd.models.integer_inputs import ready_for_integers
-from orbit_kd.models.wrapped import CLUSTERED, QUANTIZED, SPARSE, unwrapped_copy, wrappers_in
+from orbit_kd.models.integer_inputs import replace_integer_input
+from orbit_kd.models.unwrapping import CLUSTERED, QUANTIZED, SPARSE, unwrapped_copy, wrappers_in
 from orbit_kd.models.wrappers import inner_layer
 from orbit_kd.quantization.layers import KERNELS, QuantizedLayer, observe_ranges
 from orbit_kd.quantization.placement import find_placements, is_one_operator
@@ -68,7 +68,7 @@ def quantize_aware(model: keras.Model, *, calibration: Any = None, samples: int 
             expected=f"at least one of: {', '.join(sorted(kind.__name__ for kind in KERNELS))}",
             fix="quantize the model after training instead: okd.export(model, 'tflite_int8', calibration=train)",
         )
-    plain = split_separable(ready_for_integers(model))
+    plain = split_separable(replace_integer_input(model))
     if not all(tensor.dtype.is_floating for tensor in plain.inputs):
         raise InputError(
             f"The model {model.name!r} computes with whole numbers from its input on.",

@@ -10,7 +10,7 @@ import tf_keras as keras
 
 from orbit_kd.models.conversion import as_tf_keras
 from orbit_kd.models.copies import named_layers
-from orbit_kd.models.wrapped import CLUSTERED, SPARSE, refuse_wrapped, wrappers_in
+from orbit_kd.models.unwrapping import CLUSTERED, SPARSE, refuse_wrapped, wrappers_in
 from orbit_kd.quantization.layers import QuantizedLayer
 from orbit_kd.quantization.placement import PASS_ON, has_fixed_range
 from orbit_kd.support.text_table import aligned

@@ -15,8 +15,8 @@ from orbit_kd.datasets.batches import as_batches, in_order, inputs_of
 from orbit_kd.errors import InputError
 from orbit_kd.models.conversion import as_tf_keras
 from orbit_kd.models.tracing import traced
+from orbit_kd.models.unwrapping import refuse_wrapped
 from orbit_kd.models.walk import arguments, replay, require_graph, walk
-from orbit_kd.models.wrapped import refuse_wrapped
 from orbit_kd.removal.plan import RemovalPlan
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from orbit_kd.runtimes.runner import Model, Port, Runner, one_in_one_out, runnable, runtimes
+from orbit_kd.runtimes.runner import Model, Port, Runner, check_ports, runtimes, start_interpreter
 from orbit_kd.support.native_log import native_stderr
 from orbit_kd.tflite.reader import parse
 from orbit_kd.tflite.state import State, state_of
@@ -97,11 +97,11 @@ def _same(a: np.ndarray, b: np.ndarray) -> bool:
 
 @runtimes.register("litert")
 def _litert(model: Model, threads: int) -> Runner:
-    data = one_in_one_out(model)
-    return runnable(lambda: _Litert(data, threads), "LiteRT")
+    data = check_ports(model)
+    return start_interpreter(lambda: _Litert(data, threads), "LiteRT")
 
 
 @runtimes.register("litert_reference")
 def _litert_reference(model: Model, threads: int) -> Runner:
-    data = one_in_one_out(model)
-    return runnable(lambda: _Litert(data, threads, reference=True), "LiteRT")
+    data = check_ports(model)
+    return start_interpreter(lambda: _Litert(data, threads, reference=True), "LiteRT")

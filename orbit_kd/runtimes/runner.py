@@ -82,7 +82,7 @@ class Runner(Protocol):
 runtimes: Registry[Callable[[Model, int], Runner]] = Registry("runtime")
 
 
-def one_in_one_out(model: Model) -> bytes:
+def check_ports(model: Model) -> bytes:
     """The content of a .tflite file, or InputError where it cannot be read or has not one input and one output."""
     data = read_bytes(model)
     graph = parse(data).subgraphs[0]
@@ -95,7 +95,7 @@ def one_in_one_out(model: Model) -> bytes:
     return data
 
 
-def runnable(make: Callable[[], R], name: str) -> R:
+def start_interpreter(make: Callable[[], R], name: str) -> R:
     """What `make` gives; an interpreter's RuntimeError becomes an InputError of the runtime's name."""
     try:
         return make()

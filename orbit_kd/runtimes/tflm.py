@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from orbit_kd.errors import InputError
-from orbit_kd.runtimes.runner import Model, Port, Runner, one_in_one_out, runnable, runtimes
+from orbit_kd.runtimes.runner import Model, Port, Runner, check_ports, runtimes, start_interpreter
 from orbit_kd.support.extras import require
 from orbit_kd.support.native_log import native_stderr
 from orbit_kd.tflite.reader import parse
@@ -23,9 +23,9 @@ MCU_HINT = 'pip install "orbit-kd[mcu]"'
 @runtimes.register("tflm")
 def _tflm(model: Model, threads: int) -> Runner:
     require("tflite_micro", extra="mcu")
-    data = one_in_one_out(model)
+    data = check_ports(model)
     _require_known_sizes(data)
-    return runnable(lambda: _Tflm(data), "TensorFlow Lite Micro")
+    return start_interpreter(lambda: _Tflm(data), "TensorFlow Lite Micro")
 
 
 def _require_known_sizes(data: bytes) -> None:

@@ -143,7 +143,7 @@ def _check(model: keras.Model, batches: Sequence[tuple[np.ndarray, np.ndarray]])
         )
 
 
-def told_apart(batches: Iterable[Any]) -> str:
+def digest_of(batches: Iterable[Any]) -> str:
     """What the examples of batches (x, y, ...) are known by in the key of a result, whatever their order."""
     return f"{total(d for x, y, *_ in batches for d in hashes(x, y)):032x}"
 

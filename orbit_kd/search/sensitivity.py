@@ -28,7 +28,7 @@ from orbit_kd.models.wrappers import KernelRule, kernel_rule
 from orbit_kd.removal.planning import check_names, named
 from orbit_kd.removal.scorer import Scorer
 from orbit_kd.removal.surgery import rebuild
-from orbit_kd.search.evaluator import Evaluator, batches_of, told_apart
+from orbit_kd.search.evaluator import Evaluator, batches_of, digest_of
 from orbit_kd.search.scan import Curve, Scan
 from orbit_kd.support.digests import digest
 from orbit_kd.support.files import write_file
@@ -110,7 +110,7 @@ def sensitivity(
     whole = evaluator.measure(None)
     floor = None if lost is None else lost * whole[0]
     orders = [(j.curve.name, j.curve.reason, j.order) for j in jobs]
-    key = digest(fingerprint(model), told_apart(batches), ratios, of, kind, lost, orders)
+    key = digest(fingerprint(model), digest_of(batches), ratios, of, kind, lost, orders)
     done = _known(path, key)
     for job in track(sorted(jobs, key=lambda j: j.position), f"sensitivity of {of}"):
         if job.curve.name in done:

@@ -30,7 +30,7 @@ from orbit_kd.models.saving import fingerprint, load_model, save_model
 from orbit_kd.removal.importance import needs_data
 from orbit_kd.removal.planning import plan_removal
 from orbit_kd.removal.surgery import remove_filters
-from orbit_kd.search.evaluator import accuracy_of, batches_of, told_apart
+from orbit_kd.search.evaluator import accuracy_of, batches_of, digest_of
 from orbit_kd.search.ratios import ratios_for
 from orbit_kd.search.scan import Curve, Scan
 from orbit_kd.search.sensitivity import sensitivity
@@ -168,8 +168,8 @@ def smallest(
         train = as_batches(train, what="training data", again=True, inputs=inputs_of(teacher))
     target = accuracy_of(teacher, batches) - max_drop - 1e-9  # a drop of just max_drop is within it
     log.info("search: at least %.2f%% of %d validation images", 100 * target, sum(len(y) for _, y in batches))
-    learned = told_apart(train) if train is not None and needs_data(criterion) else ""
-    key = digest(fingerprint(teacher), told_apart(batches), learned, max_drop,
+    learned = digest_of(train) if train is not None and needs_data(criterion) else ""
+    key = digest(fingerprint(teacher), digest_of(batches), learned, max_drop,
                  list(epochs), criterion, round_to, min_channels, list(exclude), unknown, images, seed,
                  loss_name(loss) if learned and loss else "")  # fmt: skip
     graph = ChannelGraph(teacher, unknown=unknown)

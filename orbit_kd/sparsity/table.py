@@ -10,7 +10,7 @@ import tf_keras as keras
 
 from orbit_kd.models.conversion import as_tf_keras
 from orbit_kd.models.copies import has_matrix, named_layers
-from orbit_kd.models.wrapped import unwrapped_copy, wrappers_in
+from orbit_kd.models.unwrapping import unwrapped_copy, wrappers_in
 from orbit_kd.models.wrappers import kernel_rule
 from orbit_kd.sparsity.layers import SparseLayer, reason_dense
 from orbit_kd.sparsity.patterns import Magnitude, NofM, Pattern

@@ -15,7 +15,7 @@ import tf_keras as keras
 
 from orbit_kd.errors import InputError
 from orbit_kd.support.digests import digest
-from orbit_kd.training.workers import common, place
+from orbit_kd.training.workers import common_to_workers, index_and_count
 
 _STATE = "state.json"
 
@@ -57,7 +57,7 @@ class Resume(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         self._strategy = tf.distribute.get_strategy()
-        worker, self._workers = place(self._strategy)
+        worker, self._workers = index_and_count(self._strategy)
         self.path = Path(path) / f"worker-{worker}" if self._workers > 1 else Path(path)
         self.seed, self.callbacks = int(seed), list(callbacks)
         self._supports_tf_logs = True
@@ -73,7 +73,7 @@ class Resume(keras.callbacks.Callback):
         return otherwise if newest is None else int(_read(newest)["epoch"]) + 1
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        if place(self.model.distribute_strategy)[1] != self._workers:
+        if index_and_count(self.model.distribute_strategy)[1] != self._workers:
             raise InputError(
                 "Resume was made outside the strategy of the model.",
                 expected="with several workers, a Resume that knows of the others",
@@ -127,7 +127,7 @@ class Resume(keras.callbacks.Callback):
     def _newest(self) -> Path | None:
         """The newest state that all workers have."""
         folders = {int(p.name.removeprefix("epoch-")): p for p in self.path.glob("epoch-*") if (p / _STATE).is_file()}
-        shared = common(self._strategy, sorted(folders)[-2:] if self._workers > 1 else folders)
+        shared = common_to_workers(self._strategy, sorted(folders)[-2:] if self._workers > 1 else folders)
         return folders[max(shared)] if shared else None
 
     def _save(self, epoch: int) -> None:

@@ -65,7 +65,7 @@ def _check_config(text: str) -> None:
         ) from error
 
 
-def place(strategy: tf.distribute.Strategy) -> tuple[int, int]:
+def index_and_count(strategy: tf.distribute.Strategy) -> tuple[int, int]:
     """(index, count): which of how many workers this process is; (0, 1) where it works alone."""
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return 0, 1
@@ -76,7 +76,7 @@ def place(strategy: tf.distribute.Strategy) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def together(strategy: tf.distribute.Strategy) -> Iterator[None]:
+def watch_workers(strategy: tf.distribute.Strategy) -> Iterator[None]:
     """While open, the end of another worker raises one clear error here. Nothing else is changed.
 
     Raises:
@@ -85,7 +85,7 @@ def together(strategy: tf.distribute.Strategy) -> Iterator[None]:
     try:
         yield
     except _PEER_GONE as error:
-        count = place(strategy)[1]
+        count = index_and_count(strategy)[1]
         if count < 2:
             raise
         raise InputError(
@@ -95,14 +95,14 @@ def together(strategy: tf.distribute.Strategy) -> Iterator[None]:
         ) from error
 
 
-def own_batches(dataset: tf.data.Dataset, strategy: tf.distribute.Strategy) -> Any:
+def worker_batches(dataset: tf.data.Dataset, strategy: tf.distribute.Strategy) -> Any:
     """For `fit`: batches that are this worker's alone, in place of a global data set that Keras divides.
 
     Args:
         dataset: batches of this worker, equally many on each; their sizes are multiples of its replicas.
         strategy: of the model.
     """
-    replicas = strategy.num_replicas_in_sync // place(strategy)[1]
+    replicas = strategy.num_replicas_in_sync // index_and_count(strategy)[1]
 
     def split(*batch: Any) -> Any:
         parts = [tf.reshape(t, tf.concat([[replicas, -1], tf.shape(t)[1:]], 0)) for t in tf.nest.flatten(batch)]
@@ -115,10 +115,10 @@ def own_batches(dataset: tf.data.Dataset, strategy: tf.distribute.Strategy) -> A
     return strategy.distribute_datasets_from_function(lambda context: dataset)
 
 
-def common(strategy: tf.distribute.Strategy, numbers: Iterable[int]) -> set[int]:
+def common_to_workers(strategy: tf.distribute.Strategy, numbers: Iterable[int]) -> set[int]:
     """Which of at most two numbers >= 0 every worker has. All workers must ask at the same point."""
     own = set(numbers)
-    if place(strategy)[1] < 2:
+    if index_and_count(strategy)[1] < 2:
         return own
     padded = tf.constant([sorted(own) + [-1] * (2 - len(own))], tf.int64)
     values = strategy.experimental_distribute_values_from_function(lambda context: padded)
@@ -126,7 +126,7 @@ def common(strategy: tf.distribute.Strategy, numbers: Iterable[int]) -> set[int]
     return set.intersection(*(set(row) for row in rows)) - {-1}
 
 
-def spread(model: keras.Model, strategy: tf.distribute.Strategy) -> keras.Model:
+def copy_into(model: keras.Model, strategy: tf.distribute.Strategy) -> keras.Model:
     """A copy of the model in the strategy's scope, with BatchNormalization over all replicas; the model if it is there.
 
     Give the trained weights back with `model.set_weights(copy.get_weights())`, on every worker.

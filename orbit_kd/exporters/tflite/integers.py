@@ -134,9 +134,9 @@ def trace_for_integers(model: Any, shape: tuple[int, ...], *, target: str) -> Tr
         InputError: as `trace`; or a loop.
     """
     from orbit_kd.exporters.tflite.loops import has_loop, refuse_loops
-    from orbit_kd.models.integer_inputs import ready_for_integers
+    from orbit_kd.models.integer_inputs import replace_integer_input
 
-    ready = ready_for_integers(model)
+    ready = replace_integer_input(model)
     traced = trace(ready, shape, dtype=ready.inputs[0].dtype)
     if has_loop(traced.function):
         refuse_loops(model, convert(traced), target=target)
@@ -149,10 +149,10 @@ def whole_images(model: Any, calibration: Any, *, shape: tuple[int, ...], sample
     Raises:
         InputError: as `calibration_images`; or numbers that an integer input would cut off.
     """
-    from orbit_kd.models.integer_inputs import check_whole
+    from orbit_kd.models.integer_inputs import check_whole_numbers
 
     images = calibration_images(calibration, shape=shape, samples=samples, seed=seed)
-    check_whole(images, model)
+    check_whole_numbers(images, model)
     return images
 
 

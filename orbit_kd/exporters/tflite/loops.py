@@ -35,7 +35,7 @@ def refuse_loops(model: Any, float_file: bytes, *, target: str) -> None:
         float_file: its "tflite_float32" file.
         target: "tflite_int8" or "tflite_int16x8".
     """
-    # the whole LSTM as one operator exists in int8, but not with int16 activations
+    # the whole LSTM as one operator exists in int8, but not with int16 activations (tensorflow/tensorflow issue 59626)
     kinds = {"WHILE"} | ({"UNIDIRECTIONAL_SEQUENCE_LSTM"} if target == "tflite_int16x8" else set())
     graph = Subgraph(parse(float_file))
     found = [op for op in graph.operators if graph.name(op) in kinds]

@@ -18,7 +18,7 @@ from orbit_kd.pipeline.retraining import Retraining
 from orbit_kd.sparsity.table import sparsity_table
 
 
-def story(
+def report_sections(
     measured: dict[str, Any], job: Retraining, student: keras.Model, files: Sequence[Artifact], decided: Decisions,
     augment: Augment,
 ) -> dict[str, Any]:  # fmt: skip
