@@ -44,9 +44,10 @@ def slow_way(model: keras.Model, data: tf.data.Dataset, group: str, ratio: float
     width = next(g.width for g in ChannelGraph(model).groups if g.name == group)
     gone = min(round(width * ratio), width - 1)
     student = okd.remove_filters(model, okd.plan_removal(model, ratios={group: gone / width}, ratio=0.0))
-    student.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
-    loss, accuracy = student.evaluate(data, verbose=0)
-    return accuracy, loss
+    x, y = (np.concatenate(part) for part in zip(*data.as_numpy_iterator(), strict=True))
+    outputs = student(x, training=False)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)(y, outputs)
+    return float((outputs.numpy().argmax(-1) == y).mean()), float(loss)
 
 
 def test_each_point_is_what_real_removal_gives_and_tensorflow_does_not_warn(network, data, caplog):
