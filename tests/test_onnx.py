@@ -110,7 +110,7 @@ def test_bad_input_is_refused(tmp_path, images):
         export(model, "onnx", path=path, calibration=images[..., :1])
     with pytest.raises(InputError, match="opset=9"):
         export(model, "onnx", path=path, opset=9)
-    with pytest.raises(InputError, match=r"not made of a \.tflite file"):
+    with pytest.raises(InputError, match="is a path"):
         export(tmp_path / "m.tflite", "onnx", path=path)
     two = keras.Model(model.input, [model.output, model.output])
     with pytest.raises(InputError, match="1 inputs and 2 outputs"):

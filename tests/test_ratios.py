@@ -127,7 +127,7 @@ def hybrid(scan, weights, model, **budget):
 def scans(model: keras.Model, filters: dict[str, float], weights: dict[str, float]) -> tuple[Scan, Scan]:
     """Scans in which a group (a layer) loses so much for each part that goes; 1 where not named."""
     of_weights = okd.sensitivity(
-        model, [(np.zeros((2, 32, 32, 1), "float32"), np.zeros(2, int))], ratios=(0.5,), of="weights"
+        model, [(np.zeros((2, 32, 32, 1), "float32"), np.arange(2))], ratios=(0.5,), of="weights"
     )
     curves = tuple(
         Curve(c.name, c.members, c.width, RATIOS, (0.5,) * 4, tuple(0.1 + weights.get(c.name, 1.0) * r for r in RATIOS),

@@ -69,7 +69,7 @@ def test_groups_that_layers_share_go_as_one_and_outputs_are_left_out(network, da
 
 def test_the_model_is_left_alone_and_only_what_lies_behind_is_computed_again(network, data, monkeypatch):
     before = [w.copy() for w in network.get_weights()]
-    traced, computed, run, real = [], [], Segments.run, evaluator._traced
+    traced, computed, run, real = [], [], Segments.run, evaluator.traced
 
     def noted(self, start, stop, values):
         traced.append((start, stop))
@@ -81,7 +81,7 @@ def test_the_model_is_left_alone_and_only_what_lies_behind_is_computed_again(net
         piece, graph = object(), real(function)
         return lambda *values: computed.append(piece) or graph(*values)
 
-    monkeypatch.setattr(evaluator, "_traced", logged)
+    monkeypatch.setattr(evaluator, "traced", logged)
 
     def times() -> list[int]:
         """How often each piece of the network was computed, from the front to the end."""

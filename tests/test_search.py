@@ -57,7 +57,7 @@ def graded(monkeypatch):
     def make(least: int) -> Graded:
         """From here on a network is good as long as it keeps `least` parameters."""
         monkeypatch.setattr(
-            "orbit_kd.search.smallest._accuracy", lambda model, batches: 1.0 if model.count_params() >= least else 0.5
+            "orbit_kd.search.smallest.accuracy_of", lambda model, batches: 1.0 if model.count_params() >= least else 0.5
         )
         return Graded()
 
@@ -128,7 +128,7 @@ def test_where_brief_trainings_end_longer_ones_go_on(teacher, val, monkeypatch):
     """What has had twenty epochs is good enough at any size; what had six, only above half of the teacher's."""
     had = {}
     monkeypatch.setattr(
-        "orbit_kd.search.smallest._accuracy",
+        "orbit_kd.search.smallest.accuracy_of",
         lambda model, batches: 1.0 if had.get(id(model), 99) >= 20 or model.count_params() > half else 0.5,
     )
     half = teacher.count_params() / 2
@@ -244,7 +244,7 @@ def test_a_network_of_open_image_size_shrinks_too(graded):
 
 def test_a_drop_of_just_what_was_allowed_is_within_it(teacher, val, monkeypatch):
     answers = iter([0.8, *[0.7] * 50])
-    monkeypatch.setattr("orbit_kd.search.smallest._accuracy", lambda model, batches: next(answers))
+    monkeypatch.setattr("orbit_kd.search.smallest.accuracy_of", lambda model, batches: next(answers))
     assert smallest(teacher, lambda *_: None, data=val, max_drop=0.1).trials[0].accepted  # 0.8 - 0.1 > 0.7 in floats
 
 

@@ -46,7 +46,7 @@ def random_graph_matches(names, seed, ratio):
         reject()  # another graph is drawn
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @GRAPHS
 def test_random_graphs_match_the_oracle(names, seed, ratio):
     random_graph_matches(names, seed, ratio)

@@ -169,8 +169,8 @@ def _lessons(stages: Stages, teacher: keras.Model, data: Data, recipe: Recipe, a
     """What the teacher says about the training images."""
     layers = lesson_layers(teacher, recipe)
     settings = {"layers": layers, "augment": augment.to_dict(), **recipe.settings("lessons")}
+    training = training_of(recipe, teacher, data=data, augment=augment)
     with stages.stage("lessons", **settings) as (folder, _):
-        training = training_of(recipe, teacher, data=data, augment=augment)
         return training.lessons(layers, folder=folder, key=stages.keys["lessons"])
 
 
