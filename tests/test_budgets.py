@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tf_keras as keras
 from oracle import randomize
+from small_networks import small_resnet
 from tf_keras import layers
 
 import orbit_kd as okd
@@ -93,7 +94,7 @@ def test_max_bytes_is_the_size_of_the_int8_file_met_within_two_percent_or_a_step
 
 
 def test_max_bytes_that_the_network_meets_already_removes_nothing(tmp_path):
-    model = randomize(networks.build("resnet20", (8, 8, 1), classes=3, width=0.25))
+    model = randomize(small_resnet((8, 8, 1), classes=3))
     assert plan_removal(model, max_bytes=10**7).params[0] == plan_removal(model, max_bytes=10**7).params[1]
 
 
@@ -107,7 +108,7 @@ def test_max_bytes_out_of_reach_tells_the_smallest_file_in_reach(tmp_path):
 
 
 def test_max_bytes_goes_with_other_budgets(tmp_path):
-    model = randomize(networks.build("resnet20", (16, 16, 1), classes=3))
+    model = randomize(small_resnet((16, 16, 1), classes=3, width=2.0))
     most = 0.6 * int8_size(model, tmp_path)
     plan = plan_removal(model, max_bytes=most, keep_macs=0.2)
     assert plan.macs[1] <= 0.2 * plan.macs[0]
