@@ -21,7 +21,7 @@ resnet20_mstar resnet20_mstar_max_drop mobilenet_mstar: $(READY)
 		--workdir=out/$@
 
 test: lint
-	$(PY) -m pytest -m "not slow" -n 2 --dist loadfile
+	$(PY) -m pytest -m "not slow" -n 3 --dist loadfile  # on two cores: one waits for child processes
 
 test-slow: $(READY)
 	$(PY) -m pytest -m slow

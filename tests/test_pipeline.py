@@ -282,7 +282,14 @@ def test_nan_in_training_stops_with_its_place(teacher, data, tmp_path):
 
 def test_max_drop_searches_the_smallest_network_and_says_how(teacher, data, tmp_path):
     recipe = Recipe(
-        max_drop=0.1, search_epochs=4, epochs=6, views=2, batch_size=16, calibration=32, targets=("tflite_int8",)
+        max_drop=0.1,
+        search_epochs=4,
+        epochs=6,
+        views=2,
+        batch_size=16,
+        calibration=32,
+        min_channels=6,
+        targets=("tflite_int8",),
     )
     done = compress(teacher, data, recipe=recipe, workdir=tmp_path)
     story = done.report.data["search"]

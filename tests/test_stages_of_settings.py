@@ -134,7 +134,8 @@ def keys(made, tmp_path_factory):
 
     def of(recipe: Recipe, *, augment=None, class_names=(), preprocess=None, **more) -> dict[str, str]:
         seen.clear()
-        data = Data((x, y), (x, y), (x, y), class_names=class_names, preprocess=preprocess)
+        about = {"class_names": class_names, "preprocess": preprocess}
+        data = Data((x, y), (x, y), (x, y), fingerprint="f", **about)
         pipeline.compress(teacher, data, recipe=recipe, augment=augment, workdir=tmp_path_factory.mktemp("w"), **more)
         return dict(seen)
 

@@ -136,14 +136,15 @@ def of_rounds(model, data, tmp_path, file):
 def of_distiller(model, data, tmp_path, file):
     distiller = okd.Distiller(network(), model)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    distiller.compile(keras.optimizers.SGD(0.1), loss=loss)
+    distiller.compile(keras.optimizers.SGD(0.1), loss=loss, run_eagerly=True)  # tracing takes longer than three steps
     distiller.fit(data, epochs=1, shuffle=False, verbose=0)
     return distiller.student.get_weights()
 
 
 def of_dst(model, data, tmp_path, file):
     dst = okd.DST(network(), model, pattern="magnitude", sparsity=0.5)
-    dst.compile(keras.optimizers.SGD(0.1), loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    dst.compile(keras.optimizers.SGD(0.1), loss=loss, run_eagerly=True)
     dst.fit(data, epochs=1, sparse_epochs=1, shuffle=False, verbose=0)
     return dst.student.get_weights()
 
