@@ -30,13 +30,7 @@ class _Litert:
         self._many: Any = None
         self._many_works = not reference and self._state is State.NONE
         self.input, self.output = (
-            Port.of(
-                d["shape"],
-                d["dtype"],
-                d["quantization_parameters"]["scales"],
-                d["quantization_parameters"]["zero_points"],
-            )
-            for d in (self._one.get_input_details()[0], self._one.get_output_details()[0])
+            Port.of_details(d) for d in (self._one.get_input_details()[0], self._one.get_output_details()[0])
         )
 
     def raw(self, x: np.ndarray) -> np.ndarray:

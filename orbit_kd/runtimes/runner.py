@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -38,6 +38,12 @@ class Port:
         """From what the interpreters tell."""
         scale, zero = (float(scales[0]), int(zero_points[0])) if len(scales) else (0.0, 0)
         return cls(tuple(int(n) for n in shape[1:]), np.dtype(dtype), scale, zero)
+
+    @classmethod
+    def of_details(cls, details: Mapping[str, Any]) -> Port:
+        """From an entry of an interpreter's `get_input_details` or `get_output_details`."""
+        parameters = details["quantization_parameters"]
+        return cls.of(details["shape"], details["dtype"], parameters["scales"], parameters["zero_points"])
 
     def quantize(self, x: np.ndarray) -> np.ndarray:
         """Real numbers -> this port's type, rounded half to even and saturated.

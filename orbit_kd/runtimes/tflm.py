@@ -64,12 +64,7 @@ class _Tflm:
         found = re.search(r"Arena allocation total (\d+) bytes", log.text)
         self.arena_bytes = int(found[1]) if found else None
         self.input, self.output = (
-            Port.of(
-                d["shape"],
-                d["dtype"],
-                d["quantization_parameters"]["scales"],
-                d["quantization_parameters"]["zero_points"],
-            )
+            Port.of_details(d)
             for d in (self._interpreter.get_input_details(0), self._interpreter.get_output_details(0))
         )
 
