@@ -19,14 +19,17 @@ import math
 import numpy as np
 
 from orbit_kd.errors import InputError
-from orbit_kd.tflite import code_table, huffman, mask
+from orbit_kd.tflite import code_table, huffman, lut, mask
 
 CODINGS = ("huffman", "mask", "none")
-# What a coded constant takes in the file besides its bytes: two tensors, a further buffer, its place in an operator.
-STRUCTURE = 80
+# What a coded constant takes in the file besides its bytes, and a plain one does not: two more tensors, one more buffer,
+# a place in an operator, perhaps the operator. What of it belongs to the ancillary, which several may share.
+STRUCTURE = 76
+TABLE_STRUCTURE = 28
 _HEADER = 16
-_VERSION_AT, _DECODER_VERSION_AT, _TABLE_AT = 1, 4, 5
-_TYPES = {"huffman": 1, "mask": 2}
+_VERSION_AT, _DECODER_VERSION_AT, _TABLE_AT, _STRIDE_AT = 1, 4, 5, 6
+_NAMES = {0: "lut", 1: "huffman", 2: "mask"}
+_TYPES = {name: number for number, name in _NAMES.items()}
 _LONGEST_CODE = 16  # bits; longer codes save nothing that their tables do not take
 
 
@@ -35,9 +38,9 @@ class Coded:
     """A constant as the interpreter's decoder takes it.
 
     Attributes:
-        coding: "huffman" or "mask".
-        encoded: the codes, or the mask.
-        ancillary: the header, and the code's tables or the values that the mask keeps.
+        coding: "huffman" or "mask"; or "lut", indices into tables, which are read here and not written.
+        encoded: the codes, the mask, or the indices.
+        ancillary: the header, and the code's tables, the values that the mask keeps, or the tables of values.
     """
 
     coding: str
@@ -98,11 +101,14 @@ def coded_size(values: np.ndarray) -> int:
 
 def coded_size_of(counts: np.ndarray) -> int:
     """`coded_size` of int8 values that occur so often, (256,) as `histogram` counts them."""
+    total = int(counts.sum())
+    return min(total, STRUCTURE + min(mask_size(counts), _best_code(counts)[1])) if total else 0
+
+
+def mask_size(counts: np.ndarray) -> int:
+    """Bytes of the mask, the header and the values that it keeps, of int8 values that occur so often."""
     total, zeros = int(counts.sum()), int(counts[0])
-    if not total:
-        return 0
-    masked = _HEADER + _whole(-(-total // 8)) + _whole(total - zeros)
-    return min(total, STRUCTURE + min(masked, _best_code(counts)[1]))
+    return _whole(-(-total // 8)) + _whole(_HEADER + total - zeros)
 
 
 def best_code(counts: np.ndarray) -> Code:
@@ -167,24 +173,33 @@ def encode(values: np.ndarray, *, coding: str = "auto", code: Code | None = None
     return Coded("huffman", huffman.encode(values.view(np.uint8), code.lengths), code.ancillary)
 
 
-def decode(coded: Coded, count: int, *, dtype: str = "int8") -> np.ndarray:
+def decode(coded: Coded, count: int, *, dtype: str = "int8", channel: np.ndarray | None = None) -> np.ndarray:
     """The (count,) values that the interpreter's decoder gives.
 
+    Args:
+        coded: the constant.
+        count: how many values it has.
+        dtype: of the values.
+        channel: (count,) the channel of each value, which tables of indices ask for; None where there is one table.
+
     Raises:
-        InputError: damaged, or of a kind that is not written here.
+        InputError: damaged, or of a kind that is not known here.
     """
+    body, settings = coded.ancillary[_HEADER:], coded.ancillary[_TABLE_AT]
     if coded.coding == "mask":
-        return mask.decode(coded.encoded, coded.ancillary[_HEADER:], count, dtype=dtype)
-    body = coded.ancillary[_HEADER:]
-    bits = (coded.ancillary[_TABLE_AT] >> 4) + 1
-    entries = np.frombuffer(body[: len(body) // 2 * 2], "<u2")
-    if coded.ancillary[_TABLE_AT] & 1 or dtype != "int8":
+        return mask.decode(coded.encoded, body, count, dtype=dtype)
+    if coded.coding == "lut":
+        channel = np.zeros(count, np.int64) if channel is None else channel
+        stride = coded.ancillary[_STRIDE_AT]
+        return lut.decode(coded.encoded, body, count, bits=settings & 7, stride=stride, channel=channel, dtype=dtype)
+    if settings & 1 or dtype != "int8":
         raise InputError(
-            f"A Huffman-coded constant of type {dtype} with tables of 32 bits.",
+            f"A Huffman-coded constant of type {dtype} with tables of {32 if settings & 1 else 16} bits.",
             expected="int8 with tables of 16 bits, as this package writes it",
-            fix="export the model again",
+            fix="read the file from before it was coded",
         )
-    return code_table.decode(coded.encoded, code_table.CodeTable(bits, entries), count)
+    entries = np.frombuffer(body[: len(body) // 2 * 2], "<u2")
+    return code_table.decode(coded.encoded, code_table.CodeTable((settings >> 4) + 1, entries), count)
 
 
 def of_parts(encoded: bytes, ancillary: bytes) -> Coded:
@@ -193,15 +208,14 @@ def of_parts(encoded: bytes, ancillary: bytes) -> Coded:
     Raises:
         InputError: a decoder or a version that is not known here.
     """
-    names = {number: name for name, number in _TYPES.items()}
-    known = len(ancillary) >= _HEADER and ancillary[0] in names
+    known = len(ancillary) >= _HEADER and ancillary[0] in _NAMES
     if not known or ancillary[_VERSION_AT] != 1 or ancillary[_DECODER_VERSION_AT] != 1:
         raise InputError(
-            f"A constant is coded in a way that is not known here (its ancillary begins with {ancillary[:6].hex()}).",
-            expected="Huffman codes or a bit mask, version 1, as the target tflite_micro_coded writes them",
+            f"A constant is coded in a way that is not known here (its ancillary begins with {ancillary[:6].hex()!r}).",
+            expected="Huffman codes, a bit mask or indices into tables, version 1",
             fix="read the file from before it was coded",
         )
-    return Coded(names[ancillary[0]], encoded, ancillary)
+    return Coded(_NAMES[ancillary[0]], encoded, ancillary)
 
 
 def _stream_size(counts: np.ndarray, lengths: np.ndarray) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 from orbit_kd.errors import InputError
 
+DECODE = b"TFLM_DECODE"
 _FILE_IDENTIFIER = b"TFL3"
 
 
@@ -69,6 +70,16 @@ def code_name(code: Any) -> str:
     """The same of an entry of the file's operator codes."""
     # The schema's first field for it has a byte: it holds the largest number there for operators that came later.
     return _operator_names()[max(code.builtinCode, code.deprecatedBuiltinCode)]
+
+
+def is_decode(model: Any, op: Any) -> bool:
+    """Whether an operator of a parsed file is TensorFlow Lite Micro's, that decodes constants."""
+    return model.operatorCodes[op.opcodeIndex].customCode == DECODE
+
+
+def is_coded(model: Any) -> bool:
+    """Whether a parsed file has constants that only TensorFlow Lite Micro decodes, when it runs."""
+    return any(code.customCode == DECODE for code in model.operatorCodes or [])
 
 
 @functools.cache

@@ -6,6 +6,8 @@ Which constants are parameters. A constant (a tensor with data in the file) that
   of Mul, Add and the like, also where a Dequantize or Densify operator stands between; or
 - it is the int32 or int64 bias of a convolution, dense or recurrent layer (a quantized bias).
 
+A constant that TensorFlow Lite Micro decodes when it runs (TFLM_DECODE) counts as what is decoded.
+
 All other integer constants are shapes, axes, paddings and indices: they steer an operator and do not count.
 """
 
@@ -19,8 +21,9 @@ from typing import Any
 import numpy as np
 
 from orbit_kd.errors import InputError
+from orbit_kd.tflite import coding
 from orbit_kd.tflite.operators import CALLS, KERNEL_AND_BIAS, places
-from orbit_kd.tflite.reader import operator_name
+from orbit_kd.tflite.reader import is_decode, operator_name
 
 _PASS_ON = {"DEQUANTIZE", "DENSIFY"}
 
@@ -34,7 +37,7 @@ class Subgraph:
 
     Attributes:
         tensors: all of them; a tensor is known by its place in this list.
-        operators: all but Dequantize and Densify, in execution order.
+        operators: all but Dequantize, Densify and TFLM_DECODE, in execution order.
         inputs_of_graph, outputs_of_graph: tensors.
     """
 
@@ -42,9 +45,19 @@ class Subgraph:
         self._model, self.index = model, index
         graph = model.subgraphs[index]
         self.tensors = list(graph.tensors)
-        self.operators = [op for op in graph.operators if self.name(op) not in _PASS_ON]
+        self.operators = [
+            op for op in graph.operators if self.name(op) not in _PASS_ON and not is_decode(model, op)
+        ]
         self.inputs_of_graph, self.outputs_of_graph = list(map(int, graph.inputs)), list(map(int, graph.outputs))
         self._source = {int(op.outputs[0]): int(op.inputs[0]) for op in graph.operators if self.name(op) in _PASS_ON}
+        # (encoded, ancillary) of each constant that is decoded
+        self._coded = {
+            int(output): (int(op.inputs[2 * i]), int(op.inputs[2 * i + 1]))
+            for op in graph.operators
+            if is_decode(model, op)
+            for i, output in enumerate(op.outputs)
+        }
+        self._decoded: dict[int, np.ndarray] = {}
 
     def other(self, index: int) -> Subgraph:
         """Another subgraph of the same file."""
@@ -57,7 +70,12 @@ class Subgraph:
     def output_name(self, op: Any) -> str:
         """Name of the first output, or of the first input of an operator that has none; "" without either."""
         ends = [*self.outputs(op), *(int(i) for i in (() if op.inputs is None else op.inputs))]
-        return self.tensors[ends[0]].name.decode() if ends else ""
+        return self.tensor_name(ends[0]) if ends else ""
+
+    def tensor_name(self, index: int) -> str:
+        """Name of a tensor; its number in a file without names."""
+        name = self.tensors[index].name
+        return f"tensor {index}" if name is None else name.decode()
 
     def outputs(self, op: Any) -> list[int]:
         """Tensors that an operator makes; none of those that only assign a variable."""
@@ -133,16 +151,46 @@ class Subgraph:
         """
         if self.tensors[index].sparsity is not None:
             raise InputError(
-                f"Constant {self.tensors[index].name.decode()!r} is stored in TFLite's sparse encoding.",
+                f"Constant {self.tensor_name(index)!r} is stored in TFLite's sparse encoding.",
                 expected="a dense file: groups of zeros are checked where they stand",
                 fix="convert without Optimize.EXPERIMENTAL_SPARSITY",
             )
         return self._values(index)[: math.prod(self.shape(index))].reshape(self.shape(index))
 
     def data(self, index: int) -> np.ndarray | None:
-        """The stored bytes of a constant; None for an activation."""
+        """The bytes of a constant, decoded where it is coded; None for an activation.
+
+        Raises:
+            InputError: coded in a way that is not known here, or damaged.
+        """
+        if index in self._coded and index not in self._decoded:
+            encoded, ancillary = (bytes(self._content(i)) for i in self._coded[index])
+            values = coding.decode(
+                coding.of_parts(encoded, ancillary),
+                math.prod(self.shape(index)),
+                dtype=self.dtype(index),
+                channel=self._channels(index),
+            )
+            self._decoded[index] = values.view(np.uint8)
+        data = self._decoded[index] if index in self._coded else self._content(index)
+        return data if len(data) else None
+
+    def stored(self, index: int) -> int:
+        """Where the file holds a constant, coded or not: the number of the buffer, which tensors may share."""
+        return self.tensors[self._coded.get(index, (index,))[0]].buffer
+
+    def _content(self, index: int) -> np.ndarray:
         data = self._model.buffers[self.tensors[index].buffer].data
-        return None if data is None or len(data) == 0 else data
+        return np.zeros(0, np.uint8) if data is None else data
+
+    def _channels(self, index: int) -> np.ndarray:
+        """The channel, along the axis of the scales, of each value of a tensor."""
+        quantization, shape = self.tensors[index].quantization, self.shape(index)
+        axis = [1] * len(shape)
+        if quantization is not None and quantization.scale is not None and len(quantization.scale) > 1:
+            axis[quantization.quantizedDimension] = -1
+            return np.broadcast_to(np.arange(len(quantization.scale)).reshape(axis), shape).reshape(-1)
+        return np.zeros(math.prod(shape), np.int64)
 
     def _values(self, index: int) -> np.ndarray:
         data = np.asarray(self.data(index), np.uint8)

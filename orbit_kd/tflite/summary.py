@@ -118,7 +118,7 @@ def read(path_or_bytes: str | os.PathLike[str] | bytes) -> TfliteSummary:
     sparse = any(tensor.sparsity is not None for tensor in main.tensors)
     for graph, op, times in walk(main):
         ops.append(_row(graph, op, times))
-        stored |= {graph.tensors[i].buffer: graph.count(i) for i in graph.parameters(op)}
+        stored |= {graph.stored(i): graph.count(i) for i in graph.parameters(op)}
         sparse |= graph is not main and any(tensor.sparsity is not None for tensor in graph.tensors)
     counts = stored.values()
     return TfliteSummary(
