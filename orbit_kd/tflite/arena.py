@@ -30,7 +30,7 @@ class Lifetimes:
                 self._last[i] = step
             for i in map(int, () if op.inputs is None else op.inputs):
                 self._last[i] = step
-        self._last |= {int(i): self.steps - 1 for i in subgraph.outputs}
+        self._last |= {int(i): self.steps - 1 for i in subgraph.outputs if int(i) in self._born}
 
     def begin(self, index: int, step: int) -> None:
         """Says that a constant is decoded just before an operator."""
@@ -41,11 +41,11 @@ class Lifetimes:
         return [i for i, born in self._born.items() if born <= step <= self._last[i]]
 
     def bytes_of(self, index: int) -> int:
-        """What a tensor takes in the arena."""
+        """The bytes of a tensor."""
         kind = self._graph.dtype(index)  # a handle of a variable is no array
-        size = 0 if kind == "resource" else math.prod(self._graph.shape(index)) * np.dtype(kind).itemsize
-        return -(-size // _ALIGNMENT) * _ALIGNMENT
+        return 0 if kind == "resource" else math.prod(self._graph.shape(index)) * np.dtype(kind).itemsize
 
-    def peak(self) -> int:
-        """The most bytes that are alive at a step."""
-        return max((sum(map(self.bytes_of, self.alive(step))) for step in range(self.steps)), default=0)
+    def peak(self, first: int = 0, last: int | None = None) -> int:
+        """The most bytes that the tensors of a step take in the arena, from one operator to another."""
+        steps = range(first, self.steps if last is None else last + 1)
+        return max(sum(-(-self.bytes_of(i) // _ALIGNMENT) * _ALIGNMENT for i in self.alive(step)) for step in steps)

@@ -16,11 +16,11 @@ from orbit_kd.errors import InputError
 from orbit_kd.tflite import coding
 from orbit_kd.tflite.arena import Lifetimes
 from orbit_kd.tflite.coding import Coded
-from orbit_kd.tflite.reader import DECODE
+from orbit_kd.tflite.reader import DECODE, is_coded, is_decode, parse
 from orbit_kd.tflite.sharing import choose
 from orbit_kd.tflite.subgraph import Subgraph
 from orbit_kd.tflite.trim import LAYERS
-from orbit_kd.tflite.writer import add_constant
+from orbit_kd.tflite.writer import add_constant, to_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,20 +84,20 @@ def encode_constants(model: Any, asked: Mapping[int, str]) -> dict[int, Coded]:
                 f"Constant {graph.tensor_name(index)[:80]!r} of {values[index].nbytes:,} bytes would take "
                 f"{size + coding.STRUCTURE:,} with coding {name!r}.",
                 expected="fewer bytes than before",
-                fix=f"leave its coding to 'auto', or give it 'none': coding={{{graph.tensor_name(index)[:80]!r}: 'none'}}",
+                fix="give it the coding 'auto' or 'none'",
             )
         coded[index] = one
     return coded
 
 
-def insert_decoders(model: Any, coded: Mapping[int, Coded], *, together: bool) -> None:
+def insert_decoders(model: Any, coded: Mapping[int, Coded], *, together: float) -> None:
     """Puts coded constants, and the operators that decode them, into a parsed file.
 
     Args:
         model: is changed.
         coded: as `encode_constants` gives them.
-        together: one operator for the constants of several layers, where the tensors alive together are never more
-            than they are at the peak anyway; else one for each layer.
+        together: one operator decodes the constants of several layers, as long as the tensors alive are no more than
+            this part of what they are at the peak anyway; 0 for an operator for each layer.
     """
     from ai_edge_litert import schema_py_generated as schema
 
@@ -136,20 +136,18 @@ def insert_decoders(model: Any, coded: Mapping[int, Coded], *, together: bool) -
     ]
 
 
-def _groups(model: Any, steps: Mapping[int, int], *, together: bool) -> dict[int, list[int]]:
+def _groups(model: Any, steps: Mapping[int, int], *, together: float) -> dict[int, list[int]]:
     """Step before which an operator decodes -> the tensors that it decodes."""
     lifetimes, groups = Lifetimes(model), dict[int, list[int]]()
     for index, step in steps.items():  # each for its own layer
         lifetimes.begin(index, step)
         groups.setdefault(step, []).append(index)
-    if not together:
-        return groups
-    peak, merged, current = lifetimes.peak(), dict[int, list[int]](), -1
+    limit, merged, current = together * lifetimes.peak(), dict[int, list[int]](), -1
     for step, tensors in groups.items():
         if current >= 0:
             for index in tensors:
                 lifetimes.begin(index, current)
-            if lifetimes.peak() <= peak:
+            if lifetimes.peak(current, step) <= limit:
                 merged[current] += tensors
                 continue
             for index in tensors:
@@ -157,3 +155,33 @@ def _groups(model: Any, steps: Mapping[int, int], *, together: bool) -> dict[int
         current = step
         merged[current] = list(tensors)
     return merged
+
+
+def decode_constants(model: Any) -> None:
+    """The inverse: puts the decoded constants into a parsed file, and takes out the operators that decode them.
+
+    Raises:
+        InputError: a constant is coded in a way that is not known here, or damaged.
+    """
+    for number, main in enumerate(model.subgraphs):
+        graph = Subgraph(model, number)
+        decoders = [op for op in main.operators if is_decode(model, op)]
+        made = dict[int, int]()  # tensors that shared what was coded share what is decoded
+        for index in (int(i) for op in decoders for i in op.outputs):
+            if graph.stored(index) not in made:
+                made[graph.stored(index)] = add_constant(model, graph.dense(index))
+            main.tensors[index].buffer = made[graph.stored(index)]
+        main.operators = [op for op in main.operators if not is_decode(model, op)]
+
+
+def plain_file(data: bytes) -> bytes:
+    """The .tflite file with its constants decoded, which any runtime takes; a file that is not coded as it is.
+
+    Raises:
+        InputError: no .tflite file; or as `decode_constants`.
+    """
+    model = parse(data)
+    if not is_coded(model):
+        return data
+    decode_constants(model)
+    return to_bytes(model)

@@ -22,8 +22,8 @@ from orbit_kd.errors import InputError
 from orbit_kd.tflite import code_table, huffman, lut, mask
 
 CODINGS = ("huffman", "mask", "none")
-# What a coded constant takes in the file besides its bytes, and a plain one does not: two more tensors, one more buffer,
-# a place in an operator, perhaps the operator. What of it belongs to the ancillary, which several may share.
+# What a coded constant takes in the file besides its bytes, and a plain one does not: two more tensors, one more
+# buffer, a place in an operator, perhaps the operator. What of it belongs to the ancillary, which several may share.
 STRUCTURE = 76
 TABLE_STRUCTURE = 28
 _HEADER = 16

@@ -81,7 +81,9 @@ def share_codes(counts: Sequence[np.ndarray]) -> list[Code]:
     gains = {i: _gains(i, sums, estimates) for i in sums}
     best = sum(sizes.values()), dict(members), dict(codes)
     while len(members) > 1:
-        first, second = max(((i, j) for i in members for j in members if i < j), key=lambda pair: gains[pair[0]][pair[1]])
+        first, second = max(
+            ((i, j) for i in members for j in members if i < j), key=lambda pair: gains[pair[0]][pair[1]]
+        )
         for table in (codes, sizes, estimates):
             del table[second]
         members[first] = members[first] + members.pop(second)

@@ -45,9 +45,7 @@ class Subgraph:
         self._model, self.index = model, index
         graph = model.subgraphs[index]
         self.tensors = list(graph.tensors)
-        self.operators = [
-            op for op in graph.operators if self.name(op) not in _PASS_ON and not is_decode(model, op)
-        ]
+        self.operators = [op for op in graph.operators if self.name(op) not in _PASS_ON and not is_decode(model, op)]
         self.inputs_of_graph, self.outputs_of_graph = list(map(int, graph.inputs)), list(map(int, graph.outputs))
         self._source = {int(op.outputs[0]): int(op.inputs[0]) for op in graph.operators if self.name(op) in _PASS_ON}
         # (encoded, ancillary) of each constant that is decoded

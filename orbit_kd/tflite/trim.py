@@ -51,7 +51,7 @@ def trim(model: Any, *, keep: tuple[bytes, ...] = ()) -> None:
 
 def _trim_layer(graph: Subgraph, op: Any) -> None:
     """The quantization of a layer's kernel and bias."""
-    kernel, bias = (int(op.inputs[i]) if 0 < i < len(op.inputs) else -1 for i in KERNEL_AND_BIAS[graph.name(op)])
+    kernel, bias = (int(op.inputs[i]) if i and i < len(op.inputs) else -1 for i in KERNEL_AND_BIAS[graph.name(op)])
     quantization = None if kernel < 0 else graph.tensors[kernel].quantization
     if quantization is None or quantization.scale is None:
         return
