@@ -16,7 +16,8 @@ from orbit_kd.errors import InputError
 from orbit_kd.tflite import coding
 from orbit_kd.tflite.arena import Lifetimes
 from orbit_kd.tflite.coding import Coded
-from orbit_kd.tflite.reader import DECODE, is_coded, is_decode, parse
+from orbit_kd.tflite.prepared import PreparedConstants
+from orbit_kd.tflite.reader import DECODE, parse
 from orbit_kd.tflite.sharing import choose
 from orbit_kd.tflite.subgraph import Subgraph
 from orbit_kd.tflite.trim import LAYERS
@@ -158,30 +159,32 @@ def _groups(model: Any, steps: Mapping[int, int], *, together: float) -> dict[in
 
 
 def decode_constants(model: Any) -> None:
-    """The inverse: puts the decoded constants into a parsed file, and takes out the operators that decode them.
+    """The inverse: puts the constants into a parsed file, and takes out the operators that prepare them.
 
     Raises:
         InputError: a constant is coded in a way that is not known here, or damaged.
     """
     for number, main in enumerate(model.subgraphs):
         graph = Subgraph(model, number)
-        decoders = [op for op in main.operators if is_decode(model, op)]
-        made = dict[int, int]()  # tensors that shared what was coded share what is decoded
-        for index in (int(i) for op in decoders for i in op.outputs):
-            if graph.stored(index) not in made:
-                made[graph.stored(index)] = add_constant(model, graph.dense(index))
+        prepared, made = PreparedConstants(model, number), dict[tuple[int, int], int]()
+        for index in prepared.tensors:  # those that shared what was coded share what is decoded
+            place = graph.stored(index)
+            if place not in made:
+                made[place] = add_constant(model, graph.dense(index))
+        for index in prepared.tensors:
             main.tensors[index].buffer = made[graph.stored(index)]
-        main.operators = [op for op in main.operators if not is_decode(model, op)]
+        aside = [id(op) for op in prepared.makers]
+        main.operators = [op for op in main.operators if id(op) not in aside]
 
 
 def plain_file(data: bytes) -> bytes:
-    """The .tflite file with its constants decoded, which any runtime takes; a file that is not coded as it is.
+    """The .tflite file with its constants stored plainly, which any runtime takes; a plain file stays as it is.
 
     Raises:
         InputError: no .tflite file; or as `decode_constants`.
     """
     model = parse(data)
-    if not is_coded(model):
+    if not any(PreparedConstants(model, i).tensors for i in range(len(model.subgraphs))):
         return data
     decode_constants(model)
     return to_bytes(model)

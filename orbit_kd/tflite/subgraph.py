@@ -6,14 +6,13 @@ Which constants are parameters. A constant (a tensor with data in the file) that
   of Mul, Add and the like, also where a Dequantize or Densify operator stands between; or
 - it is the int32 or int64 bias of a convolution, dense or recurrent layer (a quantized bias).
 
-A constant that TensorFlow Lite Micro decodes when it runs (TFLM_DECODE) counts as what is decoded.
+A constant that operators prepare when the file runs (TFLM_DECODE; see `prepared.py`) counts as what they make.
 
 All other integer constants are shapes, axes, paddings and indices: they steer an operator and do not count.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -21,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from orbit_kd.errors import InputError
-from orbit_kd.tflite import coding
-from orbit_kd.tflite.operators import CALLS, KERNEL_AND_BIAS, places
-from orbit_kd.tflite.reader import is_decode, operator_name
+from orbit_kd.tflite.operators import CALLS, KERNEL_AND_BIAS, dtype_name, places
+from orbit_kd.tflite.prepared import PreparedConstants
+from orbit_kd.tflite.reader import operator_name
 
 _PASS_ON = {"DEQUANTIZE", "DENSIFY"}
 
@@ -37,7 +36,7 @@ class Subgraph:
 
     Attributes:
         tensors: all of them; a tensor is known by its place in this list.
-        operators: all but Dequantize, Densify and TFLM_DECODE, in execution order.
+        operators: in execution order, without Dequantize, Densify and those that only prepare constants.
         inputs_of_graph, outputs_of_graph: tensors.
     """
 
@@ -45,17 +44,11 @@ class Subgraph:
         self._model, self.index = model, index
         graph = model.subgraphs[index]
         self.tensors = list(graph.tensors)
-        self.operators = [op for op in graph.operators if self.name(op) not in _PASS_ON and not is_decode(model, op)]
+        self._prepared = PreparedConstants(model, index)
+        aside = [id(op) for op in self._prepared.makers]
+        self.operators = [op for op in graph.operators if self.name(op) not in _PASS_ON and id(op) not in aside]
         self.inputs_of_graph, self.outputs_of_graph = list(map(int, graph.inputs)), list(map(int, graph.outputs))
         self._source = {int(op.outputs[0]): int(op.inputs[0]) for op in graph.operators if self.name(op) in _PASS_ON}
-        # (encoded, ancillary) of each constant that is decoded
-        self._coded = {
-            int(output): (int(op.inputs[2 * i]), int(op.inputs[2 * i + 1]))
-            for op in graph.operators
-            if is_decode(model, op)
-            for i, output in enumerate(op.outputs)
-        }
-        self._decoded: dict[int, np.ndarray] = {}
 
     def other(self, index: int) -> Subgraph:
         """Another subgraph of the same file."""
@@ -115,7 +108,7 @@ class Subgraph:
 
     def dtype(self, index: int) -> str:
         """Type of a tensor as NumPy calls it, or the schema in small letters."""
-        return _type_names()[self.tensors[index].type]
+        return dtype_name(self.tensors[index].type)
 
     def shape(self, index: int) -> tuple[int, ...]:
         """Shape of a tensor."""
@@ -161,34 +154,16 @@ class Subgraph:
         Raises:
             InputError: coded in a way that is not known here, or damaged.
         """
-        if index in self._coded and index not in self._decoded:
-            encoded, ancillary = (bytes(self._content(i)) for i in self._coded[index])
-            values = coding.decode(
-                coding.of_parts(encoded, ancillary),
-                math.prod(self.shape(index)),
-                dtype=self.dtype(index),
-                channel=self._channels(index),
-            )
-            self._decoded[index] = values.view(np.uint8)
-        data = self._decoded[index] if index in self._coded else self._content(index)
-        return data if len(data) else None
-
-    def stored(self, index: int) -> int:
-        """Where the file holds a constant, coded or not: the number of the buffer, which tensors may share."""
-        return self.tensors[self._coded.get(index, (index,))[0]].buffer
-
-    def _content(self, index: int) -> np.ndarray:
+        if index in self._prepared.tensors:
+            return self._prepared.values(index)
         data = self._model.buffers[self.tensors[index].buffer].data
-        return np.zeros(0, np.uint8) if data is None else data
+        return None if data is None or len(data) == 0 else data
 
-    def _channels(self, index: int) -> np.ndarray:
-        """The channel, along the axis of the scales, of each value of a tensor."""
-        quantization, shape = self.tensors[index].quantization, self.shape(index)
-        axis = [1] * len(shape)
-        if quantization is not None and quantization.scale is not None and len(quantization.scale) > 1:
-            axis[quantization.quantizedDimension] = -1
-            return np.broadcast_to(np.arange(len(quantization.scale)).reshape(axis), shape).reshape(-1)
-        return np.zeros(math.prod(shape), np.int64)
+    def stored(self, index: int) -> tuple[int, int]:
+        """Where the file holds a constant, as it is or coded: a buffer, which tensors may share, and a place in it."""
+        if index in self._prepared.tensors:
+            return self._prepared.stored(index)
+        return self.tensors[index].buffer, 0
 
     def _values(self, index: int) -> np.ndarray:
         data = np.asarray(self.data(index), np.uint8)
@@ -196,10 +171,3 @@ class Subgraph:
             halves = np.stack([data & 15, data >> 4], axis=-1).reshape(-1).astype(np.int8)
             return np.where(halves > 7, halves - 16, halves).astype(np.int8)
         return data.view(self.dtype(index))
-
-
-@functools.cache
-def _type_names() -> dict[int, str]:
-    from ai_edge_litert import schema_py_generated as schema
-
-    return {number: name.lower() for name, number in vars(schema.TensorType).items() if isinstance(number, int)}

@@ -114,7 +114,7 @@ def read(path_or_bytes: str | os.PathLike[str] | bytes) -> TfliteSummary:
     data = read_bytes(path_or_bytes)
     main = Subgraph(parse(data))
     ops: list[Op] = []
-    stored: dict[int, tuple[int, int]] = {}
+    stored: dict[tuple[int, int], tuple[int, int]] = {}
     sparse = any(tensor.sparsity is not None for tensor in main.tensors)
     for graph, op, times in walk(main):
         ops.append(_row(graph, op, times))

@@ -32,6 +32,7 @@ from orbit_kd.support.extras import require
 from orbit_kd.support.files import write_file
 from orbit_kd.tflite.coded_model import Constant, codable, encode_constants, insert_decoders
 from orbit_kd.tflite.coding import CODINGS, Coded
+from orbit_kd.tflite.joined_biases import join_biases
 from orbit_kd.tflite.reader import parse
 from orbit_kd.tflite.subgraph import Subgraph
 from orbit_kd.tflite.trim import trim
@@ -53,6 +54,7 @@ def export_coded(
     samples: int = 256,
     seed: int = 0,
     coding: str | Mapping[str, str] = "auto",
+    short_biases: bool = True,
     max_flash: int | None = None,
     max_arena: int | None = None,
     checks: int = 16,
@@ -72,6 +74,8 @@ def export_coded(
         coding: "auto" (the smallest for each constant), "huffman", "mask" (a bit for each value, and those that are not
             0) or "none"; or a mapping from patterns of tensor names ("*conv2d_3/*") to these, of which the first
             that fits holds; what none fits is "auto".
+        short_biases: store the biases that fit as one int16 constant where that is smaller, which CAST and SPLIT_V
+            unpack: fewer bytes in the file, more in the arena, and these two kernels in the firmware.
         max_flash: bytes the file may take.
         max_arena: bytes the tensor arena may take, with the margin of the target "tflm".
         checks: how many inputs to compare both files on.
@@ -97,7 +101,7 @@ def export_coded(
     note = metadata if metadata is not None else read_metadata(original)
     runtimes.probe(original, runtime="tflm")
     before = runtimes.load(original, runtime="tflm")
-    data, after = _smallest(original, coded, note)
+    data, after = _smallest(original, coded, note, join=short_biases)
     compared = _compare(before, after, calibration, checks, seed)
     check_flash(data, max_flash, original=original)
     arena, margin = arena_bytes(after), arena_margin(original)
@@ -151,7 +155,7 @@ def _asked(constants: list[Constant], coding: str | Mapping[str, str]) -> dict[i
     return {tensor: words[0] if words else "auto" for tensor, words in fits.items()}
 
 
-def _smallest(original: bytes, coded: Mapping[int, Coded], note: dict[str, Any]) -> tuple[bytes, Any]:
+def _smallest(original: bytes, coded: Mapping[int, Coded], note: dict[str, Any], *, join: bool) -> tuple[bytes, Any]:
     """The file with as few decoders as the arena of one for each layer permits, loaded.
 
     Raises:
@@ -160,6 +164,8 @@ def _smallest(original: bytes, coded: Mapping[int, Coded], note: dict[str, Any])
     files = {}
     for together in _TOGETHER:
         model = parse(original)
+        if join:
+            join_biases(model, [c.tensor for c in codable(model) if c.bias and c.tensor not in coded])
         insert_decoders(model, coded, together=together)
         trim(model)
         if note:
@@ -210,7 +216,7 @@ def _shares(data: bytes, constants: list[Constant], coded: Mapping[int, Coded]) 
     """Where the bytes of a coded file go; together they are the file."""
     model = parse(data)
     graph, main = Subgraph(model), model.subgraphs[0]
-    buffers = {c.tensor: graph.stored(c.tensor) for c in constants}
+    buffers = {c.tensor: graph.stored(c.tensor)[0] for c in constants}
     content = {i: 0 if b.data is None else len(b.data) for i, b in enumerate(model.buffers)}
     kernels = {buffers[c.tensor] for c in constants if not c.bias}
     biases = {buffers[c.tensor] for c in constants if c.bias}
