@@ -17,7 +17,7 @@ from orbit_kd.tflite import coding
 from orbit_kd.tflite.arena import Lifetimes
 from orbit_kd.tflite.coding import Coded
 from orbit_kd.tflite.prepared import PreparedConstants
-from orbit_kd.tflite.reader import DECODE, parse
+from orbit_kd.tflite.reader import DECODE, parse, told_if_damaged
 from orbit_kd.tflite.sharing import choose
 from orbit_kd.tflite.subgraph import Subgraph
 from orbit_kd.tflite.trim import LAYERS
@@ -183,6 +183,11 @@ def plain_file(data: bytes) -> bytes:
     Raises:
         InputError: no .tflite file; or as `decode_constants`.
     """
+    with told_if_damaged():
+        return _plain_file(data)
+
+
+def _plain_file(data: bytes) -> bytes:
     model = parse(data)
     if not any(PreparedConstants(model, i).tensors for i in range(len(model.subgraphs))):
         return data

@@ -30,6 +30,7 @@ _HEADER = 16
 _VERSION_AT, _DECODER_VERSION_AT, _TABLE_AT, _STRIDE_AT = 1, 4, 5, 6
 _NAMES = {0: "lut", 1: "huffman", 2: "mask"}
 _TYPES = {name: number for number, name in _NAMES.items()}
+_MOST_VALUES = 1 << 28
 _LONGEST_CODE = 16  # bits; longer codes save nothing that their tables do not take
 
 
@@ -183,8 +184,14 @@ def decode(coded: Coded, count: int, *, dtype: str = "int8", channel: np.ndarray
         channel: (count,) the channel of each value, which tables of indices ask for; None where there is one table.
 
     Raises:
-        InputError: damaged, or of a kind that is not known here.
+        InputError: damaged, absurdly large, or of a kind that is not known here.
     """
+    if count > _MOST_VALUES:
+        raise InputError(
+            f"A coded constant of {count:,} values.",
+            expected=f"at most {_MOST_VALUES:,}, which is more than a microcontroller holds",
+            fix="the file is damaged: export the model again",
+        )
     body, settings = coded.ancillary[_HEADER:], coded.ancillary[_TABLE_AT]
     if coded.coding == "mask":
         return mask.decode(coded.encoded, body, count, dtype=dtype)

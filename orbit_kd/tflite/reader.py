@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +47,32 @@ def parse(data: bytes) -> Any:
     """
     from ai_edge_litert import schema_py_generated as schema
 
-    problem = f"its bytes 4 to 7 are {data[4:8]!r}"
-    if data[4:8] == _FILE_IDENTIFIER:
-        try:
-            model = schema.ModelT.InitFromPackedBuf(data, 0)
-            if model.subgraphs and all(buffer.offset <= 1 for buffer in model.buffers):
-                return model
-            problem = "it has no graph, or keeps its weights outside the flatbuffer"
-        except Exception as error:  # a damaged flatbuffer sends the reader anywhere
-            problem = f"reading it fails with {type(error).__name__}: {error}"
-    raise InputError(
+    if data[4:8] != _FILE_IDENTIFIER:
+        raise _not_a_file(f"its bytes 4 to 7 are {data[4:8]!r}")
+    with told_if_damaged():
+        model = schema.ModelT.InitFromPackedBuf(data, 0)
+        if model.subgraphs and all(buffer.offset <= 1 for buffer in model.buffers):
+            return model
+    raise _not_a_file("it has no graph, or keeps its weights outside the flatbuffer")
+
+
+@contextlib.contextmanager
+def told_if_damaged() -> Iterator[None]:
+    """Within it, whatever goes wrong is the fault of a damaged file, which sends its readers anywhere.
+
+    Raises:
+        InputError: something went wrong.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise _not_a_file(f"reading it fails with {type(error).__name__}: {error}") from error
+
+
+def _not_a_file(problem: str) -> InputError:
+    return InputError(
         f"Not a .tflite file: {problem}.",
         expected='a whole flatbuffer with the identifier b"TFL3"',
         fix="export the model again, for example okd.export(model, 'tflite_int8', path=..., calibration=...)",

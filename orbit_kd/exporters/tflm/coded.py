@@ -173,8 +173,7 @@ def _smallest(original: bytes, coded: Mapping[int, Coded], note: dict[str, Any],
         files[to_bytes(model, small=True)] = together
     loaded = []
     for data in files:
-        runtimes.probe(data, runtime="tflm")
-        loaded.append((data, runtimes.load(data, runtime="tflm")))
+        loaded.append((data, runtimes.load(data, runtime="tflm")))  # which tries it in a process of its own
     limit = arena_bytes(loaded[-1][1])
     return next((data, runner) for data, runner in loaded if arena_bytes(runner) <= limit)
 
