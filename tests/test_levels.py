@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tensorflow as tf
-import tf_keras as keras
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_quantization import data, fit, int8_kernels, kernels, net, sparse_net, zeros
