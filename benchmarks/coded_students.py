@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gzip
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,10 @@ import numpy as np
 import tf_keras as keras
 from absl import app, flags
 from experiments import AUGMENT, DOCS, TEACHERS, Runs, data_of, lessons_of, markdown, spread, teacher_of, written_by
+from student_of_file import student_of_file
 
 from orbit_kd import runtimes
+from orbit_kd.clustering.cluster import cluster, strip_clusters
 from orbit_kd.datasets import Data
 from orbit_kd.distillation import LogitsDistillation, TeacherCache
 from orbit_kd.distillation.job import TrainingJob
@@ -31,6 +34,7 @@ from orbit_kd.evaluation.metrics import accuracy, mcnemar
 from orbit_kd.evaluation.outputs import logits
 from orbit_kd.exporters import export
 from orbit_kd.exporters.metadata import note
+from orbit_kd.exporters.tflm.compression import compress_weights
 from orbit_kd.models.saving import load_model, save_model
 from orbit_kd.quantization.aware import quantize_aware
 from orbit_kd.removal.planning import plan_removal
@@ -47,7 +51,7 @@ flags.DEFINE_integer("chips", 200, "Test images on which coded and uncoded file 
 MODELS = Path(__file__).parent.parent / "models"
 STUDENTS = {"mstar": MODELS / "vgg16_mstar_400", "aid15a": MODELS / "vgg16_aid15a"}
 EDGES = ("block1_conv1", "logits")  # few weights that see the image, or give the scores: 6 bits
-_RATE = {"filters": 2e-3, "zeros": 1e-3, "levels": 1e-3}
+_RATE = {"filters": 2e-3, "zeros": 1e-3, "levels": 1e-3, "clusters": 1e-3}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +64,8 @@ class Point:
         bits: of the kernels but the first and the last; 8 trains no levels.
         epochs: after removal, with the zeros, with the levels.
         coded: export for TFLite Micro's DECODE operator; else the plain int8 file.
+        clusters: in place of levels, shared weights in each kernel (tfmot's clustering), stored by TFLM's own look-up
+            tables.
     """
 
     keep: float = 1.0
@@ -67,6 +73,7 @@ class Point:
     bits: int = 8
     epochs: tuple[int, int, int] = (0, 0, 0)
     coded: bool = True
+    clusters: int = 0
 
 
 POINTS: dict[str, dict[str, Point]] = {
@@ -77,6 +84,18 @@ POINTS: dict[str, dict[str, Point]] = {
         "400x": Point(1.0, 0.70, 4, (0, 15, 30)),
     },
 }
+# What each way contributes, on MSTAR: the same trainings, one left out or stored otherwise.
+ALONE = {
+    "filters": Point(coded=False),
+    "filters, coded": Point(),
+    "filters, zeros": Point(1.0, 0.74, 8, (0, 30, 0), coded=False),
+    "filters, zeros, coded": Point(1.0, 0.74, 8, (0, 30, 0)),
+    "filters, levels": Point(1.0, 0.0, 4, (0, 0, 60), coded=False),
+    "filters, levels, coded": Point(1.0, 0.0, 4, (0, 0, 60)),
+    "filters, zeros, levels": Point(1.0, 0.74, 4, (0, 30, 60), coded=False),
+    "filters, zeros, levels, coded": Point(1.0, 0.74, 4, (0, 30, 60)),
+    "filters, tfmot clustering, TFLM's look-up tables": Point(1.0, 0.0, 8, (0, 0, 60), coded=False, clusters=16),
+}
 
 
 class Students:
@@ -86,7 +105,8 @@ class Students:
         self.dataset, self.folder = dataset, Path(FLAGS.workdir, f"coded_{dataset}")
         self.data: Data = data_of(dataset, validation=0.1, batch_size=64)
         self.teacher = teacher_of(dataset)
-        self.first = load_model(STUDENTS[dataset] / "student.keras")
+        kept = STUDENTS[dataset] / "student.keras"
+        self.first = load_model(kept) if kept.is_file() else student_of_file(self.teacher, kept.parent, self.data)
         self.val = batches_of(self.data.val, None)
 
     @functools.cached_property
@@ -131,6 +151,12 @@ class Students:
                 return quantize_aware(student, bits=bits, calibration=self.data.train, seed=seed)
 
             student = self._stage("levels", f"{name}_{point.bits}", coarse, point.epochs[2], seed)
+        if point.clusters:
+
+            def shared(student: keras.Model = student) -> keras.Model:
+                return cluster(student, clusters=point.clusters)
+
+            student = self._stage("clusters", f"{name}_{point.clusters}", shared, point.epochs[2], seed, strip_clusters)
         return student
 
     def _narrowed(self, student: keras.Model, keep: float) -> keras.Model:
@@ -162,8 +188,17 @@ class Students:
         about = note(self.data.class_names, self.data.preprocess)
         path = self.folder / f"student_{seed}.tflite"
         plain = export(student, "tflite_int8", path=path, calibration=self.data.train, metadata=about)
-        row: dict[str, Any] = {"val_accuracy": accuracy_of(student, self.val), "int8_bytes": plain.bytes}
+        gzipped = len(gzip.compress(plain.path.read_bytes(), 9, mtime=0))
+        row: dict[str, Any] = {
+            "val_accuracy": accuracy_of(student, self.val),
+            "int8_bytes": plain.bytes,
+            "gzip": gzipped,
+        }
         file = plain
+        if point.clusters:
+            data, about = compress_weights(plain.path.read_bytes())
+            file = dataclasses.replace(plain, bytes=len(data))
+            row["layers"] = about["compressed_layers"]
         if point.coded:
             coded = self.folder / f"student_{seed}_coded.tflite"
             file = export(plain, "tflite_micro_coded", path=coded, calibration=self.data.train)
@@ -194,40 +229,68 @@ class Students:
         return [most, seen]
 
 
-def page(runs: Runs, dataset: str) -> str:
-    """The table of the finished runs."""
+def curve(runs: Runs, dataset: str) -> str:
+    """Bytes against accuracy: a row a point, over its seeds."""
     rows = []
     for name, point in POINTS[dataset].items():
-        found = runs.find(dataset=dataset, point=name, **json_of(point))
-        if not found:
-            continue
-        drops = [r["test_accuracy"] - r["teacher_accuracy"] for r in found]
-        rows.append((
-            name, f"{np.mean([r['bytes'] for r in found]):,.0f}", f"{np.mean([r['ratio'] for r in found]):,.0f}x",
-            spread(r["test_accuracy"] for r in found), f"{100 * np.mean(drops):+.2f}",
-            ", ".join(f"{r['mcnemar_p']:.2g}" for r in found), f"{found[0].get('arena_bytes', '-'):,}",
-            f"{point.keep:g}", f"{point.sparsity:.0%}", point.bits, "/".join(map(str, point.epochs)),
-        ))  # fmt: skip
-    head = ("point", "bytes", "fewer", "test accuracy", "difference, points", "McNemar p", "arena, bytes",
-            "channels kept", "zeros", "bits", "epochs")  # fmt: skip
-    return markdown(head, rows)
+        if found := runs.find(dataset=dataset, point=name, **json_of(point)):
+            rows.append(
+                (
+                    name,
+                    *_figures(found),
+                    f"{point.keep:g}",
+                    f"{point.sparsity:.0%}",
+                    point.bits,
+                    "/".join(map(str, point.epochs)),
+                )
+            )
+    head = (*_FIGURES, "channels kept", "zeros", "bits", "epochs")
+    return markdown(("point", *head), rows)
+
+
+def alone(runs: Runs, dataset: str) -> str:
+    """What each way contributes."""
+    found = {name: runs.find(dataset=dataset, point=name, **json_of(point)) for name, point in ALONE.items()}
+    rows = [(name, *_figures(rows), f"{rows[0]['gzip']:,}") for name, rows in found.items() if rows]
+    return markdown(("what", *_FIGURES, "int8 file, gzip"), rows)
+
+
+_FIGURES = ("bytes", "fewer", "test accuracy", "difference, points", "McNemar p", "arena, bytes")
+
+
+def _figures(found: list[dict[str, Any]]) -> tuple[str, ...]:
+    drops = [r["test_accuracy"] - r["teacher_accuracy"] for r in found]
+    arena = found[0].get("arena_bytes")
+    return (
+        f"{np.mean([r['bytes'] for r in found]):,.0f}",
+        f"{np.mean([r['ratio'] for r in found]):,.0f}x",
+        spread(r["test_accuracy"] for r in found),
+        f"{100 * np.mean(drops):+.2f}",
+        ", ".join(f"{r['mcnemar_p']:.2g}" for r in found),
+        f"{arena:,}" if arena else "-",
+    )
 
 
 def json_of(point: Point) -> dict[str, Any]:
     """A point as its line in the results has it."""
-    return {**dataclasses.asdict(point), "epochs": list(point.epochs)}
+    found = {**dataclasses.asdict(point), "epochs": list(point.epochs)}
+    return {name: value for name, value in found.items() if name != "clusters" or value}
 
 
 def main(_: list[str]) -> None:
     runs, students, dataset = Runs("coded_students"), Students(FLAGS.dataset), FLAGS.dataset
+    points = POINTS[dataset] | (ALONE if dataset == "mstar" else {})
     for seed in map(int, FLAGS.seeds):
-        for name, point in POINTS[dataset].items():
+        for name, point in points.items():
             if not FLAGS.points or name in FLAGS.points:
                 settings = {"dataset": dataset, "point": name, **json_of(point), "seed": seed}
                 runs.once(settings, lambda point=point, seed=seed: students.measured(point, seed))
     command = "python benchmarks/coded_students.py --dataset={mstar,aid15a} --data_dir=DATA --models_dir=MODELS"
-    tables = [f"## {name}\n\n{page(runs, name)}\n" for name in POINTS if runs.find(dataset=name)]
-    text = f"# Bytes against accuracy, coded files\n\n{written_by(command, 'coded_students')}\n\n" + "\n".join(tables)
+    tables = [
+        f"## Bytes against accuracy: {name}\n\n{curve(runs, name)}\n" for name in POINTS if runs.find(dataset=name)
+    ]
+    tables += [f"## What filters, zeros, levels and coding contribute (mstar)\n\n{alone(runs, 'mstar')}\n"]
+    text = f"# Coded students\n\n{written_by(command, 'coded_students')}\n\n" + "\n".join(tables)
     write_file(DOCS / "coded_students.md", text)
 
 

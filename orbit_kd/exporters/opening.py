@@ -20,6 +20,7 @@ _KINDS = {
     ("float16", "float32"): "tflite_float16",
     ("int8", "float32"): "tflite_dynamic",
     ("int8", "int8"): "tflite_int8",
+    ("int4", "int8"): "tflite_int4",
     ("int8", "int16"): "tflite_int16x8",
 }
 
@@ -51,6 +52,6 @@ def open_artifact(path: str | os.PathLike[str]) -> Artifact:
             expected=f"one of: {', '.join([*_KINDS.values(), CODED])}",
             fix="export the model with okd.export",
         )
-    # dynamic-range quantization leaves small kernels in float
-    target = "tflite_dynamic" if "tflite_dynamic" in kinds else kinds[0]
+    # dynamic-range quantization leaves small kernels in float, and int4 dense ones in int8
+    target = next((kind for kind in ("tflite_dynamic", "tflite_int4") if kind in kinds), kinds[0])
     return Artifact.of(data, target=target, files=(path,), details={})
