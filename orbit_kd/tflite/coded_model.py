@@ -17,11 +17,13 @@ from orbit_kd.tflite import coding
 from orbit_kd.tflite.arena import Lifetimes
 from orbit_kd.tflite.coding import Coded
 from orbit_kd.tflite.prepared import PreparedConstants
-from orbit_kd.tflite.reader import DECODE, parse, told_if_damaged
+from orbit_kd.tflite.reader import DECODE, only_tflm, parse, repeated_zero_point, told_if_damaged
 from orbit_kd.tflite.sharing import choose
 from orbit_kd.tflite.subgraph import Subgraph
 from orbit_kd.tflite.trim import LAYERS
-from orbit_kd.tflite.writer import add_constant, to_bytes
+from orbit_kd.tflite.writer import add_constant, renumber_codes, to_bytes
+
+_FREE = ("auto", "none")  # codings that leave a constant as it is where that is better
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,15 +67,24 @@ def encode_constants(model: Any, asked: Mapping[int, str]) -> dict[int, Coded]:
         asked: tensor of the main graph -> "auto", "huffman", "mask" or "none".
 
     Raises:
-        InputError: a coding that is asked for by name has no decoder for the constant's type, or makes it larger.
+        InputError: an unknown coding; or one that is asked for by name has no decoder for the constant's type, or makes
+            it larger.
     """
     graph = Subgraph(model)
-    values = {index: graph.dense(index) for index in asked}
+    for name in asked.values():
+        coding.check_name(name)
+    if unknown := next((i for i, name in asked.items() if graph.dtype(i) == "int4" and name not in _FREE), None):
+        raise InputError(
+            f"Constant {graph.tensor_name(unknown)[:80]!r} is int4, for which there is no decoder.",
+            expected="int8 for Huffman codes and masks, which also take other types of whole bytes",
+            fix="give it the coding 'auto' or 'none'",
+        )
+    values = {i: graph.dense(i) for i in asked if graph.dtype(i) != "int4"}
     int8 = [index for index, of in values.items() if of.dtype == np.int8]
     choices = choose([coding.histogram(values[i]) for i in int8], [asked[i] for i in int8])
     chosen = dict(zip(int8, choices, strict=True))
     coded = {}
-    for index, name in asked.items():
+    for index, name in ((i, asked[i]) for i in values):
         kind, code = chosen.get(index, (name, None))
         one = coding.encode(values[index], coding=kind, code=code)
         if one is None:
@@ -175,21 +186,21 @@ def decode_constants(model: Any) -> None:
             main.tensors[index].buffer = made[graph.stored(index)]
         aside = [id(op) for op in prepared.makers]
         main.operators = [op for op in main.operators if id(op) not in aside]
+    renumber_codes(model)
 
 
+@told_if_damaged()
 def plain_file(data: bytes) -> bytes:
-    """The .tflite file with its constants stored plainly, which any runtime takes; a plain file stays as it is.
+    """The .tflite file with its constants stored plainly, which any runtime takes; one that it takes stays as it is.
 
     Raises:
         InputError: no .tflite file; or as `decode_constants`.
     """
-    with told_if_damaged():
-        return _plain_file(data)
-
-
-def _plain_file(data: bytes) -> bytes:
     model = parse(data)
-    if not any(PreparedConstants(model, i).tensors for i in range(len(model.subgraphs))):
+    if not only_tflm(model):
         return data
     decode_constants(model)
+    for tensor in (tensor for graph in model.subgraphs for tensor in graph.tensors):
+        if repeated_zero_point(tensor.quantization):
+            tensor.quantization.zeroPoint = np.repeat(tensor.quantization.zeroPoint, len(tensor.quantization.scale))
     return to_bytes(model)

@@ -136,6 +136,16 @@ def _best_code(counts: np.ndarray) -> tuple[Code, int]:
     return Code(best, int(symbols[0]) if len(symbols) else 0), smallest
 
 
+def check_name(coding: str) -> None:
+    """Raises InputError for a coding that does not exist."""
+    if coding not in ("auto", *CODINGS):
+        raise InputError(
+            f"Unknown coding {coding!r}.",
+            expected=f"one of: auto, {', '.join(CODINGS)}",
+            fix="leave it out for the smallest",
+        )
+
+
 def encode(values: np.ndarray, *, coding: str = "auto", code: Code | None = None) -> Coded | None:
     """A constant in a coding; None where it stays as it is, "none" or the smallest of "auto".
 
@@ -147,14 +157,9 @@ def encode(values: np.ndarray, *, coding: str = "auto", code: Code | None = None
     Raises:
         InputError: an unknown coding, or a type that its decoder does not have.
     """
+    check_name(coding)
     if coding == "none":
         return None
-    if coding not in ("auto", *CODINGS):
-        raise InputError(
-            f"Unknown coding {coding!r}.",
-            expected=f"one of: auto, {', '.join(CODINGS)}",
-            fix="leave it out for the smallest",
-        )
     if coding == "auto":
         tried = [encode(values, coding="mask")]
         if values.dtype == np.int8:

@@ -72,8 +72,8 @@ def export_coded(
         samples: calibration images for the conversion of a Keras model.
         seed: of these, and of the inputs that are compared.
         coding: "auto" (the smallest for each constant), "huffman", "mask" (a bit for each value, and those that are not
-            0) or "none"; or a mapping from patterns of tensor names ("*conv2d_3/*") to these, of which the first
-            that fits holds; what none fits is "auto".
+            0) or "none"; or a mapping from patterns of kernels' names ("*conv2d_3/*") to these, of which the first that
+            fits holds; a kernel that none fits is "auto". Biases are, unless all is "none".
         short_biases: store the biases that fit as one int16 constant where that is smaller, which CAST and SPLIT_V
             unpack: fewer bytes in the file, more in the arena, and these two kernels in the firmware.
         max_flash: bytes the file may take.
@@ -140,19 +140,21 @@ def _asked(constants: list[Constant], coding: str | Mapping[str, str]) -> dict[i
     """Tensor -> what is asked for.
 
     Raises:
-        InputError: an unknown coding, or a pattern that fits no constant.
+        InputError: a pattern that fits no kernel.
     """
-    if isinstance(coding, str):  # a word for all of them means the kernels
-        return {c.tensor: coding if coding in ("auto", "none") or not c.bias else "none" for c in constants}
+    kernels = [c for c in constants if not c.bias]
+    others = {c.tensor: "none" if coding == "none" else "auto" for c in constants if c.bias}
+    if isinstance(coding, str):
+        return {c.tensor: coding for c in kernels} | others
     for pattern in coding:
-        if not any(fnmatch.fnmatchcase(c.name, pattern) for c in constants):
+        if not any(fnmatch.fnmatchcase(c.name, pattern) for c in kernels):
             raise InputError(
-                f"No kernel or bias has a name like {pattern!r}.",
-                expected=f"a pattern of names such as {', '.join(repr(c.name[:60]) for c in constants[:4])}",
+                f"No kernel has a name like {pattern!r}.",
+                expected=f"a pattern of names such as {', '.join(repr(c.name[:60]) for c in kernels[:4])}",
                 fix="put a * for what may be anything: '*conv2d_3/*'",
             )
-    fits = {c.tensor: [w for p, w in coding.items() if fnmatch.fnmatchcase(c.name, p)] for c in constants}
-    return {tensor: words[0] if words else "auto" for tensor, words in fits.items()}
+    fits = {c.tensor: [w for p, w in coding.items() if fnmatch.fnmatchcase(c.name, p)] for c in kernels}
+    return {tensor: words[0] if words else "auto" for tensor, words in fits.items()} | others
 
 
 def _smallest(original: bytes, coded: Mapping[int, Coded], note: dict[str, Any], *, join: bool) -> tuple[bytes, Any]:
@@ -161,7 +163,7 @@ def _smallest(original: bytes, coded: Mapping[int, Coded], note: dict[str, Any],
     Raises:
         InputError: the interpreter does not run it.
     """
-    files = {}
+    files = []
     for together in _TOGETHER:
         model = parse(original)
         if join:
@@ -170,10 +172,11 @@ def _smallest(original: bytes, coded: Mapping[int, Coded], note: dict[str, Any],
         trim(model)
         if note:
             put_metadata(model, note, small=True)
-        files[to_bytes(model, small=True)] = together
-    loaded = []
+        files.append(to_bytes(model, small=True))
+    runtimes.load(files[-1], runtime="tflm")  # tried in a process of its own; the others are the same, regrouped
     for data in files:
-        loaded.append((data, runtimes.load(data, runtime="tflm")))  # which tries it in a process of its own
+        runtimes.trust(data)
+    loaded = [(data, runtimes.load(data, runtime="tflm")) for data in dict.fromkeys(files)]
     limit = arena_bytes(loaded[-1][1])
     return next((data, runner) for data, runner in loaded if arena_bytes(runner) <= limit)
 
