@@ -127,6 +127,7 @@ def test_figures_are_those_of_the_uncoded_file(int8, coded):
     [
         ({"*hidden/*": "mask", "*second/*": "none"}, {"mask": 1, "huffman": 3}),
         ({"*depth/*": "none", "*head/*": "none", "*": "huffman"}, {"mask": 0, "huffman": 3}),
+        ({"*second/*": "pairs", "*depth/*": "pairs", "*head/*": "none"}, {"pairs": 2}),
         ("none", {"mask": 0, "huffman": 0}),
     ],
 )
@@ -154,8 +155,9 @@ def test_masks_of_kernels_and_biases_run_in_the_interpreter(int8):
     np.testing.assert_array_equal(*outputs)
 
 
+@pytest.mark.parametrize("kind", ["huffman", "pairs"])
 @pytest.mark.parametrize("levels", [1, 3, 15, 63, 255])
-def test_few_and_many_levels_decode_alike_here_and_there(tiny_file, levels):
+def test_few_and_many_levels_decode_alike_here_and_there(tiny_file, levels, kind):
     """Tables of one level and of several, a code of a single symbol; the interpreter's decoder is the judge."""
     model, rng = parse(tiny_file), np.random.default_rng(levels)
     graph = Subgraph(model)
@@ -164,7 +166,7 @@ def test_few_and_many_levels_decode_alike_here_and_there(tiny_file, levels):
     set_constant(model, graph.tensors[kernel], values=values.astype(np.int8))
     plain = to_bytes(model)
     made = parse(plain)
-    form = coding.encode(values.astype(np.int8), coding="huffman")
+    form = coding.encode(values.astype(np.int8), coding=kind)
     coded_model.insert_decoders(made, {kernel: form}, together=0)
     made = to_bytes(made, small=True)
     np.testing.assert_array_equal(Subgraph(parse(made)).dense(kernel), values)
@@ -197,11 +199,10 @@ def test_kernels_share_a_table_where_that_is_smaller(coded):
     tables = [ancillary for ancillary in ancillaries if ancillary[0] == 1]  # Huffman
     assert len(set(tables)) < len(tables)
     rng = np.random.default_rng(0)
-    counts = [coding.histogram(rng.integers(a, a + 8, 4000).astype(np.int8)) for a in (0, 0, 100, 100)]
-    codes = sharing.share_codes(counts)
+    values = [rng.integers(a, a + 8, 4000).astype(np.int8) for a in (0, 0, 100, 100)]
+    codes = sharing.share_codes([coding.histogram(v) for v in values])
     assert codes[0] is codes[1] and codes[2] is codes[3] and codes[0] is not codes[2]
-    together = sharing.coded_size_together(counts)
-    assert together < sum(map(coding.coded_size_of, counts))
+    assert sharing.coded_size_together(values) < sum(map(coding.coded_size, values))
 
 
 def test_one_decoder_serves_several_layers_without_a_larger_arena(int8, coded):

@@ -23,14 +23,9 @@ flags.DEFINE_string(
 flags.DEFINE_list("targets", ["tflite_float32", "tflite_int8"], "Export targets, comma-separated.")
 flags.DEFINE_string("output", "out", "Folder to write to.")
 flags.DEFINE_integer("calibration", 256, "Training images that set the int8 ranges.", lower_bound=1)
-flags.DEFINE_integer(
-    "max_flash", None, "Bytes the model may take of a microcontroller's flash (tflm*).", lower_bound=1
-)
+flags.DEFINE_integer("max_flash", None, "Bytes the model may take of a microcontroller's flash (tflm*).", lower_bound=1)
 flags.DEFINE_integer("max_arena", None, "Bytes the tensor arena may take of its RAM (tflm, ..coded).", lower_bound=1)
-flags.DEFINE_enum(
-    "coding", None, ["auto", "huffman", "mask", "none"], "How to code constants (tflite_micro_coded); by default the "
-    "smallest.",
-)  # fmt: skip
+flags.DEFINE_string("coding", None, "tflite_micro_coded: auto, huffman, pairs, mask or none, for all kernels.")
 flags.DEFINE_boolean("compress", None, "Store clustered weights as indices into a table (tflm).")
 flags.DEFINE_integer("tolerance", None, "Steps by which TFLite Micro may differ from LiteRT (tflm).", lower_bound=0)
 define_data(teacher=False)

@@ -71,9 +71,11 @@ def export_coded(
         metadata: stored in the file; None keeps the note of a file that has one.
         samples: calibration images for the conversion of a Keras model.
         seed: of these, and of the inputs that are compared.
-        coding: "auto" (the smallest for each constant), "huffman", "mask" (a bit for each value, and those that are not
-            0) or "none"; or a mapping from patterns of kernels' names ("*conv2d_3/*") to these, of which the first that
-            fits holds; a kernel that none fits is "auto". Biases are, unless all is "none".
+        coding: "auto" (the smallest for each constant), "huffman", "pairs" (codes of two values each, for many zeros;
+            it takes a copy of the kernel in the arena, and SQUEEZE in the firmware), "mask" (a bit for each value, and
+            those that are not 0) or "none": for each kernel that it makes smaller. Or a mapping from patterns of
+            kernels' names ("*conv2d_3/*") to these, of which the first that fits holds; a kernel that none fits is
+            "auto". Biases are "auto", unless all is "none".
         short_biases: store the biases that fit as one int16 constant where that is smaller, which CAST and SPLIT_V
             unpack: fewer bytes in the file, more in the arena, and these two kernels in the firmware.
         max_flash: bytes the file may take.
@@ -88,8 +90,9 @@ def export_coded(
 
     Raises:
         InputError: TFLM is not installed; a file that is coded already, sparse, or of float weights; an operator TFLM
-            lacks; a coding that a constant's type does not have, or that makes it larger; other outputs than the
-            uncoded file's; too large for `max_flash` or `max_arena`; or what "tflite_int8" raises.
+            lacks; an unknown coding, or a pattern's that a kernel's type does not have or that makes the kernel larger;
+            other outputs than the uncoded file's; too large for `max_flash` or `max_arena`; or what "tflite_int8"
+            raises.
     """
     require("tflite_micro", extra="mcu")
     if checks < 1:
@@ -97,7 +100,7 @@ def export_coded(
     original, details = tflite_of(model, calibration=calibration, samples=samples, seed=seed, **options)
     add_methods(require_dense(original))
     constants = _constants(original)
-    coded = encode_constants(parse(original), _asked(constants, coding))
+    coded = encode_constants(parse(original), _asked(constants, coding), strict=not isinstance(coding, str))
     note = metadata if metadata is not None else read_metadata(original)
     runtimes.probe(original, runtime="tflm")
     before = runtimes.load(original, runtime="tflm")
