@@ -127,7 +127,7 @@ def test_figures_are_those_of_the_uncoded_file(int8, coded):
     [
         ({"*hidden/*": "mask", "*second/*": "none"}, {"mask": 1, "huffman": 3}),
         ({"*depth/*": "none", "*head/*": "none", "*": "huffman"}, {"mask": 0, "huffman": 3}),
-        ({"*second/*": "pairs", "*depth/*": "pairs", "*head/*": "none"}, {"pairs": 2}),
+        ({"*second/*": "pairs", "*hidden/*": "pairs", "*head/*": "none"}, {"pairs": 2}),
         ("none", {"mask": 0, "huffman": 0}),
     ],
 )
@@ -140,13 +140,14 @@ def test_every_coding_runs_in_the_interpreter(int8, tmp_path, asked, codings):
     assert figures(made.path) == figures(int8.path)
 
 
-def test_masks_of_kernels_and_biases_run_in_the_interpreter(int8):
-    """All constants with their zeros in a mask, whether that is smaller or not."""
+@pytest.mark.parametrize("kind", ["mask", "pairs"])
+def test_all_kinds_of_layers_take_a_coding_in_the_interpreter(int8, kind):
+    """All constants in masks, all kernels in pairs, whether that is smaller or not."""
     data = int8.path.read_bytes()
     model = parse(data)
     graph = Subgraph(model)
-    constants = [c.tensor for c in coded_model.codable(model)]
-    forms = {i: coding.encode(graph.dense(i), coding="mask") for i in constants}
+    constants = [c.tensor for c in coded_model.codable(model) if not c.bias or kind == "mask"]
+    forms = {i: coding.encode(graph.dense(i), coding=kind) for i in constants}
     coded_model.insert_decoders(model, forms, together=1)
     trim(model)
     made = to_bytes(model, small=True)

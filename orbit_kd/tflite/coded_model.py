@@ -64,7 +64,9 @@ def codable(model: Any) -> list[Constant]:
     return list(found.values())
 
 
-def encode_constants(model: Any, asked: Mapping[int, str], *, strict: bool = False) -> dict[int, Coded]:
+def encode_constants(
+    model: Any, asked: Mapping[int, str], *, strict: bool = False, pairs: bool = True
+) -> dict[int, Coded]:
     """The coded form of each constant that is to be coded.
 
     Args:
@@ -72,6 +74,7 @@ def encode_constants(model: Any, asked: Mapping[int, str], *, strict: bool = Fal
         asked: tensor of the main graph -> "auto" or one of `coding.CODINGS`.
         strict: refuse a coding that makes a constant larger, where it is asked for by name; else such a constant stays
             as it is.
+        pairs: whether "auto" may be "pairs", which take more of the arena.
 
     Raises:
         InputError: an unknown coding; or one that is asked for by name has no decoder for the constant's type, or makes
@@ -88,7 +91,7 @@ def encode_constants(model: Any, asked: Mapping[int, str], *, strict: bool = Fal
         )
     values = {i: graph.dense(i) for i in asked if graph.dtype(i) != "int4"}
     int8 = [index for index, of in values.items() if of.dtype == np.int8]
-    choices = choose([values[i] for i in int8], [asked[i] for i in int8])
+    choices = choose([values[i] for i in int8], [asked[i] for i in int8], pairs=pairs)
     chosen = dict(zip(int8, choices, strict=True))
     coded = {}
     for index, name in ((i, asked[i]) for i in values):

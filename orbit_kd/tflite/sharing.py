@@ -24,15 +24,18 @@ Choice = tuple[str, Code | None]  # "huffman" or "pairs" with its code, "mask" o
 _ROUNDS = 3
 
 
-def choose(values: Sequence[np.ndarray], codings: Sequence[str]) -> list[Choice]:
+def choose(values: Sequence[np.ndarray], codings: Sequence[str], *, pairs: bool = True) -> list[Choice]:
     """The coding of each int8 constant.
 
     Args:
         values: the constants.
         codings: what is asked for, "auto" for the smallest.
+        pairs: whether "auto" may be "pairs", which take more of the arena.
     """
     counts = [histogram(one) for one in values]
     singly = _singly(counts, codings)
+    if not pairs and "pairs" not in codings:
+        return singly
     paired = _paired(values, counts, singly, codings)
     if any(coding == "pairs" for coding in codings):
         return paired
@@ -68,19 +71,19 @@ def _paired(
     asked = {i for i, coding in enumerate(codings) if coding == "pairs" and values[i].size % 2 == 0}
     free = {i for i, (coding, _) in enumerate(singly) if coding == "huffman" and codings[i] == "auto"}
     members = asked | {i for i in free if values[i].size % 2 == 0}
-    pairs = {i: pair_histogram(values[i]) for i in members}
+    twos = {i: pair_histogram(values[i]) for i in members}
     for _ in range(_ROUNDS):
         if not members:
             return list(singly)
-        code = best_code(np.sum([pairs[i] for i in members], axis=0))
-        gain = {i: _stream(counts[i], singly[i]) - code.stream_size(pairs[i]) - PAIR_STRUCTURE for i in members - asked}
+        code = best_code(np.sum([twos[i] for i in members], axis=0))
+        gain = {i: _stream(counts[i], singly[i]) - code.stream_size(twos[i]) - PAIR_STRUCTURE for i in members - asked}
         losers = {i for i, saved in gain.items() if saved <= 0}
         if not losers:
             break
         members = members - losers
     if not members:
         return list(singly)
-    code = best_code(np.sum([pairs[i] for i in members], axis=0))
+    code = best_code(np.sum([twos[i] for i in members], axis=0))
     rest = [i for i in range(len(values)) if i not in members]
     choices = dict(zip(rest, _singly([counts[i] for i in rest], [codings[i] for i in rest]), strict=True))
     return [("pairs", code) if i in members else choices[i] for i in range(len(values))]

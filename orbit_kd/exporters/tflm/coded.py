@@ -79,7 +79,8 @@ def export_coded(
         short_biases: store the biases that fit as one int16 constant where that is smaller, which CAST and SPLIT_V
             unpack: fewer bytes in the file, more in the arena, and these two kernels in the firmware.
         max_flash: bytes the file may take.
-        max_arena: bytes the tensor arena may take, with the margin of the target "tflm".
+        max_arena: bytes the tensor arena may take, with the margin of the target "tflm". "auto" does without "pairs"
+            where they would take more.
         checks: how many inputs to compare both files on.
         **options: of "tflite_int8", for the conversion of a Keras model.
 
@@ -100,14 +101,19 @@ def export_coded(
     original, details = tflite_of(model, calibration=calibration, samples=samples, seed=seed, **options)
     add_methods(require_dense(original))
     constants = _constants(original)
-    coded = encode_constants(parse(original), _asked(constants, coding), strict=not isinstance(coding, str))
+    asked = _asked(constants, coding)
     note = metadata if metadata is not None else read_metadata(original)
+    margin = arena_margin(original)
     runtimes.probe(original, runtime="tflm")
+    for pairs in (True, False):
+        coded = encode_constants(parse(original), asked, strict=not isinstance(coding, str), pairs=pairs)
+        data, after = _smallest(original, coded, note, join=short_biases)
+        arena = arena_bytes(after)
+        if max_arena is None or arena_size(arena, margin) <= max_arena:
+            break
     before = runtimes.load(original, runtime="tflm")
-    data, after = _smallest(original, coded, note, join=short_biases)
     compared = _compare(before, after, calibration, checks, seed)
     check_flash(data, max_flash, original=original)
-    arena, margin = arena_bytes(after), arena_margin(original)
     check_arena(data, arena, margin=margin, limit=max_arena)
     details |= {
         "arena_bytes": arena,
