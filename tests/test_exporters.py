@@ -21,6 +21,7 @@ from orbit_kd.datasets.samples import calibration_sample
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import Artifact, export, export_all, file_of, open_artifact, read_metadata, targets
 from orbit_kd.exporters.c_array import read_c_array
+from orbit_kd.exporters.tflite import convert
 from orbit_kd.tflite.nm_check import check_n_m
 from orbit_kd.tflite.reader import parse
 from orbit_kd.tflite.summary import read
@@ -53,6 +54,17 @@ def test_float32_file_agrees_with_keras_and_has_a_fixed_batch_of_one(tmp_path, i
     image = parse(artifact.path.read_bytes()).subgraphs[0]
     assert list(image.tensors[image.inputs[0]].shape) == [1, 12, 12, 3]
     assert image.tensors[image.inputs[0]].shapeSignature is None  # no axis is open
+
+
+@pytest.mark.parametrize("target", ["tflite_float32", "tflite_int8", "tflite_int16x8"])
+def test_the_short_way_through_the_converter_ends_in_the_same_file(tmp_path, images, target, monkeypatch):
+    model, ways = net(), []
+    goes = convert._goes_the_short_way
+    for name, way in (("short", lambda f: ways.append(goes(f)) or ways[-1]), ("long", lambda f: False)):
+        monkeypatch.setattr(convert, "_goes_the_short_way", way)
+        export(model, target, path=tmp_path / name, calibration=images)
+    assert ways == [True]
+    assert (tmp_path / "short").read_bytes() == (tmp_path / "long").read_bytes()
 
 
 def test_artifact_tells_size_on_disk_and_gzip_size(tmp_path, images):
