@@ -1,0 +1,221 @@
+"""What scans say may go from a network, filters, weights and bits alike, in the order in which to take it."""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import tf_keras as keras
+
+from orbit_kd.channels.graph import ChannelGraph, Group
+from orbit_kd.errors import InputError
+from orbit_kd.models.wrappers import KernelRule, kernel_rule
+from orbit_kd.search.changes import bits_left
+from orbit_kd.search.scan import Curve, Scan
+
+_LEVELS = 40  # steps from whole to the last ratio of a curve; narrower groups take one channel a step
+
+Name = tuple[str, str]
+"""What a move is about: "filters" and a group, "weights" or "bits" and a layer."""
+
+State = Mapping[Name, float]
+"""How much of each has gone: units of a group, the part of a kernel's weights that is zero, of its eight bits."""
+
+Levels = list[tuple[float, float]]
+"""(how much has gone, predicted rise of the loss), from what is so now on; neither ever falls."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Taken:
+    """One step: of `name` so much has gone by then, at this predicted rise of the loss in all."""
+
+    name: Name
+    amount: float
+    loss: float
+
+
+class Moves:
+    """The levels that scans allow in a network, and what a state of them leaves of it.
+
+    Args:
+        graph: the traced network.
+        scans: of its filters, weights or bits, or some of these.
+        round_to, min_channels: as in `plan_removal`.
+        bits: layer -> bits that its kernel has already; 8 where not named.
+
+    Raises:
+        InputError: a scan of another network.
+    """
+
+    def __init__(
+        self, graph: ChannelGraph, scans: Sequence[Scan], *, round_to: int = 1, min_channels: int = 1,
+        bits: Mapping[str, int] | None = None,
+    ) -> None:  # fmt: skip
+        self.graph = graph
+        self.groups: dict[str, Group] = {}
+        self.kernels = kernels_of(graph)
+        self.levels: dict[Name, Levels] = {}
+        for scan in scans:
+            if scan.of == "filters":
+                self.groups = _scanned_groups(graph, scan)
+                for name, group in self.groups.items():
+                    levels = _channel_levels(group, scan[name], scan.loss, round_to, min_channels)
+                    self.levels["filters", name] = levels
+                continue
+            _check_layers(graph, scan)
+            for curve in scan.curves:
+                if curve.ratios and curve.name in self.kernels:
+                    now = _now(scan.of, curve.name, self.kernels[curve.name], bits or {})
+                    self.levels[scan.of, curve.name] = _kernel_levels(scan.of, curve, scan.loss, now)
+        self.start: dict[Name, float] = {name: levels[0][0] for name, levels in self.levels.items()}
+
+    def stays(self, gone: State) -> np.ndarray:
+        """bool per unit of the graph: which and how many of a group counts, not which ones."""
+        stays = self.graph.all_stay()
+        for name, group in self.groups.items():
+            stays[group.units[: int(gone.get(("filters", name), 0))]] = False
+        return stays
+
+    def ratios(self, gone: State) -> dict[str, float]:
+        """Group -> part of its channels that goes, of every group that may shrink."""
+        return {name: gone.get(("filters", name), 0) / group.width for name, group in self.groups.items()}
+
+    def sparsities(self, gone: State) -> dict[str, float]:
+        """Layer -> part of its remaining weights that is to be zero, where that is more than now."""
+        return {layer: part for (of, layer), part in gone.items()
+                if of == "weights" and part > self.start[of, layer]}  # fmt: skip
+
+    def bits(self, gone: State) -> dict[str, int]:
+        """Layer -> bits of its kernel, where they are fewer than eight."""
+        return {layer: bits_left(part) for (of, layer), part in gone.items() if of == "bits" and part}
+
+    def order(self, cost: Callable[[State], float], *, start: State | None = None) -> list[Taken]:
+        """All steps, from `start` to the last levels: the one that saves most of the cost for its loss goes next.
+
+        A step's worth falls as others are taken, and rarely rises, so that only the best of the queue is looked at
+        anew.
+        """
+        first = {**self.start, **(start or {})}
+        levels = {name: [v for v in steps if v[0] >= first[name]] for name, steps in self.levels.items()}
+        gone, taken, order, loss = dict(first), Counter[Name](), list[Taken](), 0.0
+        now = cost(gone)
+
+        def price(name: Name) -> float:
+            """Predicted loss for each part of the cost that the next step saves."""
+            (_, before), (amount, after) = levels[name][taken[name] : taken[name] + 2]
+            saved = now - cost({**gone, name: amount})
+            return (after - before) / saved if saved > 0 else np.inf
+
+        queue = [(price(name), name) for name in levels if len(levels[name]) > 1]
+        heapq.heapify(queue)
+        while queue:
+            _, name = heapq.heappop(queue)
+            current = price(name)
+            if queue and current > queue[0][0] * (1 + 1e-9) + 1e-15:
+                heapq.heappush(queue, (current, name))
+                continue
+            if np.isinf(current):
+                break  # nothing that is left saves anything
+            taken[name] += 1
+            (_, before), (gone[name], after) = levels[name][taken[name] - 1 : taken[name] + 1]
+            loss += after - before
+            order.append(Taken(name, gone[name], loss))
+            now = cost(gone)
+            if taken[name] + 1 < len(levels[name]):
+                heapq.heappush(queue, (price(name), name))
+        return order
+
+    def after(self, steps: Sequence[Taken], *, start: State | None = None) -> dict[Name, float]:
+        """The state after some steps."""
+        return {**self.start, **(start or {}), **{step.name: step.amount for step in steps}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """A layer's kernel in the graph: what `graph.size` counts, its values, and the layer."""
+
+    weight: object
+    value: np.ndarray
+    layer: keras.layers.Layer
+
+
+def kernels_of(graph: ChannelGraph) -> dict[str, Kernel]:
+    """Layer -> its kernel, of every layer that has one over input channels."""
+    found = {}
+    for record in graph.layers.values():
+        rule = None if isinstance(record.layer, keras.Model) else kernel_rule(record.layer)
+        if isinstance(rule, KernelRule) and rule.kernel in record.weights:
+            found[record.path] = Kernel(
+                record.weights[rule.kernel], getattr(record.layer, rule.kernel).numpy(), record.layer
+            )
+    return found
+
+
+def _scanned_groups(graph: ChannelGraph, scan: Scan) -> dict[str, Group]:
+    """The groups that may shrink.
+
+    Raises:
+        InputError: a scan of another model.
+    """
+    fix = "run okd.sensitivity(model, data) on it"
+    if {c.name for c in scan.curves} != {g.name for g in graph.groups}:
+        raise InputError(
+            f"The scan is of {scan.of} of {len(scan.curves)} groups, the model has {len(graph.groups)}.",
+            expected="a scan of the filters of this model",
+            fix=fix,
+        )
+    narrower = [g.name for g in graph.groups if scan[g.name].width != g.channels]
+    if narrower:
+        raise InputError(
+            f"The scan is of another network: {', '.join(narrower[:5])} had other widths.",
+            expected="a scan of the filters of this model",
+            fix=fix,
+        )
+    return {g.name: g for g in graph.groups if scan[g.name].ratios}
+
+
+def _check_layers(graph: ChannelGraph, scan: Scan) -> None:
+    """Raises InputError for a scan of another model's weights or bits."""
+    if not {c.name for c in scan.curves} <= {record.path for record in graph.layers.values()}:
+        raise InputError(
+            f"The scan of {scan.of} has layers that are not in the model.",
+            expected=f'okd.sensitivity(model, data, of="{scan.of}") of this model',
+            fix="run it on this model",
+        )
+
+
+def _channel_levels(group: Group, curve: Curve, whole: float, round_to: int, min_channels: int) -> Levels:
+    step = group.step(round_to)
+    most = max(min(round(group.width * curve.ratios[-1]), group.width - group.fewest_units(min_channels)), 0)
+    steps = {(group.width - round(most * i / _LEVELS)) // step * step for i in range(_LEVELS + 1)}
+    counts = sorted({0, *(group.width - width for width in steps if group.width - width <= most)})
+    return [(count, _rise(curve, whole, count / group.width)) for count in counts]
+
+
+def _now(of: str, layer: str, kernel: Kernel, bits: Mapping[str, int]) -> float:
+    """How much has gone of a kernel already."""
+    return 1 - bits.get(layer, 8) / 8 if of == "bits" else float(np.mean(kernel.value == 0))
+
+
+def _kernel_levels(of: str, curve: Curve, whole: float, now: float) -> Levels:
+    last = curve.ratios[-1]
+    parts = [bits / 8 for bits in range(1, 7)] if of == "bits" else np.linspace(0, 1, _LEVELS + 1)[1:].tolist()
+    free = _rise(curve, whole, now)
+    return [(now, 0.0), *((p, max(_rise(curve, whole, p) - free, 0.0)) for p in parts if now < p <= last + 1e-9)]
+
+
+def _rise(curve: Curve, whole: float, part: float) -> float:
+    """How much the loss rises where a part goes, between points as on a straight line.
+
+    The curve is read as rising. From its steepest stretch on it goes on as steeply: where a network has lost everything
+    its loss rises no further, and the rest of a group would look free.
+    """
+    at = np.array([0.0, *curve.ratios])
+    loss = np.maximum.accumulate(np.array([whole, *curve.loss])) - whole
+    slopes = np.diff(loss) / np.diff(at)
+    steepest = int(slopes.argmax())
+    slopes[steepest:] = slopes[steepest]
+    return float(np.interp(part, at, np.append(0.0, np.cumsum(slopes * np.diff(at)))))
