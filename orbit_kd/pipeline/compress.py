@@ -36,6 +36,7 @@ from orbit_kd.removal.rounds import ratio_of_round
 from orbit_kd.removal.surgery import recalibrate_batchnorm, remove_filters
 from orbit_kd.reports.report import Report
 from orbit_kd.search.evaluator import accuracy_of, batches_of
+from orbit_kd.search.trial import plain
 from orbit_kd.sparsity.sparsify import sparsify, strip
 from orbit_kd.support.digests import digest
 from orbit_kd.support.files import write_file
@@ -102,23 +103,21 @@ def compress(
     job = Retraining(stages, teacher, _lessons(stages, teacher, data, recipe, augment), data, recipe)
     search = None
     if plan is None:
-        smallest, search = decisions.within_drop(job, note=extra)
-        decided = decisions.within_time(job, smallest, decided)
-        last = "distill"
-        student = job.stage(last, lambda: smallest, after=["search"], settings=recipe.settings("distill"),
-                            epochs=decided.epochs)  # fmt: skip
+        student, search = decisions.within_drop(job, note=extra)
+        last = "search"
     else:
         if recipe.time_budget:
             decided = decisions.within_time(job, remove_filters(teacher, plan), decided)
         student, last = _in_rounds(job, plan, decided)
-    if decided.pattern != "dense":
-        student, last = _sparse_training(job, student, decided, after=last), "sparsify"
+        if decided.pattern != "dense":
+            student, last = _sparse_training(job, student, decided, after=last), "sparsify"
     said = {name: value for name, value in about.items() if name != "versions"}
     with stages.stage("export", after=[last], note=said, **recipe.settings("export")) as (folder, done):
         artifacts = _export(student, recipe.targets, folder, "student", data, done, recipe, about)
     if search is not None:
         search = _validated(search, artifacts, data, stages)
     measured = _measured(originals, artifacts, data, stages)
+    student = plain(student)
     about_run = {"search": search, "title": title or f"{teacher.name}, compressed", "command": command}
     report = Report(measured | report_sections(measured, job, student, artifacts, decided, augment) | about_run)
     save_model(student, stages.workdir / "student.keras")
@@ -262,7 +261,7 @@ def _validated(search: dict[str, Any], artifacts: list[Artifact], data: Data, st
             labels, outputs = logits({"student": model_bytes(file)}, data.val)
             write_file(folder / "validation.json", json.dumps({"accuracy": accuracy(labels, outputs["student"])}))
         reached = json.loads((folder / "validation.json").read_text())["accuracy"]
-    verdict = "as asked" if reached >= search["target"] else "below what was asked, after int8 rounding"
+    verdict = search["verdict"] if reached >= search["target"] else "below what was asked, after int8 rounding"
     log.info("validation: %.2f%% (%s), %s", 100 * reached, file.target, verdict)
     return {**search, "reached": reached, "target_file": file.target, "verdict": verdict}
 

@@ -14,23 +14,26 @@ import tf_keras as keras
 from orbit_kd.channels.graph import ChannelGraph
 from orbit_kd.datasets import Data
 from orbit_kd.errors import InputError
-from orbit_kd.models.saving import load_model, save_model
+from orbit_kd.models.saving import fingerprint, load_model, save_model
 from orbit_kd.pipeline.recipe import Recipe
 from orbit_kd.pipeline.retraining import Retraining
 from orbit_kd.removal import budgets
-from orbit_kd.removal.surgery import recalibrate_batchnorm
-from orbit_kd.search.ratios import hybrid_for, ratios_for
+from orbit_kd.search.allocation import allocate, is_coded
 from orbit_kd.search.scan import Scan
 from orbit_kd.search.sensitivity import sensitivity
-from orbit_kd.search.smallest import RATIOS, smallest
+from orbit_kd.search.shrinking import LOST, RATIOS, TOLERANCE
+from orbit_kd.search.smallest import smallest
+from orbit_kd.search.trial import plain
 from orbit_kd.support.digests import digest
 from orbit_kd.support.files import write_file
 from orbit_kd.support.stages import Stages
 
 log = logging.getLogger("orbit_kd")
 
-_PATIENCE = 4  # times the epochs of a trial once the search with few has come to its end
-_SEARCH_PART = 0.4  # of the time that is left when the search begins
+_UNASKED = 3000.0  # seconds for a search where no time budget is given
+_SURELY = 0.95  # of the time that is left when the search begins: files are yet to come
+_ENDLESS = 1 << 20  # epochs, where the time budget alone says when to end
+_WARMUP = 0.1  # of the steps of a trial's training
 _TRAINING_PART = 0.8  # of the time that is left when the long training begins: estimates err, and files are yet to come
 
 
@@ -97,14 +100,9 @@ def _met(scans: Mapping[str, Scan], teacher: keras.Model, recipe: Recipe, note: 
                               "min_channels": recipe.min_channels, **recipe.budgets}  # fmt: skip
     if recipe.max_bytes is not None:
         limits["max_bytes"] = recipe.max_bytes - note
-    hybrid, sparsities = "weight_sensitivity" in scans, dict(recipe.sparsities)
+    weighed, target = "weight_sensitivity" in scans, target_of(recipe)
     try:
-        if hybrid:
-            ratios, sparsities = hybrid_for(
-                scans["sensitivity"], teacher, weights=scans["weight_sensitivity"], **limits
-            )
-        else:
-            ratios = ratios_for(scans["sensitivity"], teacher, **limits)
+        found = allocate(teacher, list(scans.values()), target=target, shrink=recipe.shrink, **limits)
     except InputError as error:
         also = f"; and {note} bytes more, for class names and preprocessing" if "max_bytes" in error.what else ""
         raise InputError(
@@ -112,8 +110,9 @@ def _met(scans: Mapping[str, Scan], teacher: keras.Model, recipe: Recipe, note: 
             expected=error.expected + also,
             fix="raise the budget, lower min_channels or round_to, or exclude fewer layers",
         ) from error
-    pattern = recipe.pattern if sparsities or not hybrid else "dense"  # filters alone were the better choice
-    return {"ratios": ratios, "pattern": pattern, "sparsities": sparsities if pattern != "dense" else {}}
+    sparsities = found.sparsities if weighed else dict(recipe.sparsities)
+    pattern = recipe.pattern if sparsities or not weighed else "dense"  # filters alone were the better choice
+    return {"ratios": found.ratios, "pattern": pattern, "sparsities": sparsities if pattern != "dense" else {}}
 
 
 def _scan(stages: Stages, teacher: keras.Model, data: Data, recipe: Recipe, stage: str) -> Scan:
@@ -125,8 +124,9 @@ def _scan(stages: Stages, teacher: keras.Model, data: Data, recipe: Recipe, stag
     )
     with stages.stage(stage, **recipe.settings(stage)) as (folder, done):
         if not done:
-            scan = sensitivity(teacher, data.val, ratios=RATIOS, of=of, images=recipe.scan_images, lost=0.5,
-                               unknown=recipe.unknown, path=folder / f"{of}.state.json", **about)  # fmt: skip
+            scan = sensitivity(teacher, data.val, ratios=RATIOS, of=of, images=recipe.scan_images, lost=LOST,
+                               tolerance=TOLERANCE, unknown=recipe.unknown, path=folder / f"{of}.state.json",
+                               **about)  # fmt: skip
             scan.to_json(folder / f"{of}.json")
             scan.to_csv(folder / f"{of}.csv")
             scan.plot(folder / f"{of}.png")
@@ -140,42 +140,54 @@ def within_drop(job: Retraining, *, note: int) -> tuple[keras.Model, dict[str, A
         InputError: it is larger than another budget allows.
     """
     teacher, data, stages, recipe = job.teacher, job.data, job.stages, job.recipe
-    with stages.stage("search", after=["lessons"], **recipe.settings("search")) as (folder, done):
+    target = target_of(recipe)
+    with stages.stage("search", after=["lessons"], target=target, **recipe.settings("search")) as (folder, done):
         if not done:
 
-            def retrain(student: keras.Model, epochs: int) -> None:
-                recalibrate_batchnorm(student, data.train)
-                state = folder / "training"
+            def retrain(student: keras.Model, epochs: int, rate: float) -> None:
+                state = folder / "training" / digest(fingerprint(student), epochs, rate)[:16]
                 label = f"trial of {student.count_params():,} parameters"
-                job.distil(student, epochs=epochs, folder=state, label=label)
-                recalibrate_batchnorm(student, data.train)
-                shutil.rmtree(state, ignore_errors=True)
+                job.distil(student, epochs=epochs, folder=state, label=label, rate=rate, warmup=_WARMUP)
+                shutil.rmtree(state.parent, ignore_errors=True)
 
             found = smallest(
                 teacher,
                 retrain,
                 data=data.val,
                 max_drop=recipe.max_drop or 0.0,
-                epochs=(recipe.search_epochs, _PATIENCE * recipe.search_epochs),
+                shrink=recipe.shrink or "bytes",
+                target=target,
+                epochs=min(recipe.search_epochs, recipe.epochs),
+                longest=recipe.epochs if recipe.time_budget is None else _ENDLESS,
                 train=data.train,
                 images=recipe.scan_images,
+                samples=recipe.calibration,
                 criterion=recipe.criterion,
+                pattern="magnitude" if recipe.pattern == "dense" else recipe.pattern,
                 round_to=recipe.round_to,
                 min_channels=recipe.min_channels,
                 exclude=recipe.exclude,
+                sparse_exclude=recipe.sparse_exclude,
                 unknown=recipe.unknown,
                 seed=recipe.seed,
-                seconds=None if recipe.time_budget is None else _SEARCH_PART * _left(stages, recipe),
+                examples=job.lessons.steps(recipe.batch_size) * recipe.batch_size,
+                seconds=_SURELY * _left(stages, recipe.time_budget or _UNASKED),
                 path=folder,
             )
             log.info("%s\n", found)
-            story = {"target": found.target, "images": found.images,
+            story = {"target": found.target, "images": found.images, "shrink": recipe.shrink or "bytes", "file": target,
+                     "teacher": dataclasses.asdict(found.whole), "verdict": found.verdict,
                      "trials": [dataclasses.asdict(t) for t in found.trials]}  # fmt: skip
             write_file(folder / "search.json", json.dumps(story))
-            save_model(found.student, folder / "student.keras")
+            save_model(found.model, folder / "student.keras")
         student = load_model(folder / "student.keras")
-    _check_budgets(student, teacher, recipe, note)
+    _check_budgets(plain(student), teacher, recipe, note)
     return student, json.loads((folder / "search.json").read_text())
+
+
+def target_of(recipe: Recipe) -> str:
+    """The target whose bytes count."""
+    return next((name for name in recipe.targets if is_coded(name)), "tflite_int8")
 
 
 def _check_budgets(student: keras.Model, teacher: keras.Model, recipe: Recipe, note: int) -> None:
@@ -204,7 +216,7 @@ def within_time(job: Retraining, student: keras.Model, decided: Decisions) -> De
         if not done:
             each = job.seconds_an_epoch(student)
             wanted = decided.epochs + (decided.sparse_epochs if decided.pattern != "dense" else 0)
-            part = min(1.0, _TRAINING_PART * _left(job.stages, recipe) / (each * wanted))
+            part = min(1.0, _TRAINING_PART * _left(job.stages, recipe.time_budget) / (each * wanted))
             write_file(folder / "part.json", json.dumps({"part": max(0.0, part), "seconds_an_epoch": each}))
         part = json.loads((folder / "part.json").read_text())["part"]
     epochs, sparse = max(recipe.rounds, int(part * decided.epochs)), decided.sparse_epochs
@@ -215,6 +227,6 @@ def within_time(job: Retraining, student: keras.Model, decided: Decisions) -> De
     return dataclasses.replace(decided, epochs=epochs, sparse_epochs=sparse)
 
 
-def _left(stages: Stages, recipe: Recipe) -> float:
-    """Seconds left of the time budget after the stages so far."""
-    return max(0.0, float(recipe.time_budget or 0.0) - sum(s["seconds"] for s in stages.seconds))
+def _left(stages: Stages, seconds: float) -> float:
+    """Seconds left of a time budget after the stages so far."""
+    return max(0.0, seconds - sum(s["seconds"] for s in stages.seconds))

@@ -149,7 +149,8 @@ def _masked(graph: ChannelGraph, group: Group, curve: Curve, order: np.ndarray, 
                     readers.append((record.layer, variable, variable.numpy(), axis, graph.unit_of[ids]))
 
     def make(part: float) -> None:
-        gone, values = group.units[_first(order, part)], {}
+        gone = group.units[_first(order, part)]
+        values: dict[int, np.ndarray] = {}
         for _, variable, value, axis, units in readers:
             shape = [-1 if a == axis else 1 for a in range(value.ndim)]
             kept = (~np.isin(units, gone)).astype(value.dtype).reshape(shape)

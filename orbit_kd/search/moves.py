@@ -11,6 +11,7 @@ import numpy as np
 import tf_keras as keras
 
 from orbit_kd.channels.graph import ChannelGraph, Group
+from orbit_kd.channels.ids import Weight
 from orbit_kd.errors import InputError
 from orbit_kd.models.wrappers import KernelRule, kernel_rule
 from orbit_kd.search.changes import bits_left
@@ -137,7 +138,7 @@ class Moves:
 class Kernel:
     """A layer's kernel in the graph: what `graph.size` counts, its values, and the layer."""
 
-    weight: object
+    weight: Weight
     value: np.ndarray
     layer: keras.layers.Layer
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import tf_keras as keras
 
 from orbit_kd.errors import InputError
@@ -39,4 +41,5 @@ def ratios_for(
             f"The scan is of {scan.of}.", expected="a scan of the filters of this model",
             fix="run okd.sensitivity(model, data) on it, or give this scan to okd.allocate",
         )  # fmt: skip
-    return allocate(model, [scan], unknown=unknown, round_to=round_to, min_channels=min_channels, **budget).ratios
+    how: dict[str, Any] = {"unknown": unknown, "round_to": round_to, "min_channels": min_channels, **budget}
+    return allocate(model, [scan], **how).ratios
