@@ -30,8 +30,8 @@ from orbit_kd.support.stages import Stages
 PAGE = Path(__file__).parent.parent / "docs" / "recipe_stages.md"
 
 KINDS = {
-    "ratios as given, two rounds, zeros": Recipe(
-        ratio=0.5, ratios={"a": 0.25}, rounds=2, epochs=4, pattern="magnitude"
+    "ratios as given, two rounds, zeros, few levels": Recipe(
+        ratio=0.5, ratios={"a": 0.25}, rounds=2, epochs=4, pattern="magnitude", bits=4
     ),
     "budgets, filters and weights together": Recipe(
         keep_params=0.5, max_bytes=1e6, pattern="magnitude", time_budget=60.0, epochs=4
@@ -63,6 +63,10 @@ OTHER = {
     "schedule": "constant",
     "sparse_exclude": ("a",),
     "sparse_epochs": 21,
+    "sparsity_scope": "lamp",
+    "bits": 3,
+    "layer_bits": {"a": 5},
+    "quantize_epochs": 19,
     "losses": ("logits", "similarity"),
     "alpha": 0.5,
     "temperature": 4.0,

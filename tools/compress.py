@@ -15,9 +15,10 @@ from absl import flags
 
 from orbit_kd.datasets.augment import Augment
 from orbit_kd.pipeline.recipe import Recipe
-from orbit_kd_tools.common import FLAGS, collect, define, define_data, load_data, load_teacher, required, run
+from orbit_kd_tools.common import FLAGS, collect, define, define_data, load, load_data, load_teacher, required, run
 
 flags.DEFINE_string("workdir", None, "Folder for all results.")
+flags.DEFINE_string("student", None, "A network made of the teacher before, to go on from.")
 flags.DEFINE_string("title", "", "Title of the report.")
 define_data()
 define(Recipe, skip=("seed",))
@@ -29,13 +30,15 @@ def main() -> None:
     recipe, augment = collect(Recipe), collect(Augment)
     data = load_data()
     teacher = load_teacher()
+    student = load(FLAGS.student) if FLAGS.student else None
 
     from orbit_kd.pipeline.compress import compress
 
     command = shlex.join(["python", *sys.argv])
     result = compress(
-        teacher, data, recipe=recipe, augment=augment, workdir=FLAGS.workdir, title=FLAGS.title, command=command
-    )
+        teacher, data, recipe=recipe, augment=augment, student=student, workdir=FLAGS.workdir, title=FLAGS.title,
+        command=command,
+    )  # fmt: skip
     print(f"\n{result.report}\n\nreport: {FLAGS.workdir}/report.html")
     for artifact in result.artifacts:
         print(f"{artifact.target}: {artifact.path} ({artifact.bytes:,} bytes)")

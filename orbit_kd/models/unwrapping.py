@@ -50,7 +50,7 @@ def refuse_wrapped(model: keras.Model, kinds: Kinds = EVERY) -> None:
 def unwrapped_copy(model: keras.Model, kinds: Kinds = EVERY) -> keras.Model:
     """A copy of a model without the wrappers of these kinds; its weights are those that the model computes with.
 
-    Of a quantization-aware model they are the weights before they are rounded.
+    Of a quantization-aware model they are the weights before they are rounded to 8 bits, or on a grid of fewer.
 
     Raises:
         InputError: a layer that cannot be copied, or a wrapper within a layer of the user's own.

@@ -13,6 +13,7 @@ import numpy as np
 import tf_keras as keras
 
 from orbit_kd.channels.graph import ChannelGraph
+from orbit_kd.channels.profiles import profile
 from orbit_kd.datasets import Data
 from orbit_kd.datasets.augment import Augment
 from orbit_kd.distillation import TeacherCache
@@ -20,7 +21,7 @@ from orbit_kd.errors import InputError
 from orbit_kd.evaluation.evaluate import evaluate
 from orbit_kd.evaluation.metrics import accuracy
 from orbit_kd.evaluation.outputs import logits, model_bytes
-from orbit_kd.exporters import Artifact, check, export_all
+from orbit_kd.exporters import Artifact, check, export_all, find
 from orbit_kd.exporters.metadata import bytes_of, note
 from orbit_kd.models.conversion import as_tf_keras
 from orbit_kd.models.saving import fingerprint, load_model, save_model
@@ -28,6 +29,7 @@ from orbit_kd.pipeline import decisions
 from orbit_kd.pipeline.recipe import Recipe
 from orbit_kd.pipeline.retraining import Retraining, lesson_layers, losses_of, training_of
 from orbit_kd.pipeline.sections import report_sections
+from orbit_kd.quantization.aware import plain_model, quantize_aware
 from orbit_kd.removal import budgets
 from orbit_kd.removal.importance import criteria
 from orbit_kd.removal.plan import RemovalPlan
@@ -36,7 +38,6 @@ from orbit_kd.removal.rounds import ratio_of_round
 from orbit_kd.removal.surgery import recalibrate_batchnorm, remove_filters
 from orbit_kd.reports.report import Report
 from orbit_kd.search.evaluator import accuracy_of, batches_of
-from orbit_kd.search.trial import plain
 from orbit_kd.sparsity.sparsify import sparsify, strip
 from orbit_kd.support.digests import digest
 from orbit_kd.support.files import write_file
@@ -61,11 +62,12 @@ def compress(
     *,
     recipe: Recipe | None = None,
     augment: Augment | None = None,
+    student: keras.Model | None = None,
     workdir: str | os.PathLike[str],
     title: str = "",
     command: str = "",
 ) -> Compressed:
-    """Removes filters, makes the rest sparse, retrains with the teacher, quantizes, exports, and measures the files.
+    """Removes filters, makes the rest sparse and coarse, retrains with the teacher, quantizes, exports, and measures.
 
     Each stage leaves its result in `workdir`. The same call goes on after a kill; a stage runs anew when its settings,
     the teacher, the data, or a stage before it have changed.
@@ -75,6 +77,8 @@ def compress(
         data: training, validation and test examples; the test split is read once, for the report.
         recipe: what to do; the defaults are moderate.
         augment: random changes to the training images the teacher and the student see.
+        student: a smaller network that was made of the teacher before, to go on from; None begins with the teacher.
+            Ratios are of its widths, and its layers have the teacher's names.
         workdir: folder for the results: student.keras, exported files, report.json, report.html.
         title: of the report.
         command: that repeats this, for the report.
@@ -83,9 +87,11 @@ def compress(
         InputError: bad settings, data that do not fit the teacher, an unwritable folder, a loss that is not finite.
     """
     teacher = as_tf_keras(load_model(teacher), name="teacher")
+    first = teacher if student is None else as_tf_keras(load_model(student), name="student")
     recipe, augment = recipe or Recipe(), augment or Augment()
-    plan = _check(teacher, data, recipe)
-    stages = Stages(workdir, digest(fingerprint(teacher), data.key))
+    plan = _check(teacher, first, data, recipe)
+    begun = () if student is None else (fingerprint(first),)
+    stages = Stages(workdir, digest(fingerprint(teacher), data.key, *begun))
     if plan:
         log.info("%s\n", plan)
     seen = recipe.scan_images  # for a line that people read: no result depends on it
@@ -97,8 +103,8 @@ def compress(
     extra = bytes_of(about, model_bytes(originals[1]))
     decided = decisions.Decisions.from_recipe(recipe)
     if recipe.budgets and recipe.max_drop is None:
-        decided = decisions.within_budgets(stages, teacher, data, recipe, note=extra)
-        plan = _plan(teacher, data, recipe, decided)
+        decided = decisions.within_budgets(stages, first, data, recipe, note=extra)
+        plan = _plan(first, data, recipe, decided)
         log.info("%s\n", plan)
     job = Retraining(stages, teacher, _lessons(stages, teacher, data, recipe, augment), data, recipe)
     search = None
@@ -107,17 +113,19 @@ def compress(
         last = "search"
     else:
         if recipe.time_budget:
-            decided = decisions.within_time(job, remove_filters(teacher, plan), decided)
-        student, last = _in_rounds(job, plan, decided)
+            decided = decisions.within_time(job, remove_filters(first, plan), decided)
+        student, last = _in_rounds(job, first, plan, decided)
         if decided.pattern != "dense":
             student, last = _sparse_training(job, student, decided, after=last), "sparsify"
+        if decided.few_levels:
+            student, last = _few_levels(job, student, decided, after=last), "quantize"
     said = {name: value for name, value in about.items() if name != "versions"}
     with stages.stage("export", after=[last], note=said, **recipe.settings("export")) as (folder, done):
         artifacts = _export(student, recipe.targets, folder, "student", data, done, recipe, about)
     if search is not None:
         search = _validated(search, artifacts, data, stages)
     measured = _measured(originals, artifacts, data, stages)
-    student = plain(student)
+    student = plain_model(student)
     about_run = {"search": search, "title": title or f"{teacher.name}, compressed", "command": command}
     report = Report(measured | report_sections(measured, job, student, artifacts, decided, augment) | about_run)
     save_model(student, stages.workdir / "student.keras")
@@ -125,7 +133,7 @@ def compress(
     return Compressed(student, tuple(artifacts), report)
 
 
-def _check(teacher: keras.Model, data: Data, recipe: Recipe) -> RemovalPlan | None:
+def _check(teacher: keras.Model, first: keras.Model, data: Data, recipe: Recipe) -> RemovalPlan | None:
     """Refuses before hours are spent what can be; returns the plan, or None where a scan or a search decides."""
     if not isinstance(data, Data):
         raise InputError(
@@ -134,20 +142,44 @@ def _check(teacher: keras.Model, data: Data, recipe: Recipe) -> RemovalPlan | No
             fix="okd.Data(train, val, test), each as Keras' fit takes it; or okd.load(folder)",
         )
     check_fit(teacher, data)
+    if first is not teacher:
+        _check_student(teacher, first, data, recipe)
     criteria.get(recipe.criterion)
     losses_of(recipe)
     check(teacher, (*_OF_THE_TEACHER, *recipe.targets))
-    plan, smaller = None, teacher
+    plan, smaller = None, first
     if recipe.budgets or recipe.max_drop is not None:
-        graph = ChannelGraph(teacher, unknown=recipe.unknown)
+        graph = ChannelGraph(first, unknown=recipe.unknown)
         check_names(graph, recipe.exclude)
         budgets.limits(graph, recipe.budgets)
     else:
-        plan = _plan(teacher, data, recipe, decisions.Decisions.from_recipe(recipe))
-        smaller = remove_filters(teacher, plan)
+        plan = _plan(first, data, recipe, decisions.Decisions.from_recipe(recipe))
+        smaller = remove_filters(first, plan)
+    as_asked = decisions.Decisions.from_recipe(recipe)
     if recipe.pattern != "dense":
-        _sparse(smaller, recipe, decisions.Decisions.from_recipe(recipe), steps=1)
+        _sparse(smaller, recipe, as_asked, steps=1)
+    if as_asked.few_levels:
+        quantize_aware(smaller, bits=as_asked.bits_by_pattern)
     return plan
+
+
+def _check_student(teacher: keras.Model, student: keras.Model, data: Data, recipe: Recipe) -> None:
+    """Raises InputError for a student that was not made of the teacher, or where only the teacher can be begun with."""
+    check_fit(student, data)
+    known = {layer.name for layer in profile(teacher).layers}
+    missing = [layer.name for layer in profile(student).layers if layer.params and layer.name not in known]
+    if missing:
+        raise InputError(
+            f"The student has layers that the teacher has not: {', '.join(missing[:5])}.",
+            expected="a network that remove_filters or compress made of this teacher",
+            fix="give that one, or leave the student out; any other pair is taught by tools/distill.py",
+        )
+    if recipe.max_drop is not None:
+        raise InputError(
+            "max_drop searches from the teacher on, and a student was given.",
+            expected="one of the two",
+            fix="leave the student out, or give ratios or budgets in place of max_drop",
+        )
 
 
 def _tell_of_chance(teacher: keras.Model, data: Data, images: int) -> None:
@@ -191,9 +223,11 @@ def _plan(
     )
 
 
-def _in_rounds(job: Retraining, plan: RemovalPlan, decided: decisions.Decisions) -> tuple[keras.Model, str]:
+def _in_rounds(
+    job: Retraining, first: keras.Model, plan: RemovalPlan, decided: decisions.Decisions
+) -> tuple[keras.Model, str]:
     """The student after all rounds of removal, each with its training, and the name of its last stage."""
-    recipe, student, last = job.recipe, job.teacher, ""
+    recipe, student, last = job.recipe, first, ""
     removal = recipe.settings("remove") | {"ratio": decided.ratio, "ratios": dict(decided.ratios)}
     for number in range(1, recipe.rounds + 1):
         name, after = f"remove_{number}", [last] if last else []
@@ -234,10 +268,25 @@ def _sparse(student: keras.Model, recipe: Recipe, decided: decisions.Decisions, 
         student,
         decided.pattern,
         sparsity=(decided.sparsities or recipe.sparsity) if decided.pattern == "magnitude" else None,
+        scope="layer" if decided.sparsities else recipe.sparsity_scope,
         schedule=recipe.schedule,
         end_step=max(1, steps // 2) if gradual else None,
         exclude=recipe.sparse_exclude,
     )
+
+
+def _few_levels(job: Retraining, student: keras.Model, decided: decisions.Decisions, *, after: str) -> keras.Model:
+    """The student trained with the rounding of its int8 file: quantization-aware."""
+    recipe = job.recipe
+
+    def make() -> keras.Model:
+        return quantize_aware(
+            student, bits=decided.bits_by_pattern, calibration=job.data.train, samples=recipe.calibration,
+            seed=recipe.seed,
+        )  # fmt: skip
+
+    settings = recipe.settings("quantize") | {"bits": decided.bits_by_pattern}
+    return job.stage("quantize", make, after=[after], settings=settings, epochs=decided.quantize_epochs)
 
 
 def _export(
@@ -245,11 +294,16 @@ def _export(
     metadata: dict[str, Any] | None = None,
 ) -> list[Artifact]:  # fmt: skip
     if not done:
-        written = export_all(
-            model, names, folder=folder, stem=stem, calibration=data.train, samples=recipe.calibration,
-            metadata=metadata,
-        )  # fmt: skip
-        write_file(folder / "artifacts.json", json.dumps([a.to_dict(folder) for a in written]))
+        plain, about = plain_model(model), {"calibration": data.train, "samples": recipe.calibration}
+        of_int8 = [name for name in names if "tflite_int8" in (name, find(name)[0].made_of)]
+        written = {
+            name: artifact
+            for source, part in ((model, of_int8), (plain, [name for name in names if name not in of_int8]))
+            for name, artifact in zip(
+                part, export_all(source, part, folder=folder, stem=stem, metadata=metadata, **about), strict=True
+            )
+        }
+        write_file(folder / "artifacts.json", json.dumps([written[name].to_dict(folder) for name in names]))
     return [Artifact.from_dict(a, folder) for a in json.loads((folder / "artifacts.json").read_text())]
 
 

@@ -17,13 +17,13 @@ from orbit_kd.errors import InputError
 from orbit_kd.models.saving import fingerprint, load_model, save_model
 from orbit_kd.pipeline.recipe import Recipe
 from orbit_kd.pipeline.retraining import Retraining
+from orbit_kd.quantization.aware import plain_model
 from orbit_kd.removal import budgets
 from orbit_kd.search.allocation import allocate, is_coded
 from orbit_kd.search.scan import Scan
 from orbit_kd.search.sensitivity import sensitivity
 from orbit_kd.search.shrinking import LOST, RATIOS, TOLERANCE
 from orbit_kd.search.smallest import smallest
-from orbit_kd.search.trial import plain
 from orbit_kd.support.digests import digest
 from orbit_kd.support.files import write_file
 from orbit_kd.support.stages import Stages
@@ -45,16 +45,31 @@ class Decisions:
         ratio, ratios: part of the filters that goes, in every group and in some.
         pattern: sparsity of the remaining weights.
         sparsities: part of the weights that becomes zero, for each layer that the pattern "magnitude" names.
+        bits, layer_bits: of every kernel, and of some.
         epochs: after filter removal.
         sparse_epochs: with the sparsity pattern.
+        quantize_epochs: with the rounding of the int8 file.
     """
 
     ratio: float
     ratios: Mapping[str, float]
     pattern: str
     sparsities: Mapping[str, float]
+    bits: int
+    layer_bits: Mapping[str, int]
     epochs: int
     sparse_epochs: int
+    quantize_epochs: int
+
+    @property
+    def few_levels(self) -> bool:
+        """Whether a kernel has fewer than 8 bits."""
+        return min(self.bits, *self.layer_bits.values(), 8) < 8
+
+    @property
+    def bits_by_pattern(self) -> dict[str, int]:
+        """Bits of kernels, for `quantize_aware`."""
+        return {**self.layer_bits, "*": self.bits}
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> Decisions:
@@ -67,7 +82,7 @@ class Decisions:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; `Decisions(**d)` gives it back."""
-        return {**vars(self), "ratios": dict(self.ratios), "sparsities": dict(self.sparsities)}
+        return {**vars(self), **{k: dict(v) for k, v in vars(self).items() if isinstance(v, Mapping)}}
 
 
 def within_budgets(stages: Stages, teacher: keras.Model, data: Data, recipe: Recipe, *, note: int) -> Decisions:
@@ -181,7 +196,7 @@ def within_drop(job: Retraining, *, note: int) -> tuple[keras.Model, dict[str, A
             write_file(folder / "search.json", json.dumps(story))
             save_model(found.model, folder / "student.keras")
         student = load_model(folder / "student.keras")
-    _check_budgets(plain(student), teacher, recipe, note)
+    _check_budgets(plain_model(student), teacher, recipe, note)
     return student, json.loads((folder / "search.json").read_text())
 
 
@@ -210,21 +225,21 @@ def within_time(job: Retraining, student: keras.Model, decided: Decisions) -> De
     recipe = job.recipe
     if recipe.time_budget is None:
         return decided
-    settings = recipe.settings("timing") | {"pattern": decided.pattern}
+    settings = recipe.settings("timing") | {"pattern": decided.pattern, **decided.bits_by_pattern}
     shapes = digest([v.shape.as_list() for v in student.weights])
     with job.stages.stage("timing", after=["lessons"], student=shapes, **settings) as (folder, done):
         if not done:
             each = job.seconds_an_epoch(student)
             wanted = decided.epochs + (decided.sparse_epochs if decided.pattern != "dense" else 0)
+            wanted += decided.quantize_epochs if decided.few_levels else 0
             part = min(1.0, _TRAINING_PART * _left(job.stages, recipe.time_budget) / (each * wanted))
             write_file(folder / "part.json", json.dumps({"part": max(0.0, part), "seconds_an_epoch": each}))
         part = json.loads((folder / "part.json").read_text())["part"]
-    epochs, sparse = max(recipe.rounds, int(part * decided.epochs)), decided.sparse_epochs
-    if sparse and decided.pattern != "dense":
-        sparse = max(1, int(part * sparse))
+    epochs = max(recipe.rounds, int(part * decided.epochs))
+    sparse, quantize = (min(n, max(1, int(part * n))) for n in (decided.sparse_epochs, decided.quantize_epochs))
     if part < 1:
         log.info("time_budget: %d of %d epochs fit", epochs, decided.epochs)
-    return dataclasses.replace(decided, epochs=epochs, sparse_epochs=sparse)
+    return dataclasses.replace(decided, epochs=epochs, sparse_epochs=sparse, quantize_epochs=quantize)
 
 
 def _left(stages: Stages, seconds: float) -> float:

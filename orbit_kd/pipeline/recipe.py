@@ -19,10 +19,11 @@ STAGES = (
     "remove",
     "distill",
     "sparsify",
+    "quantize",
     "export",
 )
 _BUDGETS = ("keep_params", "keep_macs", "max_macs", "max_bytes")  # those with a field of their own
-_TRAININGS = ("search", "timing", "distill", "sparsify")
+_TRAININGS = ("search", "timing", "distill", "sparsify", "quantize")
 
 
 def _setting(default: Any, *stages: str) -> Any:
@@ -68,9 +69,14 @@ class Recipe:
         pattern: sparsity of the remaining weights: "dense", "magnitude", "uhp", "2:4" or any "N:M".
         sparsity: part of the weights that "magnitude" sets to zero.
         sparsities: the same per layer: layer name (shell patterns allowed) -> part; other layers stay dense.
+        sparsity_scope: how "magnitude" shares the zeros among layers: "layer", "global" or "lamp", see
+            `orbit_kd.sparsity.sparsify`.
         schedule: when the zeros come, see `orbit_kd.sparsity.sparsify`.
         sparse_exclude: layers (shell patterns) that stay dense.
         sparse_epochs: training epochs with the sparsity pattern.
+        bits: of every kernel, 2 to 8; fewer than 8 are trained for (`quantize_epochs`) and make a coded file smaller.
+        layer_bits: the same per layer: layer name (shell patterns allowed) -> bits.
+        quantize_epochs: training epochs with the rounding of the int8 file, where a kernel has fewer than 8 bits.
         losses: what is learned from the teacher: names of `orbit_kd.distillation.distillation_losses`, or name:weight.
         alpha: weight of the teacher's losses; 1 - alpha is that of the labels.
         temperature: of the losses on logits.
@@ -104,9 +110,13 @@ class Recipe:
     pattern: str = _setting("dense", "budget", "search", "timing", "sparsify")
     sparsity: float = _setting(0.5, "sparsify")
     sparsities: Mapping[str, float] = _setting(dict, "budget", "sparsify")
+    sparsity_scope: str = _setting("layer", "sparsify")
     schedule: str = _setting("polynomial", "sparsify")
     sparse_exclude: tuple[str, ...] = _setting((), "weight_sensitivity", "search", "sparsify")
     sparse_epochs: int = _setting(20, "timing", "sparsify")
+    bits: int = _setting(8, "timing", "quantize")
+    layer_bits: Mapping[str, int] = _setting(dict, "timing", "quantize")
+    quantize_epochs: int = _setting(20, "timing", "quantize")
     losses: tuple[str, ...] = _setting(("logits",), *_TRAININGS)
     alpha: float = _setting(0.8, *_TRAININGS)
     temperature: float = _setting(5.0, *_TRAININGS)
@@ -114,7 +124,7 @@ class Recipe:
     learning_rate: float = _setting(2e-3, *_TRAININGS)
     views: int = _setting(8, "lessons")
     targets: tuple[str, ...] = _setting(("tflite_float32", "tflite_int8", "c_array"), "export")
-    calibration: int = _setting(256, "teacher", "export", "search")
+    calibration: int = _setting(256, "teacher", "search", "quantize", "export")
     seed: int = _setting(0, "sensitivity", "lessons", "remove", *_TRAININGS)
 
     def __post_init__(self) -> None:
@@ -156,7 +166,12 @@ class Recipe:
             "calibration",
         ):
             need(name, getattr(self, name) >= 1, "a whole number of at least 1")
+        need("sparsity_scope", self.sparsity_scope == "layer" or self.pattern == "magnitude", "the pattern magnitude")
         need("sparse_epochs", self.sparse_epochs >= 0, "a whole number of at least 0")
+        need("bits", self.bits in range(2, 9), "a whole number from 2 to 8")
+        for layer, bits in self.layer_bits.items():
+            need("layer_bits", bits in range(2, 9), f"a whole number from 2 to 8 for {layer!r}")
+        need("quantize_epochs", self.quantize_epochs >= 0, "a whole number of at least 0")
         need("rounds", self.rounds <= self.epochs, "at most one round an epoch")
 
     @property
@@ -178,5 +193,5 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; `Recipe(**d)` gives it back."""
-        mappings = ("ratios", "limits", "sparsities")
+        mappings = ("ratios", "limits", "sparsities", "layer_bits")
         return dataclasses.asdict(self) | {name: dict(getattr(self, name)) for name in mappings}

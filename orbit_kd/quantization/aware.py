@@ -12,6 +12,8 @@ al. 2018 (https://arxiv.org/abs/1712.05877) and TFLite's 8-bit specification.
 
 from __future__ import annotations
 
+import fnmatch
+from collections.abc import Mapping
 from typing import Any
 
 import tf_keras as keras
@@ -26,17 +28,29 @@ from orbit_kd.models.integer_inputs import replace_integer_input
 from orbit_kd.models.unwrapping import CLUSTERED, QUANTIZED, SPARSE, unwrapped_copy, wrappers_in
 from orbit_kd.models.wrappers import inner_layer
 from orbit_kd.quantization.layers import KERNELS, QuantizedLayer, observe_ranges
+from orbit_kd.quantization.levels import FEWEST_BITS, MOST_BITS
 from orbit_kd.quantization.placement import find_placements, is_one_operator
 from orbit_kd.quantization.separable import split_separable
 from orbit_kd.sparsity.sparsify import keep_zeros
 
 
-def quantize_aware(model: keras.Model, *, calibration: Any = None, samples: int = 256, seed: int = 0) -> keras.Model:
+def quantize_aware(
+    model: keras.Model,
+    *,
+    bits: int | Mapping[str, int] = MOST_BITS,
+    calibration: Any = None,
+    samples: int = 256,
+    seed: int = 0,
+) -> keras.Model:
     """A copy of a model that trains with the rounding of its int8 file, under `fit` or inside a Distiller.
 
     Kernels of convolutions and dense layers are rounded to -127..127 with a scale per output channel, and activations
     to 256 steps of a range, but not between layers that the converter fuses: convolution, BatchNormalization, ReLU.
     Weights that are zero now stay zero, whatever the pattern: in the copy, in its files, and in the int8 file.
+
+    With fewer `bits` a kernel has fewer levels: -7..7 with 4 bits, -1..1 with 2, in steps that are trained with it, one
+    a channel (LSQ, see `levels.py`). The file stores them as int8 of a wider scale, which every runtime runs; a coded
+    file for TFLite Micro (target "tflite_micro_coded") takes few bytes for few levels.
 
     Ranges of activations come from the first training batch and follow the batches from then on; `calibration` gives
     them before training. As long as there are none, activations are not rounded. Layers keep their names; a
@@ -48,6 +62,7 @@ def quantize_aware(model: keras.Model, *, calibration: Any = None, samples: int 
     Args:
         model: a plain, built Functional or Sequential tf_keras model: stripped, filter-pruned, nested or any other. An
             integer input becomes float32 in the copy, which computes the same.
+        bits: of every kernel, 2 to 8; or layer name (shell patterns, the first that fits) -> bits, 8 for others.
         calibration: inputs as the network sees them, as for `export`: a tf.data.Dataset of batches x or (x, y), arrays
             x or (x, y), a Sequence, TFLite's `representative_dataset`; ((x1, x2), y) for several inputs.
         samples: number of calibration inputs.
@@ -58,7 +73,8 @@ def quantize_aware(model: keras.Model, *, calibration: Any = None, samples: int 
 
     Raises:
         InputError: a model that cannot be copied, is sparse-wrapped or quantized already, has no kernel to quantize, or
-            has a layer that could not be exported after training; calibration data that do not fit.
+            has a layer that could not be exported after training; bits out of range, or of no layer; calibration data
+            that do not fit.
     """
     model = as_tf_keras(model)
     layers = dict(named_layers(model))
@@ -76,10 +92,12 @@ def quantize_aware(model: keras.Model, *, calibration: Any = None, samples: int 
             fix="quantize the model after training instead: okd.export(model, 'tflite_int8', calibration=train)",
         )
     placements = find_placements(plain)
+    bits_of = _bits_by_layer(plain, bits)
 
     def wrap(layer: keras.layers.Layer) -> keras.layers.Layer:
         placement, copy = placements.get(id(layer)), copy_layer(layer)
-        return copy if placement is None else QuantizedLayer(copy, **vars(placement))
+        few = bits_of.get(id(layer), MOST_BITS)
+        return copy if placement is None else QuantizedLayer(copy, **vars(placement), bits=few)
 
     quantized, pairs = clone_with(plain, wrap)
     for layer, new in pairs:
@@ -92,8 +110,38 @@ def quantize_aware(model: keras.Model, *, calibration: Any = None, samples: int 
     return quantized
 
 
+def _bits_by_layer(model: keras.Model, bits: int | Mapping[str, int]) -> dict[int, int]:
+    """Bits of each layer that has a kernel, by the layer's id.
+
+    Raises:
+        InputError: bits out of range, or of no layer.
+    """
+    wanted = dict(bits) if isinstance(bits, Mapping) else {"*": bits}
+    for name, number in wanted.items():
+        if number not in range(FEWEST_BITS, MOST_BITS + 1):
+            raise InputError(
+                f"bits={number!r} for {name!r}.",
+                expected=f"a whole number from {FEWEST_BITS} to {MOST_BITS}",
+                fix="correct it; 1 bit has no symmetric grid with a zero",
+            )
+    kernels = {name: layer for name, layer in named_layers(model) if type(layer) in KERNELS}
+    for pattern in wanted:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in kernels):
+            raise InputError(
+                f"bits: no layer with a kernel is named {pattern!r}.",
+                expected=f"names or shell patterns of: {', '.join(sorted(kernels))}",
+                fix="correct the name",
+            )
+    return {
+        id(layer): next((n for pattern, n in wanted.items() if fnmatch.fnmatchcase(name, pattern)), MOST_BITS)
+        for name, layer in kernels.items()
+    }
+
+
 def strip_quantization(quantized: keras.Model) -> keras.Model:
     """The plain float model behind a quantization-aware one: the trained weights, no wrappers, no rounding.
+
+    Kernels of fewer than 8 bits come as they were rounded: what was trained is the network of few levels.
 
     Models of tfmot's `quantize_model` are taken too; their input quantizer becomes a layer that does nothing. Zeros
     stay zero in further training, as after `okd.strip`. A SeparableConv2D stays split in two. Not compiled.
@@ -109,6 +157,11 @@ def strip_quantization(quantized: keras.Model) -> keras.Model:
             fix="use it as it is",
         )
     return keep_zeros(unwrapped_copy(quantized, QUANTIZED))
+
+
+def plain_model(model: keras.Model) -> keras.Model:
+    """The model itself, or the float one behind a quantization-aware one."""
+    return strip_quantization(model) if wrappers_in(model, QUANTIZED) else model
 
 
 def _calibrate(model: keras.Model, calibration: Any, samples: int, seed: int) -> None:

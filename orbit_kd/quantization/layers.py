@@ -13,10 +13,12 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
 from orbit_kd.models.wrappers import KernelRule, LayerWrapper, QuantizeWrapper, default_8bit_quantize_configs
+from orbit_kd.quantization.levels import MOST_BITS, best_steps, round_to_steps
 
 _layers = keras.layers
 # Where layers that TFLite runs as one int8 operator keep the kernel. Exact classes: a subclass may do anything with it.
@@ -44,9 +46,9 @@ _SMALLEST = 1e-6
 class QuantizedLayer(LayerWrapper, QuantizeWrapper):
     """A layer that computes with 8-bit values; it bears the layer's name.
 
-    Its weights are the layer's own; `mask` where the kernel has zeros to keep; `kernel_max` (one a channel) where it is
-    rounded; and the (min, max) of the tensors that are: `inputs`, `product` of an affine layer, `preactivation`,
-    `output`.
+    Its weights are the layer's own; `mask` where the kernel has zeros to keep; where it is rounded, `kernel_max` of
+    each channel, or with fewer than 8 bits `log_step`, which is trained; and the (min, max) of the tensors that are
+    rounded: `inputs`, `product` of an affine layer, `preactivation`, `output`.
 
     Args:
         layer: an unbuilt layer, or its saved form.
@@ -55,6 +57,7 @@ class QuantizedLayer(LayerWrapper, QuantizeWrapper):
         output: quantize its result; False where the next layer is fused into this one.
         folded: a BatchNormalization that the converter folds into the convolution before it.
         keep_zeros: the kernel has zeros, which stay.
+        bits: of the kernel.
     """
 
     def __init__(
@@ -66,13 +69,14 @@ class QuantizedLayer(LayerWrapper, QuantizeWrapper):
         output: bool = True,
         folded: bool = False,
         keep_zeros: bool = False,
+        bits: int = MOST_BITS,
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("dtype", layer.dtype_policy)
         kwargs["name"] = layer.name
         super().__init__(layer, default_8bit_quantize_configs.NoOpQuantizeConfig(), **kwargs)
         self.inputs = tuple(inputs)
-        self.output_quantized, self.folded, self.keep_zeros = output, folded, keep_zeros
+        self.output_quantized, self.folded, self.keep_zeros, self.bits = output, folded, keep_zeros, bits
         self.supports_masking = layer.supports_masking
         # Of TF operations: without it their arguments come back from a config one list deeper.
         self._preserve_input_structure_in_config = layer._preserve_input_structure_in_config
@@ -97,7 +101,10 @@ class QuantizedLayer(LayerWrapper, QuantizeWrapper):
                 rank = kernel.shape.rank
                 self._inner = [axis for axis in range(rank) if axis - rank not in self.channel_axes]
                 shape = [1 if a in self._inner else n for a, n in enumerate(kernel.shape)]
-                self.kernel_max = self._state("kernel_max", shape)
+                if self.bits < MOST_BITS:
+                    self.log_step = self._state("log_step", shape, trainable=True)
+                else:
+                    self.kernel_max = self._state("kernel_max", shape)
         if self.inputs:
             self._add_range("inputs")
         if isinstance(self.layer, AFFINE) and not self.folded:
@@ -110,31 +117,41 @@ class QuantizedLayer(LayerWrapper, QuantizeWrapper):
     def _add_range(self, name: str) -> None:
         self.ranges[name] = self._state(f"{name}_min"), self._state(f"{name}_max")
 
-    def _state(self, name: str, shape: Any = (), initializer: str = "zeros") -> tf.Variable:
+    def _state(self, name: str, shape: Any = (), initializer: str = "zeros", *, trainable: bool = False) -> tf.Variable:
         return self.add_weight(
             name,
             shape=shape,
             initializer=initializer,
             dtype=tf.float32,
-            trainable=False,
+            trainable=trainable,
             experimental_autocast=False,
             aggregation=tf.VariableAggregation.MEAN,
         )
 
     def start(self) -> None:
-        """Takes mask and range from the kernel as it is."""
+        """Takes mask and range, or steps, from the kernel as it is."""
         if self.kernel is None:
             return
         if self.mask is not None:
             self.mask.assign(tf.cast(tf.not_equal(self.kernel, 0), tf.float32))
+        if self.channel_axes is not None and self.bits < MOST_BITS:
+            self.log_step.assign(np.log(best_steps(self.kernel.numpy(), bits=self.bits, inner=self._inner)))
         super().start()
+
+    def plain_weights(self) -> list[np.ndarray]:
+        """The layer's weights; a kernel of few levels as it is rounded."""
+        weights = self.layer.get_weights()
+        if self.channel_axes is not None and self.bits < MOST_BITS:
+            place = next(i for i, weight in enumerate(self.layer.weights) if weight is self.kernel)
+            weights[place] = self._quantized_kernel(False).numpy()
+        return weights
 
     def after_step(self, weights: tf.Tensor) -> tf.Tensor:
         """The kernel to store, its zeros in place; fits its range. Called by the optimizer."""
         kernel = tf.convert_to_tensor(weights)
         if self.mask is not None:
             kernel *= tf.cast(self.mask, kernel.dtype)
-        if self.channel_axes is None:
+        if self.channel_axes is None or self.bits < MOST_BITS:
             return kernel
         largest = tf.reduce_max(tf.abs(tf.cast(kernel, tf.float32)), axis=self._inner, keepdims=True)
         self.kernel_max.assign(tf.maximum(largest, _SMALLEST))
@@ -185,13 +202,17 @@ class QuantizedLayer(LayerWrapper, QuantizeWrapper):
             attributes.update(old)
 
     def _quantized_kernel(self, training: Any) -> tf.Tensor:
-        """The kernel rounded to -127..127 steps of each channel's scale.
+        """The kernel rounded to -127..127 steps of each channel's scale, or to fewer that are learned.
 
         In plain arithmetic, not by TensorFlow's fake-quantization: the converter folds it into a constant on the very
         grid that it finds again by itself, also where it would lose the mark of a fake-quantization on the way (Dense
         and Conv1D with a scale per channel).
         """
         kernel = tf.convert_to_tensor(self.kernel)
+        if self.bits < MOST_BITS:
+            on_grid = round_to_steps(tf.cast(kernel, tf.float32), self.log_step, bits=self.bits)
+            # For zeros that stay no gradient, so that they count in no norm.
+            return tf.cast(on_grid if self.mask is None else on_grid * self.mask, kernel.dtype)
         scale = self.kernel_max / 127
         rounded = tf.cast(
             tf.clip_by_value(tf.round(tf.cast(kernel, tf.float32) / scale), -127, 127) * scale, kernel.dtype
@@ -237,6 +258,7 @@ class QuantizedLayer(LayerWrapper, QuantizeWrapper):
             "output": self.output_quantized,
             "folded": self.folded,
             "keep_zeros": self.keep_zeros,
+            "bits": self.bits,
         }
 
     # tfmot's versions train frozen layers (tensorflow/model-optimization issues 881, 1067), and list weights that

@@ -7,7 +7,7 @@ import functools
 import numpy as np
 
 from orbit_kd.channels.ids import Layer
-from orbit_kd.quantization.rounding import channel_axes, levels
+from orbit_kd.quantization.rounding import channel_axes, to_levels
 from orbit_kd.search.changes import bits_left
 from orbit_kd.search.moves import Kernel, Moves, State
 
@@ -71,7 +71,7 @@ class CodedSize:
 
 def _histogram(kernel: Kernel, sparsity: float, bits: int) -> np.ndarray:
     """(256,) how often each int8 value occurs in a kernel that is made so sparse and so coarse."""
-    codes, _ = levels(kernel.value, bits, axes=channel_axes(kernel.layer))
+    codes, _ = to_levels(kernel.value, bits, axes=channel_axes(kernel.layer))
     size = np.abs(kernel.value).ravel()
     step = -(-len(size) // _SEEN)
     codes, size = codes.ravel()[::step], size[::step]

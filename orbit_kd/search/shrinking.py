@@ -13,12 +13,13 @@ import numpy as np
 import tf_keras as keras
 
 from orbit_kd.channels.graph import ChannelGraph
+from orbit_kd.quantization.aware import plain_model
 from orbit_kd.removal.planning import plan_removal
 from orbit_kd.removal.surgery import recalibrate_batchnorm, remove_filters
 from orbit_kd.search.allocation import Steps, is_coded, steps_of
 from orbit_kd.search.evaluator import accuracy_of
 from orbit_kd.search.sensitivity import sensitivity
-from orbit_kd.search.trial import Judge, Reached, plain, shrunk, takes_bits, with_bits
+from orbit_kd.search.trial import Judge, Reached, shrunk, takes_bits, with_bits
 from orbit_kd.search.trials import Found, State, Trial
 from orbit_kd.sparsity.sparsify import keep_zeros
 
@@ -96,7 +97,7 @@ class Shrinking:
             if left < 2 * self._overhead():
                 log.info("search: the time for steps is up")
                 return
-            base, bits = plain(self.state.model(self.state.best)), self.state.best["bits"]
+            base, bits = plain_model(self.state.model(self.state.best)), self.state.best["bits"]
             steps = steps or self._steps(base, bits, left)
             factor = factor or min(max(steps.safe(_SAFE), _FIRST), _MOST)
             if steps.furthest < factor:  # the scans do not go so far
@@ -116,7 +117,7 @@ class Shrinking:
             kept, begun = (self.state.near, self.state.best)[turn], time.monotonic()
             if not kept:
                 continue
-            model, left = keep_zeros(plain(self.state.model(kept))), part * (self._left(1.0) - self._overhead())
+            model, left = keep_zeros(plain_model(self.state.model(kept))), part * (self._left(1.0) - self._overhead())
             epochs = min(int(_SURELY * left / self._pace(model)), self.longest)
             if epochs >= 1:
                 self._train(model, kept["bits"], epochs, begun, factor=1.0, patience=0)

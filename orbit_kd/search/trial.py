@@ -16,8 +16,7 @@ from orbit_kd.errors import InputError
 from orbit_kd.evaluation.metrics import accuracy
 from orbit_kd.evaluation.outputs import logits
 from orbit_kd.exporters import export
-from orbit_kd.models.unwrapping import QUANTIZED, wrappers_in
-from orbit_kd.quantization.aware import quantize_aware, strip_quantization
+from orbit_kd.quantization.aware import plain_model, quantize_aware
 from orbit_kd.removal import budgets
 from orbit_kd.removal.planning import plan_removal
 from orbit_kd.removal.surgery import remove_filters
@@ -72,7 +71,7 @@ class Judge:
             labels, outputs = logits({"student": file.path.read_bytes()}, list(self.batches))
             if is_coded(self.target):
                 file = export(file, self.target, path=Path(folder, "coded.tflite"))
-        graph = ChannelGraph(plain(model), unknown=self.unknown)
+        graph = ChannelGraph(plain_model(model), unknown=self.unknown)
         stays = graph.all_stay()
         if self.shrink == "bytes":
             cost = float(file.bytes)
@@ -105,11 +104,6 @@ def with_bits(model: keras.Model, bits: Mapping[str, int], *, calibration: Any, 
     if not bits:
         return model
     return quantize_aware(model, bits=bits, calibration=calibration, samples=samples)
-
-
-def plain(model: keras.Model) -> keras.Model:
-    """The network without the wrappers of quantization-aware training."""
-    return strip_quantization(model) if wrappers_in(model, QUANTIZED) else model
 
 
 def takes_bits(model: keras.Model) -> bool:

@@ -12,7 +12,8 @@ from typing import Any
 import tf_keras as keras
 
 from orbit_kd.models.saving import load_model, save_model
-from orbit_kd.search.trial import Reached, plain
+from orbit_kd.quantization.aware import plain_model
+from orbit_kd.search.trial import Reached
 from orbit_kd.support.files import write_file
 from orbit_kd.support.text_table import aligned
 
@@ -70,7 +71,7 @@ class Found:
     @property
     def student(self) -> keras.Model:
         """The best network as a plain one."""
-        return plain(self.model)
+        return plain_model(self.model)
 
     @property
     def verdict(self) -> str:

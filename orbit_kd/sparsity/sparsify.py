@@ -11,7 +11,7 @@ module registers what a saved sparse model needs, so that `keras.models.load_mod
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import cast
 
 import numpy as np
@@ -64,7 +64,9 @@ def sparsify(
         sparsity: for "magnitude": the fraction of zeros (default 0.5), or one for each layer by name or shell
             pattern, such as a sensitivity scan gives; layers without one stay dense.
         scope: for "magnitude": "layer" prunes each layer to `sparsity`; "global" prunes the network to it by one
-            threshold over the weights as they are now, and the layers keep the sparsities that follow from it.
+            threshold over the weights as they are now, and "lamp" by one over what each weight adds to those of its
+            layer that are no smaller (LAMP, Lee et al., ICLR 2021, https://arxiv.org/abs/2010.07611), which no layer's
+            scale changes; the layers keep the sparsities that follow.
         group_size: for "uhp": M, default 8.
         schedule: "constant" (the whole pattern at `begin_step`, the mask then fixed), "one_shot" (the same at once),
             "polynomial" (cubic, until `end_step`), "gradual" (dense -> 3:4 -> 2:4 in equal steps until `end_step`),
@@ -102,10 +104,11 @@ def sparsify(
             for name in resolve([key], layers, "sparsity")
         }
         chosen = {name: ratios[name] for name in kernels if name in ratios and ratios[name].sparsity > 0}
-    elif scope == "global" and isinstance(base, Magnitude):
-        chosen = _global_sparsities(kernels, base.sparsity)
+    elif scope in _SCORES and isinstance(base, Magnitude):
+        chosen = _global_sparsities(kernels, base.sparsity, score=_SCORES[scope])
     elif scope != "layer":
-        raise InputError(f"scope={scope!r}.", expected="'layer' or 'global'", fix="use scope='layer'")
+        known = ", ".join(map(repr, ("layer", *_SCORES)))
+        raise InputError(f"scope={scope!r}.", expected=f"one of: {known}", fix="use scope='layer'")
     if not chosen:
         why = "\n    ".join(
             f"{n}: {reason_dense(layer, base) or 'excluded'}" for n, layer in layers.items() if has_matrix(layer)
@@ -195,10 +198,24 @@ def _without_tfmot(model: keras.Model, name: str) -> keras.Model:
     return unwrapped_copy(model, SPARSE)
 
 
-def _global_sparsities(kernels: Mapping[str, keras.layers.Layer], sparsity: float) -> dict[str, Pattern]:
-    """Each layer's sparsity when the largest weights of all layers together are kept."""
+def _lamp(weights: np.ndarray) -> np.ndarray:
+    """The square of each weight, in parts of the sum of all squares that are no smaller."""
+    order = np.argsort(weights)
+    squares = np.square(weights[order].astype(np.float64))
+    scores = np.empty_like(squares)
+    scores[order] = squares / np.maximum(np.cumsum(squares[::-1])[::-1], np.finfo(np.float64).tiny)
+    return scores
+
+
+_SCORES: dict[str, Callable[[np.ndarray], np.ndarray]] = {"global": lambda weights: weights, "lamp": _lamp}
+
+
+def _global_sparsities(
+    kernels: Mapping[str, keras.layers.Layer], sparsity: float, *, score: Callable[[np.ndarray], np.ndarray]
+) -> dict[str, Pattern]:
+    """Each layer's sparsity when the weights of the largest scores of all layers together are kept."""
     flat = {
-        name: np.abs(getattr(layer, cast(KernelRule, kernel_rule(layer)).kernel).numpy()).ravel()
+        name: score(np.abs(getattr(layer, cast(KernelRule, kernel_rule(layer)).kernel).numpy()).ravel())
         for name, layer in kernels.items()
     }
     every = np.concatenate(list(flat.values()) or [np.zeros(0)])

@@ -27,6 +27,8 @@ def _stored(values: np.ndarray) -> np.ndarray:
 def to_bytes(model: Any) -> bytes:
     """The file of what `reader.parse` gave: every constant at a multiple of 16 bytes, equal vectors stored once.
 
+    Constants that no tensor and no note uses any more are left out.
+
     The alignment is the schema's `force_align: 16`, which the Python generator drops
     (https://github.com/google/flatbuffers/issues/5839); without it weights may start at any byte, and runtimes that
     read the file in place fault or slow down. Sharing vectors is what the FlatBuffers format allows and the converter
@@ -55,7 +57,11 @@ def to_bytes(model: Any) -> bytes:
                 self.known[key] = super().CreateNumpyVector(x)
             return self.known[key]
 
-    model.buffers = [AlignedBuffer(b.data, b.offset, b.size) for b in model.buffers]
+    used = {int(t.buffer) for graph in model.subgraphs for t in graph.tensors}
+    used |= {int(entry.buffer) for entry in model.metadata or ()}
+    model.buffers = [
+        AlignedBuffer(b.data if i in used else None, b.offset, b.size) for i, b in enumerate(model.buffers)
+    ]
     size = sum(0 if b.data is None else len(b.data) for b in model.buffers)
     builder = SharingBuilder(size + 4096)
     builder.Finish(model.Pack(builder), file_identifier=b"TFL3")

@@ -16,12 +16,16 @@ from orbit_kd.exporters.artifact import Artifact
 from orbit_kd.exporters.requirements import fixed_shape
 from orbit_kd.exporters.targets import target
 from orbit_kd.exporters.tflite.convert import Traced, convert, save, trace
+from orbit_kd.exporters.tflite.levels import widen_scales
 from orbit_kd.exporters.tflite.quantization_aware import (
     check_all_int8,
     check_ranges,
+    few_levels,
     is_quantization_aware,
     refuse_quantization_aware,
 )
+from orbit_kd.tflite.reader import parse
+from orbit_kd.tflite.writer import to_bytes
 
 
 @target("tflite_int8", check=lambda model: check_integers(model, target="tflite_int8"))
@@ -82,6 +86,10 @@ def export_int8(
     else:
         check_all_int8(data, model)
         details = {"quantization_aware": True}
+        if most := few_levels(model):
+            file = parse(data)
+            widen_scales(file, most)
+            data = to_bytes(file)
     return save(data, path, target="tflite_int8", metadata=metadata, details=details)
 
 

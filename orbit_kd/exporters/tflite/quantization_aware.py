@@ -13,6 +13,12 @@ def is_quantization_aware(model: Any) -> bool:
     return any(hasattr(module, "quantize_config") for module in getattr(model, "submodules", ()))
 
 
+def few_levels(model: Any) -> int:
+    """The largest whole number on the grids of kernels of fewer than 8 bits; 0 where there is none."""
+    few = [m.bits for m in model.submodules if hasattr(m, "quantize_config") and 0 < getattr(m, "bits", 8) < 8]
+    return 2 ** (max(few) - 1) - 1 if few else 0
+
+
 def refuse_quantization_aware(model: Any, why: str) -> None:
     """Raises InputError for a quantization-aware model; `why` says what would go wrong."""
     if is_quantization_aware(model):
