@@ -6,7 +6,7 @@ import dataclasses
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tf_keras as keras
@@ -33,6 +33,8 @@ log = logging.getLogger("orbit_kd")
 _UNASKED = 3000.0  # seconds for a search where no time budget is given
 _SURELY = 0.95  # of the time that is left when the search begins: files are yet to come
 _ENDLESS = 1 << 20  # epochs, where the time budget alone says when to end
+_SCANS = {"filters": "sensitivity", "weights": "weight_sensitivity", "bits": "bit_sensitivity"}  # -> their stage
+ZEROS = ("dense", "magnitude")  # patterns that leave it to the scans how many zeros a layer gets
 _WARMUP = 0.1  # of the steps of a trial's training
 _TRAINING_PART = 0.8  # of the time that is left when the long training begins: estimates err, and files are yet to come
 
@@ -86,7 +88,7 @@ class Decisions:
 
 
 def within_budgets(stages: Stages, teacher: keras.Model, data: Data, recipe: Recipe, *, note: int) -> Decisions:
-    """The ratios (and sparsities of layers) that meet the recipe's budgets at the least predicted loss.
+    """The ratios (and zeros and bits of layers) that meet the recipe's budgets at the least predicted loss.
 
     Args:
         stages: where the scans are kept.
@@ -98,26 +100,30 @@ def within_budgets(stages: Stages, teacher: keras.Model, data: Data, recipe: Rec
     Raises:
         InputError: a budget that cannot be met.
     """
-    scans = {"sensitivity": _scan(stages, teacher, data, recipe, "sensitivity")}
-    if recipe.pattern == "magnitude" and recipe.keep_params is not None:
-        scans["weight_sensitivity"] = _scan(stages, teacher, data, recipe, "weight_sensitivity")
-    log.info("%s\n", scans["sensitivity"])
-    with stages.stage("budget", after=tuple(scans), note=note, **recipe.settings("budget")) as (folder, done):
+    coded = recipe.max_bytes is not None and is_coded(target_of(recipe))
+    kinds = ["filters"]
+    if (recipe.pattern == "magnitude" and recipe.keep_params is not None) or (recipe.pattern in ZEROS and coded):
+        kinds.append("weights")
+    if coded:
+        kinds.append("bits")
+    scans = [_scan(stages, teacher, data, recipe, kind) for kind in kinds]
+    log.info("%s\n", scans[0])
+    settings = recipe.settings("budget") | {"note": note, "target": target_of(recipe)}
+    with stages.stage("budget", after=[_SCANS[kind] for kind in kinds], **settings) as (folder, done):
         if not done:
             write_file(folder / "decisions.json", json.dumps(_met(scans, teacher, recipe, note)))
         met = json.loads((folder / "decisions.json").read_text())
     return dataclasses.replace(Decisions.from_recipe(recipe), ratio=0.0, **met)
 
 
-def _met(scans: Mapping[str, Scan], teacher: keras.Model, recipe: Recipe, note: int) -> dict[str, Any]:
+def _met(scans: Sequence[Scan], teacher: keras.Model, recipe: Recipe, note: int) -> dict[str, Any]:
     """The decisions that budgets make, as plain values; epochs are none of them."""
     limits: dict[str, Any] = {"unknown": recipe.unknown, "round_to": recipe.round_to,
                               "min_channels": recipe.min_channels, **recipe.budgets}  # fmt: skip
     if recipe.max_bytes is not None:
         limits["max_bytes"] = recipe.max_bytes - note
-    weighed, target = "weight_sensitivity" in scans, target_of(recipe)
     try:
-        found = allocate(teacher, list(scans.values()), target=target, shrink=recipe.shrink, **limits)
+        found = allocate(teacher, scans, target=target_of(recipe), shrink=recipe.shrink, **limits)
     except InputError as error:
         also = f"; and {note} bytes more, for class names and preprocessing" if "max_bytes" in error.what else ""
         raise InputError(
@@ -125,23 +131,24 @@ def _met(scans: Mapping[str, Scan], teacher: keras.Model, recipe: Recipe, note: 
             expected=error.expected + also,
             fix="raise the budget, lower min_channels or round_to, or exclude fewer layers",
         ) from error
-    sparsities = found.sparsities if weighed else dict(recipe.sparsities)
-    pattern = recipe.pattern if sparsities or not weighed else "dense"  # filters alone were the better choice
-    return {"ratios": found.ratios, "pattern": pattern, "sparsities": sparsities if pattern != "dense" else {}}
+    met: dict[str, Any] = {"ratios": found.ratios}
+    if any(scan.of == "weights" for scan in scans):  # where none are chosen, filters alone were the better choice
+        met |= {"pattern": "magnitude" if found.sparsities else "dense", "sparsities": found.sparsities}
+    if any(scan.of == "bits" for scan in scans):
+        met["layer_bits"] = {**recipe.layer_bits, **found.bits}
+    return met
 
 
-def _scan(stages: Stages, teacher: keras.Model, data: Data, recipe: Recipe, stage: str) -> Scan:
-    of = "filters" if stage == "sensitivity" else "weights"
-    about: dict[str, Any] = (
-        {"criterion": recipe.criterion, "train": data.train, "exclude": recipe.exclude, "seed": recipe.seed}
-        if of == "filters"
-        else {"exclude": recipe.sparse_exclude}
-    )
+def _scan(stages: Stages, teacher: keras.Model, data: Data, recipe: Recipe, of: str) -> Scan:
+    stage, about = _SCANS[of], dict[str, Any](exclude=recipe.sparse_exclude)
+    if of == "filters":
+        about = {"criterion": recipe.criterion, "train": data.train, "exclude": recipe.exclude, "seed": recipe.seed}
     with stages.stage(stage, **recipe.settings(stage)) as (folder, done):
         if not done:
-            scan = sensitivity(teacher, data.val, ratios=RATIOS, of=of, images=recipe.scan_images, lost=LOST,
-                               tolerance=TOLERANCE, unknown=recipe.unknown, path=folder / f"{of}.state.json",
-                               **about)  # fmt: skip
+            scan = sensitivity(
+                teacher, data.val, of=of, ratios=RATIOS if of != "bits" else None, images=recipe.scan_images,
+                lost=LOST, tolerance=TOLERANCE, unknown=recipe.unknown, path=folder / f"{of}.state.json", **about,
+            )  # fmt: skip
             scan.to_json(folder / f"{of}.json")
             scan.to_csv(folder / f"{of}.csv")
             scan.plot(folder / f"{of}.png")
@@ -178,7 +185,7 @@ def within_drop(job: Retraining, *, note: int) -> tuple[keras.Model, dict[str, A
                 images=recipe.scan_images,
                 samples=recipe.calibration,
                 criterion=recipe.criterion,
-                pattern="magnitude" if recipe.pattern == "dense" else recipe.pattern,
+                pattern="magnitude" if recipe.pattern in ZEROS else recipe.pattern,
                 round_to=recipe.round_to,
                 min_channels=recipe.min_channels,
                 exclude=recipe.exclude,

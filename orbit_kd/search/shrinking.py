@@ -117,8 +117,10 @@ class Shrinking:
             kept, begun = (self.state.near, self.state.best)[turn], time.monotonic()
             if not kept:
                 continue
-            model, left = keep_zeros(plain_model(self.state.model(kept))), part * (self._left(1.0) - self._overhead())
-            epochs = min(int(_SURELY * left / self._pace(model)), self.longest)
+            model, epochs = keep_zeros(plain_model(self.state.model(kept))), self.longest
+            if self.seconds is not None:
+                left = part * (self._left(1.0) - self._overhead())
+                epochs = min(int(_SURELY * left / self._pace(model)), self.longest)
             if epochs >= 1:
                 self._train(model, kept["bits"], epochs, begun, factor=1.0, patience=0)
 
