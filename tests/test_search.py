@@ -21,6 +21,7 @@ from orbit_kd.pipeline import decisions
 from orbit_kd.pipeline.retraining import Retraining
 from orbit_kd.removal import budgets, importance
 from orbit_kd.search import shrinking
+from orbit_kd.search.scan import Curve, Scan
 from orbit_kd.search.shrinking import Shrinking
 from orbit_kd.search.smallest import smallest
 from orbit_kd.search.trial import Judge, Reached
@@ -59,6 +60,19 @@ class Graded:
         self.rates.append(rate)
 
 
+def a_scan(model: keras.Model, data, *, of: str, ratios=None, exclude=(), **_) -> Scan:
+    """A scan that costs no time: every group (or layer) loses the same for the same part."""
+    graph, parts = ChannelGraph(model), tuple(ratios or (0.25, 0.5, 0.75))
+    points = {"ratios": parts, "accuracy": (0.5,) * len(parts), "loss": tuple(0.1 + p for p in parts),
+              "images": (8,) * len(parts)}  # fmt: skip
+    if of == "filters":
+        curves = [Curve(g.name, tuple(g.members), g.channels, reason=g.reason, **({} if g.reason else points))
+                  for g in graph.groups]  # fmt: skip
+    else:
+        curves = [Curve(la.name, (la.name,), 1, **points) for la in model.layers if hasattr(la, "kernel")]
+    return Scan(of, 0.9, 0.1, 8, tuple(curves))
+
+
 @pytest.fixture
 def graded(monkeypatch):
     def make(least: float, accuracy=lambda model: 0.5) -> Graded:
@@ -72,6 +86,7 @@ def graded(monkeypatch):
 
         monkeypatch.setattr(Judge, "__call__", judge)
         monkeypatch.setattr(shrinking, "accuracy_of", lambda model, batches: 1.0)
+        monkeypatch.setattr(shrinking, "sensitivity", a_scan)
         return Graded()
 
     return make

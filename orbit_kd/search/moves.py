@@ -118,8 +118,6 @@ class Moves:
             if queue and current > queue[0][0] * (1 + 1e-9) + 1e-15:
                 heapq.heappush(queue, (current, name))
                 continue
-            if np.isinf(current):
-                break  # nothing that is left saves anything
             taken[name] += 1
             (_, before), (gone[name], after) = levels[name][taken[name] - 1 : taken[name] + 1]
             loss += after - before
