@@ -65,12 +65,13 @@ class Judge:
 
     def __call__(self, model: keras.Model) -> Reached:
         """What the file of a plain or quantization-aware network reaches and costs."""
+        size = {"input_shape": self.batches[0][0].shape[1:]} if None in model.input_shape[1:] else {}
         with tempfile.TemporaryDirectory() as folder:
             file = export(model, "tflite_int8", path=Path(folder, "int8.tflite"), calibration=self.calibration,
-                          samples=self.samples)  # fmt: skip
+                          samples=self.samples, **size)  # fmt: skip
             labels, outputs = logits({"student": file.path.read_bytes()}, list(self.batches))
-            if is_coded(self.target):
-                file = export(file, self.target, path=Path(folder, "coded.tflite"))
+            if is_coded(self.target):  # compared with the plain file on one image: the last one is, on more
+                file = export(file, self.target, path=Path(folder, "coded.tflite"), checks=1)
         graph = ChannelGraph(plain_model(model), unknown=self.unknown)
         stays = graph.all_stay()
         if self.shrink == "bytes":
