@@ -25,7 +25,8 @@ from orbit_kd.pipeline.recipe import Recipe
 from orbit_kd.removal.planning import plan_removal
 from orbit_kd.removal.surgery import remove_filters
 from orbit_kd.search.scan import Curve, Scan
-from orbit_kd.search.smallest import Found
+from orbit_kd.search.trial import Reached
+from orbit_kd.search.trials import Found
 from orbit_kd.support.stages import Stages
 
 SHARED = {"pattern": "magnitude", "epochs": 5, "sparse_epochs": 3, "targets": ("tflite_int8",)}
@@ -33,11 +34,14 @@ RECIPES = {
     "ratio": Recipe(rounds=2, **SHARED),
     "budget": Recipe(keep_params=0.4, keep_macs=0.7, **SHARED),
     "search": Recipe(max_drop=0.1, time_budget=1000.0, **SHARED),
+    "coded": Recipe(max_bytes=2500.0, **{**SHARED, "targets": ("tflite_micro_coded",)}),
 }
 STAGES = {
     "ratio": "teacher lessons remove_1 distill_1 remove_2 distill_2 sparsify export report",
     "budget": "teacher sensitivity weight_sensitivity budget lessons remove_1 distill_1 sparsify export report",
-    "search": "teacher lessons search timing distill sparsify export validation report",
+    "search": "teacher lessons search export validation report",
+    "coded": "teacher sensitivity weight_sensitivity bit_sensitivity budget lessons remove_1 distill_1 sparsify "
+    "quantize export report",
 }
 
 
@@ -52,11 +56,11 @@ def a_scan(of: str, model: keras.Model) -> Scan:
     """Weights cost less than filters."""
 
     def curve(name: str, width: int, reason: str = "") -> Curve:
-        loss = (0.12, 0.2) if of == "weights" else (0.4, 1.0)
-        points = {"ratios": (0.5, 0.9), "accuracy": (0.5,) * 2, "loss": loss, "images": (4,) * 2}
+        loss = (0.4, 1.0) if of == "filters" else (0.12, 0.2)
+        points = {"ratios": (0.5, 0.75 if of == "bits" else 0.9), "accuracy": (0.5,) * 2, "loss": loss, "images": (4,) * 2}
         return Curve(name, (name,), width, reason=reason, **({} if reason else points))
 
-    if of == "weights":
+    if of != "filters":
         return Scan(of, 0.9, 0.1, 4, (curve("one", 8), curve("two", 576)))
     return Scan(of, 0.9, 0.1, 4, tuple(curve(g.name, g.width, g.reason) for g in ChannelGraph(model).groups))
 
@@ -106,7 +110,8 @@ def go(teacher, data, tmp_path_factory):
         into[label] = epochs
         return {}
 
-    found = Found(remove_filters(teacher, plan_removal(teacher, ratio=0.75)), 0.8, 4, ())
+    own = Reached(0.9, 5000.0, 5000, 600, 1e4)
+    found = Found(remove_filters(teacher, plan_removal(teacher, ratio=0.75)), 0.8, 4, own, own, ())
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "Stages", Seen)

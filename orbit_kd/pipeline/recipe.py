@@ -148,6 +148,8 @@ class Recipe:
             need("limits", most > 0, f"a number above 0 for {name!r}")
             need("limits", name not in _BUDGETS, f"--{name}={most:g}, a setting of its own, in place of {name!r}")
         need("max_drop", 0 <= (self.max_drop or 0) < 1, "a number in [0, 1): 0.01 is one point")
+        few = min(self.bits, *self.layer_bits.values(), 8) < 8
+        need("bits", not few or self.max_drop is None, "8 with max_drop, which finds bits where files are coded")
         need("rounds", self.rounds == 1 or not (self.budgets or self.max_drop is not None), "1 with a budget")
         need("sparsities", not self.sparsities or self.pattern == "magnitude", "the pattern magnitude")
         for layer, part in self.sparsities.items():

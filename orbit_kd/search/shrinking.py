@@ -17,7 +17,8 @@ from orbit_kd.quantization.aware import plain_model
 from orbit_kd.removal.planning import plan_removal
 from orbit_kd.removal.surgery import recalibrate_batchnorm, remove_filters
 from orbit_kd.search.allocation import Steps, is_coded, steps_of
-from orbit_kd.search.evaluator import accuracy_of
+from orbit_kd.search.evaluator import Evaluator
+from orbit_kd.search.points import Question
 from orbit_kd.search.sensitivity import sensitivity
 from orbit_kd.search.trial import Judge, Reached, shrunk, takes_bits, with_bits
 from orbit_kd.search.trials import Found, State, Trial
@@ -33,7 +34,7 @@ _PATIENCE = 4  # times the epochs, once steps with fewer have come to their end
 _GENTLEST = 0.1  # of the usual learning rate, for a network that is as its teacher was
 # Parts of the time: for steps; of what is left of that, for the training of one trial, and for scans; of what is left
 # in the end, for a network that came near; and what estimates are trusted to.
-_EXPLORING, _SHARE, _SCANNING, _NEAR, _SURELY = 0.75, 0.3, 0.2, 0.5, 0.85
+_EXPLORING, _SHARE, _SCANNING, _NEAR, _SURELY = 0.75, 0.12, 0.2, 0.5, 0.85
 _SCAN, _TRAINING = 10, 4  # forward passes that scans take over their images, and training over an epoch's; roughly
 _FEWEST = 64  # images of a scan
 
@@ -65,10 +66,8 @@ class Shrinking:
         """Goes on from where the state is, to the end."""
         self._start = time.monotonic() - self.state.spent
         unknown = self.removal["unknown"]
-        begun = time.monotonic()
-        right = accuracy_of(self.teacher, self.judge.batches)
+        right, self._forward = _accuracy_and_pace(self.teacher, self.judge.batches)
         self.images_seen = sum(len(y) for _, y in self.judge.batches)
-        self._forward = (time.monotonic() - begun) / self.images_seen  # seconds an image, tracing included
         self.target = right - self.max_drop - 1e-9  # a drop of just max_drop is within it
         copy = remove_filters(self.teacher, plan_removal(self.teacher, ratio=0.0, unknown=unknown))
         if self.state.whole is None:
@@ -106,13 +105,15 @@ class Shrinking:
             allocation = steps.to(factor)
             small = shrunk(base, allocation, pattern=self.pattern, **self.removal)
             epochs = self._epochs(small, left, at_most=self._most_epochs(patience))
+            if last and patience > last.patience and epochs <= last.epochs:
+                return  # there is no time for more patience than the last trial had
             taken = self._train(small, {**bits, **allocation.bits}, epochs, begun, factor=factor, patience=patience)
-            steps = None if taken else steps
+            steps, last = None if taken else steps, self.state.trials[-1]
             patience, factor = _next(patience, factor, taken)
 
     def _train_longer(self) -> None:
         """What time is left goes into the network that came nearest, where there is one, and into the best."""
-        tried = sum(trial.factor == 1 for trial in self.state.trials)
+        tried = max((trial.patience + 1 for trial in self.state.trials if trial.factor == 1), default=0)
         for turn, part in list(enumerate((_NEAR, 1.0)))[tried:]:
             kept, begun = (self.state.near, self.state.best)[turn], time.monotonic()
             if not kept:
@@ -122,7 +123,7 @@ class Shrinking:
                 left = part * (self._left(1.0) - self._overhead())
                 epochs = min(int(_SURELY * left / self._pace(model)), self.longest)
             if epochs >= 1:
-                self._train(model, kept["bits"], epochs, begun, factor=1.0, patience=0)
+                self._train(model, kept["bits"], epochs, begun, factor=1.0, patience=turn)
 
     def _train(
         self, small: keras.Model, bits: Mapping[str, int], epochs: int, begun: float, *, factor: float, patience: int
@@ -189,11 +190,12 @@ class Shrinking:
         return min(self.epochs * _PATIENCE**patience, self.longest) if patience >= 0 else 0
 
     def _epochs(self, model: keras.Model, left: float, *, at_most: int) -> int:
-        """Of a trial: a share of the time for steps; one where that is too little, none where one would take it all."""
+        """Of a trial: as long as all else in it, or a share of the time; none where one would take all of the time."""
         if self.seconds is None:
             return at_most
-        pace = self._pace(model)
-        return min(at_most, max(int(_SHARE * left / pace), 1 if pace < _SURELY * (left - self._overhead()) else 0))
+        pace, overhead = self._pace(model), self._overhead()
+        fits = pace < _SURELY * (left - overhead)
+        return min(at_most, max(int(max(_SHARE * left, overhead) / pace), 1)) if fits else 0
 
     def _pace(self, model: keras.Model) -> float:
         """Seconds an epoch takes, as the last trainings tell; before the first, as forward passes of the teacher do."""
@@ -214,6 +216,14 @@ class Shrinking:
         if self.seconds is None:
             return math.inf
         return part * self.seconds - (time.monotonic() - self._start)
+
+
+def _accuracy_and_pace(model: keras.Model, batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
+    """Share of right answers on all images, and seconds for one of them."""
+    evaluator = Evaluator(model, batches, memory=0)
+    whole, begun = evaluator.measure(), time.monotonic()
+    some = evaluator.measure(Question(whole, tolerance=math.inf))
+    return whole.accuracy, (time.monotonic() - begun) / some.images
 
 
 def _next(patience: int, factor: float, accepted: bool) -> tuple[int, float]:
