@@ -11,13 +11,14 @@ from test_quantization import data, fit, int8_kernels, kernels, net, sparse_net,
 
 from orbit_kd import runtimes
 from orbit_kd.errors import InputError
-from orbit_kd.exporters import export
+from orbit_kd.exporters import export, open_artifact
 from orbit_kd.exporters.tflite.levels import _factor
 from orbit_kd.models.saving import load_model, save_model
 from orbit_kd.quantization.aware import quantize_aware, strip_quantization
 from orbit_kd.quantization.levels import best_steps, levels_of, round_to_steps
 from orbit_kd.tflite.reader import parse
 from orbit_kd.tflite.subgraph import Subgraph
+from orbit_kd.tflite.summary import read
 
 
 @pytest.mark.parametrize("bits", [2, 3, 5])
@@ -139,3 +140,23 @@ def test_a_grid_is_found_again_from_what_the_converter_wrote(draw, bits):
 def test_eight_bit_channels_are_left_alone():
     assert _factor(np.array([127, 3, -60, 45, 99, 20, -11], np.int8), 31) == 1
     assert _factor(np.zeros(4, np.int8), 31) == 1
+
+
+def test_convolution_kernels_of_few_levels_fit_into_four_bits(tmp_path):
+    model = quantize_aware(net(), bits={"conv": 4, "block/*": 3, "hidden": 4}, calibration=data()[0])
+    plain = export(model, "tflite_int8", path=tmp_path / "m.tflite")
+    packed = export(plain, "tflite_int4", path=tmp_path / "m4.tflite")
+    assert packed.details["int4_kernels"] == 2 and packed.bytes < plain.bytes  # the dense kernel stays
+    assert open_artifact(packed.path).target == "tflite_int4"
+    figures = [(row.params, row.nonzero_params, row.macs) for row in (read(plain.path), read(packed.path))]
+    assert figures[0] == figures[1]
+    for runtime in ("litert_reference", "tflm"):
+        files = [runtimes.predict(file.path, data()[0][:8], runtime=runtime) for file in (plain, packed)]
+        np.testing.assert_array_equal(*files)
+
+
+def test_a_file_of_many_levels_is_not_packed(tmp_path):
+    plain = export(net(), "tflite_int8", path=tmp_path / "m.tflite", calibration=data()[0])
+    with pytest.raises(InputError, match="No convolution kernel"):
+        export(plain, "tflite_int4", path=tmp_path / "m4.tflite")
+    assert not (tmp_path / "m4.tflite").exists()

@@ -37,7 +37,7 @@ log = logging.getLogger("orbit_kd")
 
 @dataclasses.dataclass(frozen=True)
 class _File:
-    """A file of the student: what runs it, its name among the outputs, and the flatbuffer that "litert" runs."""
+    """A file of the student: what runs it, its name among the outputs, and the flatbuffer; b"" without one."""
 
     artifact: Artifact
     runtime: str
@@ -82,7 +82,7 @@ def evaluate(
 
     given = [artifacts] if isinstance(artifacts, (Artifact, str, os.PathLike)) else artifacts
     files = [_file(number, item) for number, item in enumerate(given)]
-    students = [file for file in files if file.runtime == "litert"]
+    students = [file for file in files if file.model]
     if not students:
         raise InputError(
             f"No TensorFlow Lite file among {len(files)} artifacts.",
@@ -91,15 +91,15 @@ def evaluate(
         )
     test = as_batches(test, what="test data", labels=True, again=True)
     with _teacher_file(teacher, workdir) as teacher_file:
-        running: dict[str, Any] = {file.name: file.model for file in students}
-        if teacher_file:
-            running["teacher"] = model_bytes(teacher_file)
+        running: dict[str, Any] = {"teacher": model_bytes(teacher_file)} if teacher_file else {}
         for model in running.values():
             runtimes.probe(model)
+        for file in students:
+            runtimes.probe(file.model, runtime=file.runtime)
         for file in files:
-            if file.runtime not in ("", "litert"):  # files of another kind, that something else runs
+            if file.runtime:
                 running[file.name] = runtimes.load(
-                    file.artifact.path, runtime=file.runtime, threads=os.cpu_count() or 1
+                    file.model or file.artifact.path, runtime=file.runtime, threads=os.cpu_count() or 1
                 )
         labels, outputs = logits(running, test, threads=os.cpu_count() or 1)
         check_widths(outputs, class_names)
@@ -122,12 +122,15 @@ def evaluate(
             if file.name in outputs:
                 values = outputs[file.name]
                 row |= scores(labels, values) | comparison(labels, outputs.get("teacher"), values)
-            if file.runtime == "litert":
+            if file.model:
                 summary = counted if file is base else read(file.model)
                 row |= {"density": summary.density, "params": counted.params, "nonzero_params": counted.nonzero_params,
                         "sparse_encoded": summary.sparse,
                         "zeros_from_int8": None if reference is None else zeros_added(counted, summary)}  # fmt: skip
-                row |= speed(file.artifact, file.model, against, runs=latency_runs, threads=threads)
+                if file.runtime == "litert":
+                    row |= speed(file.artifact, file.model, against, runs=latency_runs, threads=threads)
+                else:
+                    row |= {"latency": None, "latency_why": "only TensorFlow Lite Micro runs the file"}
                 row["tflm"] = dataclasses.asdict(tflm_parity(file.model, images))
             data["artifacts"].append(row)
     data["ratios"] = ratios(data)
@@ -140,7 +143,8 @@ def evaluate(
 def _file(number: int, item: Artifact | str | os.PathLike[str]) -> _File:
     artifact = _artifact(item)
     runtime = find(artifact.target)[0].runtime
-    model = model_bytes(artifact) if runtime == "litert" else b""
+    model = model_bytes(artifact) if runtime in ("litert", "tflm") else b""
+    runtime = runtimes.made_for(model) if model else runtime
     return _File(artifact, runtime, f"{number} ({artifact.path.name})", model)
 
 

@@ -13,7 +13,7 @@ from orbit_kd import runtimes
 from orbit_kd.errors import InputError
 from orbit_kd.registry import Registry
 from orbit_kd.support.native_log import native_stderr
-from orbit_kd.tflite.reader import parse, read_bytes
+from orbit_kd.tflite.reader import read_bytes
 
 Inference = Callable[[], Any]
 # name -> the name of LiteRT's operator resolver
@@ -98,7 +98,7 @@ def prepare_call(model: runtimes.Model, *, threads: int = 1, delegate: str = "xn
         raise InputError(f"threads={threads}.", expected="at least 1", fix="1 is a single core")
     kind = OpResolverType[delegates.get(delegate)]
     data = read_bytes(model)
-    parse(data)  # LiteRT ends the process on some damaged files
+    runtimes.refuse_coded(data, "LiteRT")  # which reads it: LiteRT ends the process on some damaged files
     rng = np.random.default_rng(0)
     with native_stderr() as log:
         try:

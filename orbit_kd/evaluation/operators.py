@@ -111,8 +111,9 @@ def cut_operators(data: bytes) -> list[tuple[str, bytes]]:
     Operators of constants alone (DEQUANTIZE of float16 weights) come along with the operator that uses them.
 
     Raises:
-        InputError: not a .tflite file.
+        InputError: not a .tflite file, or a coded one.
     """
+    runtimes.refuse_coded(data, "LiteRT")
     model = parse(data)
     graph = model.subgraphs[0]
     fed = _constant_fed(parse(data))

@@ -47,7 +47,9 @@ def logits(
     from orbit_kd.datasets.batches import as_batches  # loads TensorFlow
 
     runners: dict[str, runtimes.Runner] = {
-        name: runtimes.load(model, threads=threads) if isinstance(model, (str, os.PathLike, bytes)) else model
+        name: runtimes.load(model, runtime=runtimes.made_for(read_bytes(model)), threads=threads)
+        if isinstance(model, (str, os.PathLike, bytes))
+        else model
         for name, model in models.items()
     }
     outputs: dict[str, list[np.ndarray]] = {name: [] for name in runners}

@@ -12,6 +12,7 @@ from orbit_kd import runtimes
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import Artifact, find, open_artifact
 from orbit_kd.exporters.c_array import read_c_array
+from orbit_kd.tflite.reader import read_bytes
 
 
 def predict(
@@ -66,11 +67,15 @@ def predict(
 def _content(file: Artifact | str | os.PathLike[str] | bytes) -> tuple[runtimes.Model, str]:
     """What a runtime loads, and the runtime that is made for it."""
     if isinstance(file, bytes):
-        return file, "litert"
+        return file, runtimes.made_for(file)
     if isinstance(file, (str, os.PathLike)) and Path(file).is_dir():
         file = open_artifact(file)
     path = file.path if isinstance(file, Artifact) else file
     suffix = Path(path).suffix if isinstance(path, (str, os.PathLike)) else ""
+    if suffix == ".cc":
+        return _content(read_c_array(path))
+    if suffix == ".tflite" and not isinstance(file, Artifact):
+        return path, runtimes.made_for(read_bytes(path))
     runtime = find(file.target)[0].runtime if isinstance(file, Artifact) else "onnx" if suffix == ".onnx" else "litert"
     if not runtime and isinstance(file, Artifact):
         raise InputError(
@@ -78,7 +83,7 @@ def _content(file: Artifact | str | os.PathLike[str] | bytes) -> tuple[runtimes.
             expected="a .tflite, .onnx or C array file, or an hls4ml project",
             fix="run the 'tflite_int8' file, which it is made of or stands beside",
         )
-    return read_c_array(path) if suffix == ".cc" else path, runtime
+    return path, runtime
 
 
 def _refuse_quantized(port: runtimes.Port, x: np.ndarray) -> None:

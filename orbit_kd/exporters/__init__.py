@@ -7,7 +7,8 @@ from orbit_kd.exporters.metadata import read_metadata
 from orbit_kd.exporters.opening import open_artifact
 from orbit_kd.exporters.packed import export as _packed  # noqa: F401
 from orbit_kd.exporters.targets import Target, check, export, export_all, file_of, find, target, targets
-from orbit_kd.exporters.tflite import floats, integers  # noqa: F401
+from orbit_kd.exporters.tflite import floats, int4, integers  # noqa: F401
+from orbit_kd.exporters.tflm import coded as _coded  # noqa: F401
 from orbit_kd.exporters.tflm import export as _tflm  # noqa: F401
 from orbit_kd.exporters.vela import export as _vela  # noqa: F401
 

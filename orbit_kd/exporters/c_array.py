@@ -64,7 +64,7 @@ def export_c_array(
         InputError: not a .tflite file; or what "tflite_int8" raises.
     """
     stem = Path(path).with_suffix("")
-    data, details = tflite_of(model, calibration=calibration, **options)
+    data, details = tflite_of(model, calibration=calibration, coded=True, **options)
     if metadata is not None:
         data = add_metadata(data, metadata)
     name = re.sub(r"\W", "_", stem.name, flags=re.ASCII)

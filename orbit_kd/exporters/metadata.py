@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,10 +17,16 @@ import numpy as np
 
 from orbit_kd.errors import InputError
 from orbit_kd.support.versions import MADE_WITH, versions_of
-from orbit_kd.tflite.reader import parse, read_bytes
+from orbit_kd.tflite.reader import is_coded, parse, read_bytes
 from orbit_kd.tflite.writer import add_constant, set_constant, to_bytes
 
 NAME = b"orbit_kd"
+_SMALL = b"\x01"  # the first byte of a note that is not plain text, and says which of the dictionaries it needs
+# What most notes have in them. Files were written with it: it stays as it is, and a better one gets another number.
+_WORDS = (
+    b'"],"loader":"bilinear"}"tensorflow":"2.21.0","tf_keras":"2.21.0"}}{"class_names":["","],"preprocess":{"channels":'
+    b'null,"crop":null,"mean":[],"resize":null,"scale":1.0},"recipe":"","versions":{"orbit_kd":"0.1.0",'
+)
 _SLACK = 512  # bytes by which files of one shape differ: padding, equal vectors that are stored once
 
 
@@ -44,10 +51,28 @@ def add_metadata(data: bytes, metadata: dict[str, Any]) -> bytes:
     Raises:
         InputError: `data` is no .tflite file, or `metadata` holds something JSON cannot.
     """
+    model = parse(data)
+    put_metadata(model, metadata, small=is_coded(model))
+    return to_bytes(model, small=is_coded(model))
+
+
+def put_metadata(model: Any, metadata: dict[str, Any], *, small: bool) -> None:
+    """`add_metadata` of a parsed file.
+
+    Args:
+        model: is changed.
+        metadata: as for `add_metadata`.
+        small: deflate the text, with a dictionary of the usual words: about a third of the bytes.
+    """
     from ai_edge_litert import schema_py_generated as schema
 
-    content = np.frombuffer(to_text(metadata).encode(), np.uint8)
-    model = parse(data)
+    text = to_text(metadata)
+    if small:
+        text = json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))
+        deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, zdict=_WORDS)
+        content = np.frombuffer(_SMALL + deflate.compress(text.encode()) + deflate.flush(), np.uint8)
+    else:
+        content = np.frombuffer(text.encode(), np.uint8)
     notes = [entry for entry in model.metadata or [] if entry.name != NAME]
     old = [entry for entry in model.metadata or [] if entry.name == NAME]
     if old:
@@ -55,7 +80,6 @@ def add_metadata(data: bytes, metadata: dict[str, Any]) -> bytes:
     else:
         old = [schema.MetadataT(name=NAME, buffer=add_constant(model, content))]
     model.metadata = notes + old
-    return to_bytes(model)
 
 
 def to_text(value: Any) -> str:
@@ -88,8 +112,15 @@ def read_metadata(path_or_bytes: str | os.PathLike[str] | bytes) -> dict[str, An
     model = parse(read_bytes(path_or_bytes))
     for entry in model.metadata or []:
         if entry.name == NAME:
-            return json.loads(bytes(model.buffers[entry.buffer].data))
+            return json.loads(_text(bytes(model.buffers[entry.buffer].data)))
     return {}
+
+
+def _text(content: bytes) -> bytes:
+    """The JSON text of a note, deflated or not."""
+    if not content.startswith(_SMALL):
+        return content
+    return zlib.decompressobj(-zlib.MAX_WBITS, zdict=_WORDS).decompress(content[len(_SMALL) :])
 
 
 def _plain(value: Any) -> Any:

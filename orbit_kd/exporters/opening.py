@@ -9,8 +9,9 @@ from pathlib import Path
 from orbit_kd.errors import InputError
 from orbit_kd.exporters.artifact import Artifact
 from orbit_kd.exporters.c_array import read_c_array
+from orbit_kd.exporters.tflm.coded import NAME as CODED
 from orbit_kd.runtimes.compiled import NOTE
-from orbit_kd.tflite.reader import read_bytes
+from orbit_kd.tflite.reader import is_coded, parse, read_bytes
 from orbit_kd.tflite.summary import read
 
 # (type of the kernels, type of the activations) -> target
@@ -19,6 +20,7 @@ _KINDS = {
     ("float16", "float32"): "tflite_float16",
     ("int8", "float32"): "tflite_dynamic",
     ("int8", "int8"): "tflite_int8",
+    ("int4", "int8"): "tflite_int4",
     ("int8", "int16"): "tflite_int16x8",
 }
 
@@ -41,13 +43,15 @@ def open_artifact(path: str | os.PathLike[str]) -> Artifact:
     data = read_bytes(path)
     if path.suffix == ".onnx":
         return Artifact.of(data, target="onnx", files=(path,), details={})
+    if is_coded(parse(data)):
+        return Artifact.of(data, target=CODED, files=(path,), details={})
     kinds = [_KINDS.get((op.dtype, op.output_dtype)) for op in read(data).ops if op.weight_shape]
     if not kinds or kinds[0] is None:
         raise InputError(
             f"{path} is of no kind this package exports.",
-            expected=f"one of: {', '.join(_KINDS.values())}",
+            expected=f"one of: {', '.join([*_KINDS.values(), CODED])}",
             fix="export the model with okd.export",
         )
-    # dynamic-range quantization leaves small kernels in float
-    target = "tflite_dynamic" if "tflite_dynamic" in kinds else kinds[0]
+    # dynamic-range quantization leaves small kernels in float, and int4 dense ones in int8
+    target = next((kind for kind in ("tflite_dynamic", "tflite_int4") if kind in kinds), kinds[0])
     return Artifact.of(data, target=target, files=(path,), details={})

@@ -7,21 +7,25 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from orbit_kd.errors import InputError
 from orbit_kd.exporters.artifact import Artifact
 from orbit_kd.exporters.targets import export
-from orbit_kd.tflite.reader import parse, read_bytes
+from orbit_kd.tflite.reader import is_coded, parse, read_bytes
 
 
-def tflite_of(model: Any, *, calibration: Any = None, **options: Any) -> tuple[bytes, dict[str, Any]]:
+def tflite_of(
+    model: Any, *, calibration: Any = None, coded: bool = False, **options: Any
+) -> tuple[bytes, dict[str, Any]]:
     """The bytes of a .tflite file, and what is known about it.
 
     Args:
         model: a .tflite file (path or Artifact), or a tf_keras model, which is converted to "tflite_int8" first.
         calibration: for that conversion.
+        coded: a file whose constants only TensorFlow Lite Micro decodes will do.
         **options: of "tflite_int8".
 
     Raises:
-        InputError: not a .tflite file; or what the conversion raises.
+        InputError: not a .tflite file, a coded one; or what the conversion raises.
     """
     if isinstance(model, Artifact):
         data, details = read_bytes(model.path), dict(model.details)
@@ -31,5 +35,10 @@ def tflite_of(model: Any, *, calibration: Any = None, **options: Any) -> tuple[b
         with tempfile.TemporaryDirectory() as folder:
             made = export(model, "tflite_int8", path=Path(folder, "model.tflite"), calibration=calibration, **options)
             return made.path.read_bytes(), dict(made.details)
-    parse(data)
+    if is_coded(parse(data)) and not coded:
+        raise InputError(
+            "The constants of the file are coded for TensorFlow Lite Micro (TFLM_DECODE) already.",
+            expected="a file whose constants are stored plainly",
+            fix="hand over the tflite_int8 file that it was made of",
+        )
     return data, details

@@ -62,8 +62,8 @@ def _notes(measured: dict[str, Any], pattern: str, recipe: Recipe) -> list[str]:
         notes.append(f"The int8 file has {larger[0]['bytes']:,} bytes, more than max_bytes={recipe.max_bytes:,.0f}.")
     if pattern != "dense":
         notes.append(
-            f"The {pattern} zeros make no CPU faster and no file smaller by themselves: they pay off after gzip "
-            "and on hardware that skips them, such as an Ethos-U85."
+            f"The {pattern} zeros make no CPU faster and no plain file smaller by themselves: they pay off in "
+            "tflite_micro_coded, after gzip, and on hardware that skips them, such as an Ethos-U85."
         )
     slower = [a for a in measured["artifacts"] if a.get("latency") and a["latency"]["ratio"] < 0.5 * (
         measured["ratios"].get("macs") or 0)]  # fmt: skip

@@ -32,11 +32,14 @@ SAME_TYPE = "the teacher in a file of the same type"
 
 
 def main_artifact(data: dict[str, Any]) -> dict[str, Any]:
-    """The artifact the headline is about: the first `tflite_int8`, else the smallest TFLite file, else the smallest."""
+    """The artifact the headline is about: a file for the device if there is one, else the smallest TFLite file or any.
+
+    That is the first `tflite_micro_coded`, else the first `tflite_int8`.
+    """
     artifacts = [a for a in data.get("artifacts") or [] if number(a.get("bytes")) is not None]
-    for a in artifacts:
-        if a.get("target") == "tflite_int8":
-            return a
+    for target in ("tflite_micro_coded", "tflite_int8"):
+        if found := next((a for a in artifacts if a.get("target") == target), None):
+            return found
     tflite = [a for a in artifacts if str(a.get("target", "")).startswith("tflite")]
     return min(tflite or artifacts, key=lambda a: a["bytes"], default={})
 

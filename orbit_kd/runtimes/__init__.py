@@ -2,7 +2,7 @@
 
 from orbit_kd.runtimes import hls4ml, litert, onnx, tflm  # noqa: F401  each files its runtimes
 from orbit_kd.runtimes.execution import load, predict, probe, run, yardstick
-from orbit_kd.runtimes.runner import Model, Port, Runner, runtimes
+from orbit_kd.runtimes.runner import Model, Port, Runner, made_for, refuse_coded, runtimes
 from orbit_kd.runtimes.tflm import MCU_HINT, has_tflm
 
 __all__ = [
@@ -12,8 +12,10 @@ __all__ = [
     "Runner",
     "has_tflm",
     "load",
+    "made_for",
     "predict",
     "probe",
+    "refuse_coded",
     "run",
     "runtimes",
     "yardstick",

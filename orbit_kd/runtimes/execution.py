@@ -11,6 +11,7 @@ import numpy as np
 
 from orbit_kd.errors import InputError
 from orbit_kd.runtimes.runner import Model, Runner, runtimes
+from orbit_kd.runtimes.trusted import trust
 from orbit_kd.tflite.reader import read_bytes
 
 _PROBE_SECONDS = 600  # of one inference, and of loading the libraries on a busy machine
@@ -114,6 +115,7 @@ def probe(model: Model, *, runtime: str = "litert") -> None:
 
 def run_on_zeros(model: Model, runtime: str) -> None:
     """One inference in this process, for `probe`."""
+    trust(read_bytes(model))  # this is the process that may end
     try:
         runner = load(model, runtime=runtime)
         run(runner, np.zeros((1, *runner.input.shape), np.float32))

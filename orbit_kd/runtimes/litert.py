@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from orbit_kd.runtimes.runner import Model, Port, Runner, check_ports, runtimes, start_interpreter
+from orbit_kd.runtimes.runner import Model, Port, Runner, check_ports, refuse_coded, runtimes, start_interpreter
 from orbit_kd.support.native_log import native_stderr
 from orbit_kd.tflite.reader import parse
 from orbit_kd.tflite.state import State, state_of
@@ -92,10 +92,12 @@ def _same(a: np.ndarray, b: np.ndarray) -> bool:
 @runtimes.register("litert")
 def _litert(model: Model, threads: int) -> Runner:
     data = check_ports(model)
+    refuse_coded(data, "LiteRT")
     return start_interpreter(lambda: _Litert(data, threads), "LiteRT")
 
 
 @runtimes.register("litert_reference")
 def _litert_reference(model: Model, threads: int) -> Runner:
     data = check_ports(model)
+    refuse_coded(data, "LiteRT")
     return start_interpreter(lambda: _Litert(data, threads, reference=True), "LiteRT")

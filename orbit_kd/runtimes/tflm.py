@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 
 from orbit_kd.errors import InputError
+from orbit_kd.runtimes.execution import probe
 from orbit_kd.runtimes.runner import Model, Port, Runner, check_ports, runtimes, start_interpreter
+from orbit_kd.runtimes.trusted import trust, trusted
 from orbit_kd.support.extras import require
 from orbit_kd.support.native_log import native_stderr
-from orbit_kd.tflite.reader import parse
+from orbit_kd.tflite.coded_model import plain_file
+from orbit_kd.tflite.reader import is_coded, parse, told_if_damaged
 from orbit_kd.tflite.state import State, state_of
 from orbit_kd.tflite.subgraph import Subgraph
 
@@ -23,8 +26,11 @@ MCU_HINT = 'pip install "orbit-kd[mcu]"'
 @runtimes.register("tflm")
 def _tflm(model: Model, threads: int) -> Runner:
     require("tflite_micro", extra="mcu")
-    data = check_ports(model)
-    _require_known_sizes(data)
+    with told_if_damaged():
+        data = check_ports(model)
+        _require_known_sizes(data)
+        if is_coded(parse(data)):
+            _require_sound_constants(data)
     return start_interpreter(lambda: _Tflm(data), "TensorFlow Lite Micro")
 
 
@@ -46,6 +52,18 @@ def _require_known_sizes(data: bytes) -> None:
                     expected="tensors of fixed sizes",
                     fix="build recurrent layers that return sequences with unroll=True, and export again",
                 )
+
+
+def _require_sound_constants(data: bytes) -> None:
+    """Raises InputError for a damaged coded file: TFLM's decoders follow tables and streams wherever these lead.
+
+    The constants are decoded here, where nothing can go wrong; then the file runs in a process of its own, once.
+    """
+    if trusted(data):
+        return
+    plain_file(data)
+    probe(data, runtime="tflm")
+    trust(data)
 
 
 def has_tflm() -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 # Where the kernel and the bias stand in the inputs of the operators that multiply and accumulate.
 KERNEL_AND_BIAS = {
     "CONV_2D": (1, 2),
@@ -40,3 +42,15 @@ def places(name: str, *, inputs: int) -> tuple[tuple[int, ...], tuple[int, ...]]
     kernel, bias = KERNEL_AND_BIAS.get(name, (None, None))
     one = (() if kernel is None else (kernel,), () if bias is None else (bias,))
     return RECURRENT.get("BASIC_LSTM" if name == "LSTM" and inputs == 5 else name, one)
+
+
+def dtype_name(number: int) -> str:
+    """What NumPy calls a type of the schema, or the schema in small letters."""
+    return _type_names()[number]
+
+
+@functools.cache
+def _type_names() -> dict[int, str]:
+    from ai_edge_litert import schema_py_generated as schema
+
+    return {number: name.lower() for name, number in vars(schema.TensorType).items() if isinstance(number, int)}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from orbit_kd.errors import InputError
 
+DECODE = b"TFLM_DECODE"
 _FILE_IDENTIFIER = b"TFL3"
 
 
@@ -44,16 +47,32 @@ def parse(data: bytes) -> Any:
     """
     from ai_edge_litert import schema_py_generated as schema
 
-    problem = f"its bytes 4 to 7 are {data[4:8]!r}"
-    if data[4:8] == _FILE_IDENTIFIER:
-        try:
-            model = schema.ModelT.InitFromPackedBuf(data, 0)
-            if model.subgraphs and all(buffer.offset <= 1 for buffer in model.buffers):
-                return model
-            problem = "it has no graph, or keeps its weights outside the flatbuffer"
-        except Exception as error:  # a damaged flatbuffer sends the reader anywhere
-            problem = f"reading it fails with {type(error).__name__}: {error}"
-    raise InputError(
+    if data[4:8] != _FILE_IDENTIFIER:
+        raise _not_a_file(f"its bytes 4 to 7 are {data[4:8]!r}")
+    with told_if_damaged():
+        model = schema.ModelT.InitFromPackedBuf(data, 0)
+        if model.subgraphs and all(buffer.offset <= 1 for buffer in model.buffers):
+            return model
+    raise _not_a_file("it has no graph, or keeps its weights outside the flatbuffer")
+
+
+@contextlib.contextmanager
+def told_if_damaged() -> Iterator[None]:
+    """Within it, whatever goes wrong is the fault of a damaged file, which sends its readers anywhere.
+
+    Raises:
+        InputError: something went wrong.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise _not_a_file(f"reading it fails with {type(error).__name__}: {error}") from error
+
+
+def _not_a_file(problem: str) -> InputError:
+    return InputError(
         f"Not a .tflite file: {problem}.",
         expected='a whole flatbuffer with the identifier b"TFL3"',
         fix="export the model again, for example okd.export(model, 'tflite_int8', path=..., calibration=...)",
@@ -69,6 +88,16 @@ def code_name(code: Any) -> str:
     """The same of an entry of the file's operator codes."""
     # The schema's first field for it has a byte: it holds the largest number there for operators that came later.
     return _operator_names()[max(code.builtinCode, code.deprecatedBuiltinCode)]
+
+
+def is_decode(model: Any, op: Any) -> bool:
+    """Whether an operator of a parsed file is TensorFlow Lite Micro's, that decodes constants."""
+    return model.operatorCodes[op.opcodeIndex].customCode == DECODE
+
+
+def is_coded(model: Any) -> bool:
+    """Whether a parsed file has constants that only TensorFlow Lite Micro decodes, when it runs."""
+    return any(code.customCode == DECODE for code in model.operatorCodes or [])
 
 
 @functools.cache

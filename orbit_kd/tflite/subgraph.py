@@ -6,12 +6,13 @@ Which constants are parameters. A constant (a tensor with data in the file) that
   of Mul, Add and the like, also where a Dequantize or Densify operator stands between; or
 - it is the int32 or int64 bias of a convolution, dense or recurrent layer (a quantized bias).
 
+A constant that operators prepare when the file runs (TFLM_DECODE; see `prepared.py`) counts as what they make.
+
 All other integer constants are shapes, axes, paddings and indices: they steer an operator and do not count.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from orbit_kd.errors import InputError
-from orbit_kd.tflite.operators import CALLS, KERNEL_AND_BIAS, places
+from orbit_kd.tflite.operators import CALLS, KERNEL_AND_BIAS, dtype_name, places
+from orbit_kd.tflite.prepared import PreparedConstants
 from orbit_kd.tflite.reader import operator_name
 
 _PASS_ON = {"DEQUANTIZE", "DENSIFY"}
@@ -34,7 +36,7 @@ class Subgraph:
 
     Attributes:
         tensors: all of them; a tensor is known by its place in this list.
-        operators: all but Dequantize and Densify, in execution order.
+        operators: in execution order, without Dequantize, Densify and those that only prepare constants.
         inputs_of_graph, outputs_of_graph: tensors.
     """
 
@@ -42,7 +44,9 @@ class Subgraph:
         self._model, self.index = model, index
         graph = model.subgraphs[index]
         self.tensors = list(graph.tensors)
-        self.operators = [op for op in graph.operators if self.name(op) not in _PASS_ON]
+        self._prepared = PreparedConstants(model, index)
+        aside = [id(op) for op in self._prepared.makers]
+        self.operators = [op for op in graph.operators if self.name(op) not in _PASS_ON and id(op) not in aside]
         self.inputs_of_graph, self.outputs_of_graph = list(map(int, graph.inputs)), list(map(int, graph.outputs))
         self._source = {int(op.outputs[0]): int(op.inputs[0]) for op in graph.operators if self.name(op) in _PASS_ON}
 
@@ -57,7 +61,12 @@ class Subgraph:
     def output_name(self, op: Any) -> str:
         """Name of the first output, or of the first input of an operator that has none; "" without either."""
         ends = [*self.outputs(op), *(int(i) for i in (() if op.inputs is None else op.inputs))]
-        return self.tensors[ends[0]].name.decode() if ends else ""
+        return self.tensor_name(ends[0]) if ends else ""
+
+    def tensor_name(self, index: int) -> str:
+        """Name of a tensor; its number in a file without names."""
+        name = self.tensors[index].name
+        return f"tensor {index}" if name is None else name.decode()
 
     def outputs(self, op: Any) -> list[int]:
         """Tensors that an operator makes; none of those that only assign a variable."""
@@ -99,7 +108,7 @@ class Subgraph:
 
     def dtype(self, index: int) -> str:
         """Type of a tensor as NumPy calls it, or the schema in small letters."""
-        return _type_names()[self.tensors[index].type]
+        return dtype_name(self.tensors[index].type)
 
     def shape(self, index: int) -> tuple[int, ...]:
         """Shape of a tensor."""
@@ -133,16 +142,28 @@ class Subgraph:
         """
         if self.tensors[index].sparsity is not None:
             raise InputError(
-                f"Constant {self.tensors[index].name.decode()!r} is stored in TFLite's sparse encoding.",
+                f"Constant {self.tensor_name(index)!r} is stored in TFLite's sparse encoding.",
                 expected="a dense file: groups of zeros are checked where they stand",
                 fix="convert without Optimize.EXPERIMENTAL_SPARSITY",
             )
         return self._values(index)[: math.prod(self.shape(index))].reshape(self.shape(index))
 
     def data(self, index: int) -> np.ndarray | None:
-        """The stored bytes of a constant; None for an activation."""
+        """The bytes of a constant, decoded where it is coded; None for an activation.
+
+        Raises:
+            InputError: coded in a way that is not known here, or damaged.
+        """
+        if index in self._prepared.tensors:
+            return self._prepared.values(index)
         data = self._model.buffers[self.tensors[index].buffer].data
         return None if data is None or len(data) == 0 else data
+
+    def stored(self, index: int) -> tuple[int, int]:
+        """Where the file holds a constant, as it is or coded: a buffer, which tensors may share, and a place in it."""
+        if index in self._prepared.tensors:
+            return self._prepared.stored(index)
+        return self.tensors[index].buffer, 0
 
     def _values(self, index: int) -> np.ndarray:
         data = np.asarray(self.data(index), np.uint8)
@@ -150,10 +171,3 @@ class Subgraph:
             halves = np.stack([data & 15, data >> 4], axis=-1).reshape(-1).astype(np.int8)
             return np.where(halves > 7, halves - 16, halves).astype(np.int8)
         return data.view(self.dtype(index))
-
-
-@functools.cache
-def _type_names() -> dict[int, str]:
-    from ai_edge_litert import schema_py_generated as schema
-
-    return {number: name.lower() for name, number in vars(schema.TensorType).items() if isinstance(number, int)}

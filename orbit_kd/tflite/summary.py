@@ -17,7 +17,7 @@ from typing import Any
 from orbit_kd.support.text_table import aligned
 from orbit_kd.tflite.calls import walk
 from orbit_kd.tflite.operators import KERNEL_AND_BIAS, RECURRENT
-from orbit_kd.tflite.reader import parse, read_bytes
+from orbit_kd.tflite.reader import parse, read_bytes, told_if_damaged
 from orbit_kd.tflite.subgraph import Subgraph
 
 
@@ -109,16 +109,21 @@ def read(path_or_bytes: str | os.PathLike[str] | bytes) -> TfliteSummary:
     """Reads a .tflite file.
 
     Raises:
-        InputError: it does not exist or is no .tflite file.
+        InputError: it does not exist, is no .tflite file or a damaged one.
     """
     data = read_bytes(path_or_bytes)
+    with told_if_damaged():
+        return _summary(data)
+
+
+def _summary(data: bytes) -> TfliteSummary:
     main = Subgraph(parse(data))
     ops: list[Op] = []
-    stored: dict[int, tuple[int, int]] = {}
+    stored: dict[tuple[int, int], tuple[int, int]] = {}
     sparse = any(tensor.sparsity is not None for tensor in main.tensors)
     for graph, op, times in walk(main):
         ops.append(_row(graph, op, times))
-        stored |= {graph.tensors[i].buffer: graph.count(i) for i in graph.parameters(op)}
+        stored |= {graph.stored(i): graph.count(i) for i in graph.parameters(op)}
         sparse |= graph is not main and any(tensor.sparsity is not None for tensor in graph.tensors)
     counts = stored.values()
     return TfliteSummary(

@@ -24,7 +24,7 @@ def _stored(values: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
 
 
-def to_bytes(model: Any) -> bytes:
+def to_bytes(model: Any, *, small: bool = False) -> bytes:
     """The file of what `reader.parse` gave: every constant at a multiple of 16 bytes, equal vectors stored once.
 
     Constants that no tensor and no note uses any more are left out.
@@ -34,9 +34,15 @@ def to_bytes(model: Any) -> bytes:
     read the file in place fault or slow down. Sharing vectors is what the FlatBuffers format allows and the converter
     does not do: the zero points of a per-channel int8 kernel alone are 8 bytes a channel, all zero, once for the
     kernel and once for its bias.
+
+    Args:
+        model: as `reader.parse` gives it, or changed.
+        small: share equal tables too, and align constants to 4 bytes, which is what int32 biases and coded constants
+            need: for files of which the interpreter decodes the kernels into memory that it aligns itself.
     """
-    import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
+
+    from orbit_kd.tflite.builder import SharingBuilder
 
     class AlignedBuffer(schema.BufferT):
         def Pack(self, builder: Any) -> int:
@@ -44,25 +50,11 @@ def to_bytes(model: Any) -> bytes:
                 builder.Prep(16, len(self.data))
             return super().Pack(builder)
 
-    class SharingBuilder(flatbuffers.Builder):
-        def __init__(self, size: int) -> None:
-            super().__init__(size)
-            self.known: dict[tuple[str, bytes], int] = {}
-
-        def CreateNumpyVector(self, x: Any) -> int:
-            if x.dtype == np.uint8:  # constants: they need their alignment, and the converter shares them already
-                return super().CreateNumpyVector(x)
-            key = (x.dtype.str, x.tobytes())
-            if key not in self.known:
-                self.known[key] = super().CreateNumpyVector(x)
-            return self.known[key]
-
     used = {int(t.buffer) for graph in model.subgraphs for t in graph.tensors}
     used |= {int(entry.buffer) for entry in model.metadata or ()}
-    model.buffers = [
-        AlignedBuffer(b.data if i in used else None, b.offset, b.size) for i, b in enumerate(model.buffers)
-    ]
+    kind = schema.BufferT if small else AlignedBuffer
+    model.buffers = [kind(b.data if i in used else None, b.offset, b.size) for i, b in enumerate(model.buffers)]
     size = sum(0 if b.data is None else len(b.data) for b in model.buffers)
-    builder = SharingBuilder(size + 4096)
+    builder = SharingBuilder(size + 4096, tables=small)
     builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
     return bytes(builder.Output())

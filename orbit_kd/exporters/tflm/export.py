@@ -19,12 +19,20 @@ from orbit_kd.exporters.metadata import add_metadata
 from orbit_kd.exporters.source import tflite_of
 from orbit_kd.exporters.targets import target
 from orbit_kd.exporters.tflm.compression import compress_weights
-from orbit_kd.exporters.tflm.memory import arena_margin, arena_size, check_arena, check_flash, require_dense
+from orbit_kd.exporters.tflm.memory import (
+    arena_bytes,
+    arena_margin,
+    arena_size,
+    check_arena,
+    check_flash,
+    require_dense,
+)
 from orbit_kd.exporters.tflm.operators import add_methods
 from orbit_kd.exporters.tflm.sources import Golden, sources
 from orbit_kd.support.extras import require
 from orbit_kd.support.files import write_file
-from orbit_kd.tflite.reader import parse
+from orbit_kd.tflite.coded_model import plain_file
+from orbit_kd.tflite.reader import is_coded, parse
 from orbit_kd.tflite.state import State, state_of
 
 
@@ -50,8 +58,8 @@ def export_tflm(
     has, LiteRT's optimized ones).
 
     Args:
-        model: an int8 or int16x8 .tflite file (path or Artifact), or a tf_keras model, which is converted to
-            "tflite_int8" first.
+        model: an int8 or int16x8 .tflite file (path or Artifact), which may be coded ("tflite_micro_coded"), or a
+            tf_keras model, which is converted to "tflite_int8" first.
         path: the folder; files of an earlier export are replaced.
         calibration: inputs as the network sees them: for the conversion of a Keras model, and one of them, drawn with
             `seed`, becomes the golden input. Without it that is random.
@@ -76,22 +84,27 @@ def export_tflm(
     require("tflite_micro", extra="mcu")
     if tolerance < 0:
         raise InputError(f"tolerance={tolerance}.", expected="0 or more steps", fix="leave it out: 1")
-    original, details = tflite_of(model, calibration=calibration, samples=samples, seed=seed, **options)
+    original, details = tflite_of(model, calibration=calibration, coded=True, samples=samples, seed=seed, **options)
     add_methods(require_dense(original))
     _refuse_resources(original)
     if metadata is not None:
         original = add_metadata(original, metadata)
-    against = runtimes.yardstick(original)
-    for runtime in (against, "tflm"):
-        runtimes.probe(original, runtime=runtime)
-    golden, steps = _golden(original, calibration, seed, against=against, tolerance=tolerance)
+    plain = plain_file(original)  # what LiteRT runs of a coded file
+    against = runtimes.yardstick(plain)
+    runtimes.probe(plain, runtime=against)
+    runtimes.probe(original, runtime="tflm")
+    golden, steps = _golden(original, plain, calibration, seed, against=against, tolerance=tolerance)
     data = original
     if compress:
+        if is_coded(parse(original)):
+            raise InputError(
+                "The constants of the file are coded already.", expected="compress=False for it", fix="leave it out"
+            )
         data, saved = compress_weights(original, seed=seed)
         details |= saved
     check_flash(data, max_flash, original=original)
     runner = runtimes.load(data, runtime="tflm")
-    arena, margin = _arena_bytes(runner), arena_margin(original)
+    arena, margin = arena_bytes(runner), arena_margin(original)
     check_arena(data, arena, margin=margin, limit=max_arena)
     methods = add_methods(parse(data))
     texts = sources(
@@ -130,13 +143,15 @@ def _refuse_resources(data: bytes) -> None:
         )
 
 
-def _golden(data: bytes, calibration: Any, seed: int, *, against: str, tolerance: int) -> tuple[Golden, int]:
+def _golden(
+    data: bytes, plain: bytes, calibration: Any, seed: int, *, against: str, tolerance: int
+) -> tuple[Golden, int]:
     """An input and TFLM's output, which LiteRT confirms; and how many steps that is off at most.
 
     Raises:
         InputError: float input or output, an image of another shape, or another output by LiteRT.
     """
-    micro, reference = (runtimes.load(data, runtime=name) for name in ("tflm", against))
+    micro, reference = runtimes.load(data, runtime="tflm"), runtimes.load(plain, runtime=against)
     for side, port in (("input", micro.input), ("output", micro.output)):
         if np.issubdtype(port.dtype, np.floating):
             raise InputError(
@@ -176,13 +191,3 @@ def _golden(data: bytes, calibration: Any, seed: int, *, against: str, tolerance
 def _counted(port: runtimes.Port) -> runtimes.Port:
     """Whole numbers without a scale have steps of 1."""
     return port if port.scale else dataclasses.replace(port, scale=1.0)
-
-
-def _arena_bytes(runner: Any) -> int:
-    if runner.arena_bytes is None:
-        raise InputError(
-            "TensorFlow Lite Micro did not say how much of its arena it took.",
-            expected="'Arena allocation total N bytes' from print_allocations()",
-            fix=f"install the version this package knows: {runtimes.MCU_HINT}",
-        )
-    return runner.arena_bytes

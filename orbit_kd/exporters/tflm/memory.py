@@ -5,15 +5,30 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-
+from orbit_kd import runtimes
 from orbit_kd.errors import InputError
+from orbit_kd.tflite.arena import Lifetimes
 from orbit_kd.tflite.reader import parse
 from orbit_kd.tflite.subgraph import Subgraph
 from orbit_kd.tflite.summary import read
 
 # Tables of another version of TFLite Micro, and its alignment.
 SPARE = 1024
+
+
+def arena_bytes(runner: Any) -> int:
+    """What a file that is loaded into TensorFlow Lite Micro takes of its arena.
+
+    Raises:
+        InputError: it did not say.
+    """
+    if runner.arena_bytes is None:
+        raise InputError(
+            "TensorFlow Lite Micro did not say how much of its arena it took.",
+            expected="'Arena allocation total N bytes' from print_allocations()",
+            fix=f"install the version this package knows: {runtimes.MCU_HINT}",
+        )
+    return runner.arena_bytes
 
 
 def check_flash(data: bytes, limit: int | None, *, original: bytes | None = None) -> None:
@@ -39,8 +54,8 @@ def check_flash(data: bytes, limit: int | None, *, original: bytes | None = None
         f"{layer_name(graph, op)} ({graph.name(op)}{shape}): {size:,} bytes of weights, "
         f"{size / max(1, sum(s for s, _ in sizes)):.0%} of all.",
         expected=f"at most {limit:,} bytes (max_flash)",
-        fix="remove filters of that layer or of the one before it, cluster the weights (compress=True), "
-        "or raise max_flash",
+        fix="remove filters of that layer or of the one before it, code the constants (target tflite_micro_coded), "
+        "cluster the weights (compress=True), or raise max_flash",
     )
 
 
@@ -72,34 +87,14 @@ def check_arena(data: bytes, arena: int, *, margin: int, limit: int | None) -> N
 def peak(data: bytes) -> tuple[str, list[tuple[str, int]]]:
     """The operator during which most bytes of activations are alive, and those tensors, largest first.
 
-    A tensor is alive from the operator that writes it to the last that reads it; the file's input from the start, its
-    output to the end.
-
     Returns:
         The operator and (tensor, bytes).
     """
     model = parse(data)
-    graph, subgraph = Subgraph(model), model.subgraphs[0]
-    steps = subgraph.operators
-    born, dies = {int(i): 0 for i in subgraph.inputs}, {int(i): 0 for i in subgraph.inputs}
-    for step, operator in enumerate(steps):
-        for i in graph.outputs(operator):
-            born[i] = dies[i] = step
-        for i in map(int, () if operator.inputs is None else operator.inputs):
-            if i in born:
-                dies[i] = step
-    dies |= {int(i): len(steps) for i in subgraph.outputs if int(i) in born}
-
-    def bytes_of(index: int) -> int:
-        kind = graph.dtype(index)  # a handle of a variable is no array
-        return 0 if kind == "resource" else math.prod(graph.shape(index)) * np.dtype(kind).itemsize
-
-    def alive(step: int) -> list[int]:
-        return [i for i in born if born[i] <= step <= dies[i]]
-
-    top = max(range(len(steps)), key=lambda step: sum(map(bytes_of, alive(step))))
-    tensors = sorted(((graph.tensors[i].name.decode(), bytes_of(i)) for i in alive(top)), key=lambda pair: -pair[1])
-    return f"{graph.name(steps[top])} {layer_name(graph, steps[top])}", tensors
+    graph, steps, lifetimes = Subgraph(model), model.subgraphs[0].operators, Lifetimes(model)
+    top = max(range(len(steps)), key=lambda step: sum(map(lifetimes.bytes_of, lifetimes.alive(step))))
+    tensors = [(graph.tensor_name(i), lifetimes.bytes_of(i)) for i in lifetimes.alive(top)]
+    return f"{graph.name(steps[top])} {layer_name(graph, steps[top])}", sorted(tensors, key=lambda pair: -pair[1])
 
 
 def arena_margin(data: bytes) -> int:
@@ -134,7 +129,7 @@ def arena_size(arena: int, margin: int) -> int:
 def layer_name(graph: Subgraph, op: Any) -> str:
     """The kernel's name, which has the Keras layer's name in it, where there is a kernel; else the output's."""
     kernel = graph.kernel(op)
-    return _short(graph.output_name(op) if kernel is None else graph.tensors[kernel].name.decode())
+    return _short(graph.output_name(op) if kernel is None else graph.tensor_name(kernel))
 
 
 def _stored(graph: Subgraph, index: int) -> int:
