@@ -57,7 +57,12 @@ def a_scan(of: str, model: keras.Model) -> Scan:
 
     def curve(name: str, width: int, reason: str = "") -> Curve:
         loss = (0.4, 1.0) if of == "filters" else (0.12, 0.2)
-        points = {"ratios": (0.5, 0.75 if of == "bits" else 0.9), "accuracy": (0.5,) * 2, "loss": loss, "images": (4,) * 2}
+        points = {
+            "ratios": (0.5, 0.75 if of == "bits" else 0.9),
+            "accuracy": (0.5,) * 2,
+            "loss": loss,
+            "images": (4,) * 2,
+        }
         return Curve(name, (name,), width, reason=reason, **({} if reason else points))
 
     if of != "filters":

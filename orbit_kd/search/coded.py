@@ -9,7 +9,8 @@ import numpy as np
 from orbit_kd.channels.ids import Layer
 from orbit_kd.quantization.rounding import channel_axes, to_levels
 from orbit_kd.search.changes import bits_left
-from orbit_kd.search.moves import Kernel, Moves, State
+from orbit_kd.search.moves import Moves, State
+from orbit_kd.tflite.coding import coded_size_of, histogram
 
 _CHANNEL = 8  # bytes of an output channel: bias and scale
 _LAYER = 400  # bytes of a layer's operator, tensors and buffers
@@ -63,24 +64,20 @@ class CodedSize:
     @functools.cache  # noqa: B019  (lives as long as the moves, which are one step's)
     def _rate(self, layer: str, sparsity: float, bits: int) -> tuple[float, float]:
         """Bytes of a kernel whatever its size, and of each of its weights."""
-        counts = _histogram(self.moves.kernels[layer], sparsity, bits)
-        whole, half = coded_size_of(counts), coded_size_of(counts // 2)
-        total = max(int(counts.sum()), 1)
+        codes, sizes = self._sample(layer, bits)
+        codes = codes.copy()
+        codes[np.argsort(sizes, kind="stable")[: round(len(sizes) * sparsity)]] = 0
+        total = self.moves.kernels[layer].value.size
+        counts = histogram(codes) * (total / len(codes))
+        whole, half = (coded_size_of(np.rint(part * counts).astype(int)) for part in (1.0, 0.5))
         return max(2.0 * half - whole, 0.0), min(2 * (whole - half) / total, 1.0)
 
-
-def _histogram(kernel: Kernel, sparsity: float, bits: int) -> np.ndarray:
-    """(256,) how often each int8 value occurs in a kernel that is made so sparse and so coarse."""
-    codes, _ = to_levels(kernel.value, bits, axes=channel_axes(kernel.layer))
-    size = np.abs(kernel.value).ravel()
-    step = -(-len(size) // _SEEN)
-    codes, size = codes.ravel()[::step], size[::step]
-    codes[np.argsort(size, kind="stable")[: round(len(size) * sparsity)]] = 0
-    return np.bincount(codes.view(np.uint8), minlength=256)
-
-
-def coded_size_of(counts: np.ndarray) -> float:
-    """Bytes of values that occur so often: their entropy, a table, and a header."""
-    total = counts.sum()
-    parts = counts[counts > 0] / max(total, 1)
-    return min(float(total), float(-(parts * np.log2(parts)).sum()) * total / 8 + 16 + 2 * max(32, len(parts)) + 76)
+    @functools.cache  # noqa: B019
+    def _sample(self, layer: str, bits: int) -> tuple[np.ndarray, np.ndarray]:
+        """Weights of all channels of a kernel, as whole numbers of so many bits, and how large they are."""
+        kernel = self.moves.kernels[layer]
+        axes = [axis % kernel.value.ndim for axis in channel_axes(kernel.layer)]
+        channels = np.moveaxis(kernel.value, axes, range(len(axes)))
+        rows = channels.reshape(np.prod(channels.shape[: len(axes)]), -1)
+        rows = rows[:, :: -(-rows.size // _SEEN)]
+        return to_levels(rows, bits, axes=(-2,))[0].ravel(), np.abs(rows).ravel()
