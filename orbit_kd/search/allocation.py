@@ -40,7 +40,7 @@ class Allocation:
 
 def allocate(
     model: keras.Model, scans: Sequence[Scan], *, target: str = "tflite_int8", shrink: str | None = None,
-    unknown: str = "error", round_to: int = 1, min_channels: int = 1, **budget: float | None,
+    narrowest: float = 0.5, unknown: str = "error", round_to: int = 1, min_channels: int = 1, **budget: float | None,
 ) -> Allocation:  # fmt: skip
     """How much goes by filters, by zeros and by fewer bits, chosen together for one or more budgets.
 
@@ -60,6 +60,9 @@ def allocate(
         target: the file that `max_bytes` is about.
         shrink: what each step is priced by in place of the budgets: "bytes", "macs", "params", "activation_bytes", or
             another budget's name without "max_".
+        narrowest: no group keeps less than this part of the channels that a ratio for all groups alike would leave it;
+            0 for no such limit. Curves are of the network before it is trained again, and may be flat where it has lost
+            everything.
         unknown: as in the scans.
         round_to, min_channels: as in `plan_removal`.
         **budget: one or more budgets of `plan_removal`.
@@ -82,6 +85,8 @@ def allocate(
         )
     moves = Moves(graph, scans, round_to=round_to, min_channels=min_channels)
     limits = [_of_state(limit, moves, target) for limit in limits]
+    if narrowest:
+        moves.keep_at_least(narrowest * _uniform_part(moves, limits))
     guide = _excess(limits) if shrink is None else cost_of(shrink, moves, target)
     order = moves.order(guide)
     taken = order[: budgets.fewest_to_remove(len(order), lambda n: moves.after(order[:n]), limits)]
@@ -171,6 +176,19 @@ def _allocation(moves: Moves, taken: Sequence[Taken]) -> Allocation:
     gone = moves.after(taken)
     loss = taken[-1].loss if taken else 0.0
     return Allocation(moves.ratios(gone), moves.sparsities(gone), moves.bits(gone), loss)
+
+
+def _uniform_part(moves: Moves, limits: Sequence[budgets.Limit]) -> float:
+    """The part of its channels that every group would keep, all alike, to meet the limits by filters alone."""
+    costs = [limit.guide or limit.cost for limit in limits]
+    whole = [cost({}) for cost in costs]
+
+    def meets(percent_gone: int) -> bool:
+        gone = {("filters", name): g.width * percent_gone // 100 for name, g in moves.groups.items()}
+        return all(cost(gone) / all_ <= limit.most / limit.whole
+                   for cost, all_, limit in zip(costs, whole, limits, strict=True))  # fmt: skip
+
+    return 1 - budgets.first_that_meets(0, 100, meets) / 100
 
 
 def _of_state(limit: budgets.Limit, moves: Moves, target: str) -> budgets.Limit:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
@@ -79,6 +80,13 @@ class Moves:
         for name, group in self.groups.items():
             stays[group.units[: int(gone.get(("filters", name), 0))]] = False
         return stays
+
+    def keep_at_least(self, part: float) -> None:
+        """Takes away the levels at which a group would keep less than a part of its channels."""
+        for name, group in self.groups.items():
+            most = group.width - math.ceil(part * group.width)
+            levels = self.levels["filters", name]
+            self.levels["filters", name] = [level for level in levels if level[0] <= most] or levels[:1]
 
     def ratios(self, gone: State) -> dict[str, float]:
         """Group -> part of its channels that goes, of every group that may shrink."""
@@ -207,14 +215,19 @@ def _kernel_levels(of: str, curve: Curve, whole: float, now: float) -> Levels:
 
 
 def _rise(curve: Curve, whole: float, part: float) -> float:
-    """How much the loss rises where a part goes, between points as on a straight line.
+    """How much the loss rises where a part goes, between points as on a line over the logarithm of what stays.
 
-    The curve is read as rising. From its steepest stretch on it goes on as steeply: where a network has lost everything
-    its loss rises no further, and the rest of a group would look free.
+    The curve is read as rising. From its steepest stretch on it goes on as steeply, each halving of what stays costing
+    as much as the one before: where a network has lost everything its loss rises no further, and the rest of a group
+    would look free. What a weight costs in bytes depends on the widths on both of its sides; with a loss that is linear
+    in widths, every other group would be left a few channels wide and the ones between whole.
     """
-    at = np.array([0.0, *curve.ratios])
+    if not curve.ratios:
+        return 0.0
+    halvings = -np.log(1 - np.array([0.0, *curve.ratios]))
     loss = np.maximum.accumulate(np.array([whole, *curve.loss])) - whole
-    slopes = np.diff(loss) / np.diff(at)
+    slopes = np.diff(loss) / np.diff(halvings)
     steepest = int(slopes.argmax())
     slopes[steepest:] = slopes[steepest]
-    return float(np.interp(part, at, np.append(0.0, np.cumsum(slopes * np.diff(at)))))
+    rises = np.append(0.0, np.cumsum(slopes * np.diff(halvings)))
+    return float(np.interp(-np.log(1 - part), halvings, rises))

@@ -12,8 +12,8 @@ from orbit_kd.search.scan import Scan
 
 
 def ratios_for(
-    scan: Scan, model: keras.Model, *, unknown: str = "error", round_to: int = 1, min_channels: int = 1,
-    **budget: float | None,
+    scan: Scan, model: keras.Model, *, narrowest: float = 0.5, unknown: str = "error", round_to: int = 1,
+    min_channels: int = 1, **budget: float | None,
 ) -> dict[str, float]:  # fmt: skip
     """Ratios for `plan_removal` that meet a budget at the least loss that the curves of a scan predict.
 
@@ -25,6 +25,7 @@ def ratios_for(
     Args:
         scan: of the filters of this model.
         model: the model.
+        narrowest: as in `allocate`.
         unknown: as in the scan.
         round_to: widths are multiples of this (or the group stays whole).
         min_channels: no group shrinks below this many channels.
@@ -41,5 +42,11 @@ def ratios_for(
             f"The scan is of {scan.of}.", expected="a scan of the filters of this model",
             fix="run okd.sensitivity(model, data) on it, or give this scan to okd.allocate",
         )  # fmt: skip
-    how: dict[str, Any] = {"unknown": unknown, "round_to": round_to, "min_channels": min_channels, **budget}
-    return allocate(model, [scan], **how).ratios
+    how: dict[str, Any] = {
+        "narrowest": narrowest,
+        "unknown": unknown,
+        "round_to": round_to,
+        "min_channels": min_channels,
+        **budget,
+    }
+    return allocate(model, [scan], narrowest=narrowest, **how).ratios
