@@ -14,7 +14,7 @@ from orbit_kd.errors import InputError
 from orbit_kd.models.conversion import as_tf_keras
 from orbit_kd.removal import budgets
 from orbit_kd.search.coded import CodedSize
-from orbit_kd.search.moves import Moves, State, Taken
+from orbit_kd.search.moves import Moves, Name, State, Taken
 from orbit_kd.search.scan import Scan
 
 CODED = "tflite_micro_coded"  # the target whose files get smaller with zeros and levels
@@ -90,7 +90,7 @@ def allocate(
     guide = _excess(limits) if shrink is None else cost_of(shrink, moves, target)
     order = moves.order(guide)
     taken = order[: budgets.fewest_to_remove(len(order), lambda n: moves.after(order[:n]), limits)]
-    return _allocation(moves, taken)
+    return _allocation(moves, _needed(moves, taken, limits))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +174,7 @@ def cost_of(name: str, moves: Moves, target: str) -> Callable[[State], float]:
 
 def _allocation(moves: Moves, taken: Sequence[Taken]) -> Allocation:
     gone = moves.after(taken)
-    loss = taken[-1].loss if taken else 0.0
+    loss = sum(loss for name, levels in moves.levels.items() for amount, loss in levels if amount == gone[name])
     return Allocation(moves.ratios(gone), moves.sparsities(gone), moves.bits(gone), loss)
 
 
@@ -189,6 +189,21 @@ def _uniform_part(moves: Moves, limits: Sequence[budgets.Limit]) -> float:
                    for cost, all_, limit in zip(costs, whole, limits, strict=True))  # fmt: skip
 
     return 1 - budgets.first_that_meets(0, 100, meets) / 100
+
+
+def _needed(moves: Moves, taken: Sequence[Taken], limits: Sequence[budgets.Limit]) -> list[Taken]:
+    """The steps without those that later ones, for another budget, have made needless.
+
+    Costs that take long are not asked for it.
+    """
+    needed, fixed = list(taken), set[Name]()
+    for step in reversed(taken if len(limits) > 1 and not any(limit.guide for limit in limits) else ()):
+        rest = [other for other in needed if other is not step]
+        if step.name in fixed or any(limit.cost(moves.after(rest)) > limit.most for limit in limits):
+            fixed.add(step.name)
+        else:
+            needed = rest
+    return needed
 
 
 def _of_state(limit: budgets.Limit, moves: Moves, target: str) -> budgets.Limit:
