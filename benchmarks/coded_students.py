@@ -78,7 +78,8 @@ class Point:
 
 POINTS: dict[str, dict[str, Point]] = {
     "mstar": {
-        "1,500x": Point(1.0, 0.74, 4, (0, 30, 60)),
+        "1,500x": Point(1.0, 0.74, 4, (0, 20, 40)),
+        "2,500x": Point(0.75, 0.65, 3, (50, 40, 80)),
     },
     "aid15a": {
         "400x": Point(1.0, 0.70, 4, (0, 15, 30)),
@@ -88,13 +89,13 @@ POINTS: dict[str, dict[str, Point]] = {
 ALONE = {
     "filters": Point(coded=False),
     "filters, coded": Point(),
-    "filters, zeros": Point(1.0, 0.74, 8, (0, 30, 0), coded=False),
-    "filters, zeros, coded": Point(1.0, 0.74, 8, (0, 30, 0)),
-    "filters, levels": Point(1.0, 0.0, 4, (0, 0, 60), coded=False),
-    "filters, levels, coded": Point(1.0, 0.0, 4, (0, 0, 60)),
-    "filters, zeros, levels": Point(1.0, 0.74, 4, (0, 30, 60), coded=False),
-    "filters, zeros, levels, coded": Point(1.0, 0.74, 4, (0, 30, 60)),
-    "filters, tfmot clustering, TFLM's look-up tables": Point(1.0, 0.0, 8, (0, 0, 60), coded=False, clusters=16),
+    "filters, zeros": Point(1.0, 0.74, 8, (0, 20, 0), coded=False),
+    "filters, zeros, coded": Point(1.0, 0.74, 8, (0, 20, 0)),
+    "filters, levels": Point(1.0, 0.0, 4, (0, 0, 40), coded=False),
+    "filters, levels, coded": Point(1.0, 0.0, 4, (0, 0, 40)),
+    "filters, zeros, levels": Point(1.0, 0.74, 4, (0, 20, 40), coded=False),
+    "filters, zeros, levels, coded": Point(1.0, 0.74, 4, (0, 20, 40)),
+    "filters, tfmot clustering, TFLM's look-up tables": Point(1.0, 0.0, 8, (0, 0, 40), coded=False, clusters=16),
 }
 
 

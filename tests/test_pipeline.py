@@ -387,3 +387,49 @@ def test_every_kind_of_target_can_be_asked_for(teacher, data, tmp_path):
     assert "ethos-u55-128" in (tmp_path / "report.html").read_text()
     again = compress(teacher, data, recipe=recipe, workdir=tmp_path)
     assert again.report.artifacts == done.report.artifacts
+
+
+FEW = Recipe(ratio=0.25, epochs=1, pattern="magnitude", sparsity=0.6, sparsity_scope="lamp", sparse_epochs=1, bits=4,
+             quantize_epochs=1, views=1, batch_size=32, calibration=16,
+             targets=("tflite_float32", "tflite_int8", "tflite_micro_coded"))  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def few(teacher, data, tmp_path_factory):
+    return compress(teacher, data, recipe=FEW, workdir=tmp_path_factory.mktemp("few"))
+
+
+def test_zeros_and_few_levels_pay_in_a_coded_file(few):
+    exact, plain, coded = few.report.artifacts
+    assert coded["bytes"] < 0.75 * plain["bytes"] < exact["bytes"]
+    for figure in ("accuracy", "params", "nonzero_params"):
+        assert coded[figure] == plain[figure], figure
+    assert coded["nonzero_params"] < 0.5 * coded["params"]
+    assert [h["stage"] for h in few.report.history] == ["distill_1", "sparsify", "quantize"]
+
+
+def test_the_student_of_few_levels_comes_back_plain(few):
+    kernel = few.student.get_layer("b").kernel.numpy()
+    assert type(few.student.get_layer("b")) is keras.layers.Conv2D
+    assert max(len(np.unique(np.abs(kernel[..., i]))) for i in range(kernel.shape[-1])) <= 8
+    folder = few.artifacts[0].path.parent.parent
+    np.testing.assert_array_equal(keras.models.load_model(folder / "student.keras").get_layer("b").kernel, kernel)
+
+
+def test_a_student_of_before_goes_on(few, teacher, data, tmp_path):
+    recipe = dataclasses.replace(
+        FEW, ratio=0.0, pattern="dense", sparsity_scope="layer", bits=8, targets=("tflite_int8",)
+    )
+    result = compress(teacher, data, student=few.student, recipe=recipe, workdir=tmp_path)
+    assert result.report.teacher["params"] == few.report.teacher["params"]
+    assert result.student.count_params() == few.student.count_params()
+    assert result.student.get_layer("b").kernel.shape == few.student.get_layer("b").kernel.shape
+
+
+def test_a_student_that_does_not_fit_is_refused(teacher, data, tmp_path):
+    other = networks.build("mobilenet_v1", (16, 16, 1), classes=3, width=0.25)
+    with pytest.raises(InputError, match="that the teacher has not"):
+        compress(teacher, data, student=other, recipe=FEW, workdir=tmp_path)
+    with pytest.raises(InputError, match="max_drop searches from the teacher on"):
+        compress(teacher, data, student=teacher, recipe=Recipe(max_drop=0.1), workdir=tmp_path)
+    assert not list(tmp_path.iterdir())
