@@ -52,6 +52,7 @@ class Setting:
     augment: Augment
 
 
+@functools.cache
 def mobilenet_v2() -> Setting:
     """A network of Keras 3, as many users have one."""
     data = load(Path(FLAGS.data_dir, "rsscn7"), preprocess=Preprocess(resize=96), seed=0, batch_size=32)
@@ -85,12 +86,14 @@ def _train_in_keras3(data: Data, augment: Augment, path: Path) -> None:
     model.save(path)
 
 
+@functools.cache
 def resnet20() -> Setting:
     """The small ResNet of the other tables."""
     data, teacher, _ = small_setting("resnet20")
     return Setting(data, teacher, AUGMENT["mstar"])
 
 
+@functools.cache
 def vgg16() -> Setting:
     """Fifteen classes of scenes, a quarter of VGG-16's width."""
     data, path = data_of("aid15a", resize=48), Path(FLAGS.workdir, "vgg16_aid15a.keras")
@@ -106,7 +109,7 @@ NETWORKS: dict[str, Callable[[], Setting]] = {"mobilenet_v2": mobilenet_v2, "res
 
 def run(network: str, minutes: float) -> dict[str, Any]:
     """What `compress` reaches in so many minutes."""
-    setting = functools.cache(NETWORKS[network])()
+    setting = NETWORKS[network]()
     recipe = Recipe(max_drop=DROP, time_budget=60 * minutes, targets=(FLAGS.target,))
     folder = Path(FLAGS.workdir, f"{network}_{FLAGS.target}_{minutes:g}")
     report = compress(setting.teacher, setting.data, recipe=recipe, augment=setting.augment, workdir=folder).report.data
