@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import tf_keras as keras
 
 from orbit_kd.datasets.batches import as_batches, inputs_of
@@ -59,9 +60,10 @@ def smallest(
 
     Filters go; where the target's files get smaller by them (`tflite_micro_coded`), so do single weights and bits. The
     first step is what the scans predict to be safe. After a success the next step is twice as far (on a logarithmic
-    scale), after a failure half as far; where steps get too small, trainings get longer. Multiply-accumulates fall
-    with each step by the square root of its factor at least, so that a network never gets small without getting faster.
-    In the end the best network is trained for the rest of the time. That training, too, only counts where it is better.
+    scale), after a failure half as far; where steps get too small, trainings get longer. A percent of the
+    multiply-accumulates is worth a percent of what is to be small, so that no network gets small without getting
+    faster. In the end the best network, and before it one that came near, is trained for the rest of the time. That
+    training, too, only counts where it is better.
 
     Args:
         teacher: Functional or Sequential classifier; it is not changed.
@@ -113,7 +115,8 @@ def smallest(
     key = digest(fingerprint(teacher), digest_of(batches), learned, max_drop, shrink, target, epochs, longest,
                  criterion, pattern, round_to, min_channels, list(exclude), list(sparse_exclude), unknown, images,
                  samples, seed, loss_name(loss) if learned and loss else "")  # fmt: skip
-    judge = Judge(batches, train if train is not None else data, samples, target, shrink, unknown)
+    calibration = train if train is not None else np.concatenate([x for x, _ in batches])
+    judge = Judge(batches, calibration, samples, target, shrink, unknown)
     removal = {"criterion": criterion, "train": train, "loss": loss, "round_to": round_to,
                "min_channels": min_channels, "exclude": exclude, "unknown": unknown, "seed": seed}  # fmt: skip
     return Shrinking(
