@@ -38,10 +38,9 @@ RECIPES = {
 }
 STAGES = {
     "ratio": "teacher lessons remove_1 distill_1 remove_2 distill_2 sparsify export report",
-    "budget": "teacher sensitivity weight_sensitivity budget lessons remove_1 distill_1 sparsify export report",
+    "budget": "teacher sensitivity budget lessons remove_1 distill_1 sparsify export report",
     "search": "teacher lessons search export validation report",
-    "coded": "teacher sensitivity weight_sensitivity bit_sensitivity budget lessons remove_1 distill_1 sparsify "
-    "quantize export report",
+    "coded": "teacher sensitivity budget lessons remove_1 distill_1 sparsify quantize export report",
 }
 
 
@@ -130,7 +129,9 @@ def go(teacher, data, tmp_path_factory):
         patch.setattr(pipeline, "strip", lambda model, **_: model)
         patch.setattr(retraining.Retraining, "distil", distil)
         patch.setattr(retraining.Retraining, "seconds_an_epoch", lambda *_: 1e-3)
-        patch.setattr(decisions, "sensitivity", lambda model, data, *, of, **_: a_scan(of, model))
+        patch.setattr(
+            decisions, "sensitivities", lambda model, data, *, ratios, **_: [a_scan(of, model) for of in ratios]
+        )
         patch.setattr(decisions, "smallest", lambda *_, **__: found)
         patch.setattr("orbit_kd.exporters.export", lambda *_, **__: SimpleNamespace(bytes=1000))
         patch.setattr(Scan, "plot", lambda self, path: path)

@@ -63,9 +63,13 @@ class Graded:
         self.rates.append(rate)
 
 
-def a_scan(model: keras.Model, data, *, of: str, ratios=None, exclude=(), **_) -> Scan:
-    """A scan that costs no time: every group (or layer) loses the same for the same part."""
-    graph, parts = ChannelGraph(model), tuple(ratios or (0.25, 0.5, 0.75))
+def scans_at_once(model: keras.Model, data, *, ratios, exclude, **_) -> list[Scan]:
+    """Scans that cost no time: every group (or layer) loses the same for the same part."""
+    return [a_scan(model, of, tuple(parts or (0.25, 0.5, 0.75))) for of, parts in ratios.items()]
+
+
+def a_scan(model: keras.Model, of: str, parts: tuple[float, ...]) -> Scan:
+    graph = ChannelGraph(model)
     points = {"ratios": parts, "accuracy": (0.5,) * len(parts), "loss": tuple(0.1 + p for p in parts),
               "images": (8,) * len(parts)}  # fmt: skip
     if of == "filters":
@@ -89,7 +93,7 @@ def graded(monkeypatch):
 
         monkeypatch.setattr(Judge, "__call__", judge)
         monkeypatch.setattr(shrinking, "_accuracy_and_pace", lambda model, batches: (1.0, 1e-6))
-        monkeypatch.setattr(shrinking, "sensitivity", a_scan)
+        monkeypatch.setattr(shrinking, "sensitivities", scans_at_once)
         return Graded()
 
     return make

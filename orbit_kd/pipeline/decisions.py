@@ -21,8 +21,8 @@ from orbit_kd.quantization.aware import plain_model
 from orbit_kd.removal import budgets
 from orbit_kd.search.allocation import allocate, is_coded
 from orbit_kd.search.scan import Scan
-from orbit_kd.search.sensitivity import sensitivity
-from orbit_kd.search.shrinking import LOST, RATIOS, TOLERANCE
+from orbit_kd.search.sensitivity import sensitivities
+from orbit_kd.search.shrinking import LOST, TOLERANCE, USUAL
 from orbit_kd.search.smallest import smallest
 from orbit_kd.support.digests import digest
 from orbit_kd.support.files import write_file
@@ -33,7 +33,6 @@ log = logging.getLogger("orbit_kd")
 _UNASKED = 3000.0  # seconds for a search where no time budget is given
 _SURELY = 0.95  # of the time that is left when the search begins: files are yet to come
 _ENDLESS = 1 << 20  # epochs, where the time budget alone says when to end
-_SCANS = {"filters": "sensitivity", "weights": "weight_sensitivity", "bits": "bit_sensitivity"}  # -> their stage
 ZEROS = ("dense", "magnitude")  # patterns that leave it to the scans how many zeros a layer gets
 _WARMUP = 0.1  # of the steps of a trial's training
 _TRAINING_PART = 0.8  # of the time that is left when the long training begins: estimates err, and files are yet to come
@@ -106,10 +105,10 @@ def within_budgets(stages: Stages, teacher: keras.Model, data: Data, recipe: Rec
         kinds.append("weights")
     if coded:
         kinds.append("bits")
-    scans = [_scan(stages, teacher, data, recipe, kind) for kind in kinds]
+    scans = _scans(stages, teacher, data, recipe, kinds)
     log.info("%s\n", scans[0])
     settings = recipe.settings("budget") | {"note": note, "target": target_of(recipe)}
-    with stages.stage("budget", after=[_SCANS[kind] for kind in kinds], **settings) as (folder, done):
+    with stages.stage("budget", after=["sensitivity"], **settings) as (folder, done):
         if not done:
             write_file(folder / "decisions.json", json.dumps(_met(scans, teacher, recipe, note)))
         met = json.loads((folder / "decisions.json").read_text())
@@ -139,20 +138,24 @@ def _met(scans: Sequence[Scan], teacher: keras.Model, recipe: Recipe, note: int)
     return met
 
 
-def _scan(stages: Stages, teacher: keras.Model, data: Data, recipe: Recipe, of: str) -> Scan:
-    stage, about = _SCANS[of], dict[str, Any](exclude=recipe.sparse_exclude)
-    if of == "filters":
-        about = {"criterion": recipe.criterion, "train": data.train, "exclude": recipe.exclude, "seed": recipe.seed}
-    with stages.stage(stage, **recipe.settings(stage)) as (folder, done):
+def _scans(stages: Stages, teacher: keras.Model, data: Data, recipe: Recipe, kinds: Sequence[str]) -> list[Scan]:
+    """Scans of these kinds, in one pass."""
+    settings = recipe.settings("sensitivity") | {"of": kinds}
+    if kinds == ["filters"]:
+        settings.pop("sparse_exclude")
+    with stages.stage("sensitivity", **settings) as (folder, done):
         if not done:
-            scan = sensitivity(
-                teacher, data.val, of=of, ratios=RATIOS if of != "bits" else None, images=recipe.scan_images,
-                lost=LOST, tolerance=TOLERANCE, unknown=recipe.unknown, path=folder / f"{of}.state.json", **about,
+            exclude = {"filters": recipe.exclude, "weights": recipe.sparse_exclude, "bits": recipe.sparse_exclude}
+            scans = sensitivities(
+                teacher, data.val, ratios={of: USUAL[of] for of in kinds}, exclude=exclude, criterion=recipe.criterion,
+                train=data.train, images=recipe.scan_images, lost=LOST, tolerance=TOLERANCE, unknown=recipe.unknown,
+                seed=recipe.seed, path=folder / "scans.state.json",
             )  # fmt: skip
-            scan.to_json(folder / f"{of}.json")
-            scan.to_csv(folder / f"{of}.csv")
-            scan.plot(folder / f"{of}.png")
-        return Scan.from_json((folder / f"{of}.json").read_text())
+            for scan in scans:
+                scan.to_json(folder / f"{scan.of}.json")
+                scan.to_csv(folder / f"{scan.of}.csv")
+                scan.plot(folder / f"{scan.of}.png")
+        return [Scan.from_json((folder / f"{of}.json").read_text()) for of in kinds]
 
 
 def within_drop(job: Retraining, *, note: int) -> tuple[keras.Model, dict[str, Any]]:

@@ -11,8 +11,6 @@ from orbit_kd.errors import InputError
 STAGES = (
     "teacher",
     "sensitivity",
-    "weight_sensitivity",
-    "bit_sensitivity",
     "budget",
     "lessons",
     "search",
@@ -24,7 +22,6 @@ STAGES = (
     "export",
 )
 _BUDGETS = ("keep_params", "keep_macs", "max_macs", "max_bytes")  # those with a field of their own
-_SCANS = ("sensitivity", "weight_sensitivity", "bit_sensitivity")
 _TRAININGS = ("search", "timing", "distill", "sparsify", "quantize")
 
 
@@ -101,20 +98,20 @@ class Recipe:
     max_drop: float | None = _setting(None, "search")
     shrink: str | None = _setting(None, "budget", "search")
     search_epochs: int = _setting(6, "search")
-    scan_images: int = _setting(500, *_SCANS, "search")
+    scan_images: int = _setting(500, "sensitivity", "search")
     time_budget: float | None = _setting(None, "search", "timing")
     rounds: int = _setting(1, "remove")
     round_to: int = _setting(1, "budget", "search", "remove")
     min_channels: int = _setting(1, "budget", "search", "remove")
     exclude: tuple[str, ...] = _setting((), "sensitivity", "search", "remove")
-    unknown: str = _setting("error", *_SCANS, "budget", "search", "remove")
+    unknown: str = _setting("error", "sensitivity", "budget", "search", "remove")
     epochs: int = _setting(40, "timing", "distill", "search")
     pattern: str = _setting("dense", "budget", "search", "timing", "sparsify")
     sparsity: float = _setting(0.5, "sparsify")
     sparsities: Mapping[str, float] = _setting(dict, "budget", "sparsify")
     sparsity_scope: str = _setting("layer", "sparsify")
     schedule: str = _setting("polynomial", "sparsify")
-    sparse_exclude: tuple[str, ...] = _setting((), "weight_sensitivity", "bit_sensitivity", "search", "sparsify")
+    sparse_exclude: tuple[str, ...] = _setting((), "sensitivity", "search", "sparsify")
     sparse_epochs: int = _setting(20, "timing", "sparsify")
     bits: int = _setting(8, "timing", "quantize")
     layer_bits: Mapping[str, int] = _setting(dict, "budget", "timing", "quantize")

@@ -39,7 +39,8 @@ class Question:
     Attributes:
         whole: the network before, on all images.
         lost: whether the accuracy is below this part of the whole one's, at 99.9% confidence; None does not ask.
-        tolerance: how much the loss rises, to this or to a tenth of itself, at 95% confidence; None asks for all.
+        tolerance: how much the loss rises, with a standard error of this or of a quarter of the rise; None asks for
+            all images.
     """
 
     whole: Point
@@ -54,7 +55,7 @@ class Question:
         if self.tolerance is None or seen < _FEWEST:
             return False
         rise = loss - self.whole.each[1][:seen]  # image by image: what is hard for both networks does not count
-        return bool(2 * rise.std() / math.sqrt(seen) <= max(self.tolerance, 0.1 * abs(rise.mean())))
+        return bool(rise.std() / math.sqrt(seen) <= max(self.tolerance, 0.25 * abs(rise.mean())))
 
     def point(self, right: np.ndarray, loss: np.ndarray) -> Point:
         """The whole network's point, moved by what the images seen have changed."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+import types
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,9 @@ def sensitivity(
         images: use this many of `data`; None takes all.
         lost: stop measuring a point once its accuracy is below this part of the whole network's, at 99.9% confidence,
             and call the higher ratios of its curve lost too. None measures everything.
-        tolerance: measure no more than it takes to know how much the loss rises to this or to a tenth of itself: the
-            last ratio first, others only where the curve moves between two of them, and each on as many images as
-            that needs. A curve then has the points that were measured. None measures everything.
+        tolerance: measure no more than it takes to know how much the loss rises, with a standard error of this or of a
+            quarter of the rise: the last ratio first, others only where the curve moves between two of them, and each
+            on as many images as that needs. A curve then has the points that were measured. None measures everything.
         memory: bytes that kept activations may take; where they would take more, more is computed again.
         exclude: layers (shell patterns) whose groups are left out.
         unknown: as in `plan_removal`.
@@ -87,15 +88,56 @@ def sensitivity(
         InputError: bad ratios or options, an excluded layer that is not there, no data, labels that are no classes of
             this network, a network that is no classifier.
     """
+    how: dict[str, Any] = {
+        "criterion": criterion, "train": train, "loss": loss, "images": images, "lost": lost, "tolerance": tolerance,
+        "memory": memory, "unknown": unknown, "seed": seed, "path": path,
+    }  # fmt: skip
+    return sensitivities(model, data, ratios={of: ratios}, exclude={of: exclude}, **how)[0]
+
+
+def sensitivities(
+    model: keras.Model,
+    data: Any,
+    *,
+    ratios: Mapping[str, Sequence[float] | None],
+    exclude: Mapping[str, Sequence[str]] = types.MappingProxyType({}),
+    criterion: str = "l1_norm",
+    train: Any = None,
+    loss: Any = None,
+    images: int | None = None,
+    lost: float | None = None,
+    tolerance: float | None = None,
+    memory: int = 1 << 30,
+    unknown: str = "error",
+    seed: int = 0,
+    path: str | os.PathLike[str] | None = None,
+) -> list[Scan]:
+    """Several scans in one pass over the network: what lies before a change is computed and traced once for all.
+
+    Args:
+        model, data: as in `sensitivity`.
+        ratios: of each kind that is to be scanned, None for the usual ones.
+        exclude: layers (shell patterns) that a kind leaves out.
+        criterion, train, loss, images, lost, tolerance, memory, unknown, seed, path: as in `sensitivity`.
+
+    Returns:
+        One scan a kind, in the order of `ratios`.
+
+    Raises:
+        InputError: as `sensitivity`.
+    """
     model = as_tf_keras(model)
-    if of not in KINDS:
-        raise InputError(f"of={of!r}.", expected=" or ".join(f'"{kind}"' for kind in KINDS), fix="choose one of these")
-    ratios = _checked(ratios, of)
+    for of in ratios:
+        if of not in KINDS:
+            raise InputError(
+                f"of={of!r}.", expected=" or ".join(f'"{kind}"' for kind in KINDS), fix="choose one of these"
+            )
+    points = {of: _checked(given, of) for of, given in ratios.items()}
     if lost is not None and not 0 < lost < 1:
         raise InputError(f"lost={lost!r}.", expected="a part in (0, 1), or None", fix="use for example lost=0.5")
     if tolerance is not None and not tolerance > 0:
         raise InputError(
-            f"tolerance={tolerance!r}.", expected="a number above 0, or None", fix="use for example tolerance=0.02"
+            f"tolerance={tolerance!r}.", expected="a number above 0, or None", fix="use for example tolerance=0.05"
         )
     loss = loss if loss is not None else compiled_loss(model)  # the copy below is not compiled
     kind = check_classes(model, loss=loss)
@@ -104,28 +146,34 @@ def sensitivity(
     graph = ChannelGraph(model, unknown=unknown)
     graph = ChannelGraph(rebuild(graph, graph.all_stay()), unknown=unknown)  # a copy, whose weights may be masked
     evaluator = Evaluator(graph.model, batches, memory, loss=loss)
-    segments = evaluator.segments
-    if of == "filters":
-        changes = list(filter_changes(graph, segments, criterion=criterion, train=train, loss=loss, exclude=exclude,
-                                      seed=seed))  # fmt: skip
-    else:
-        changes = list((weight_changes if of == "weights" else bit_changes)(graph, segments, exclude=exclude))
-    evaluator.cut(change.position for change in changes if not change.curve.reason)
+    segments, changes = evaluator.segments, list[tuple[str, Change]]()
+    for of in points:
+        left_out = exclude.get(of, ())
+        if of == "filters":
+            found = filter_changes(graph, segments, criterion=criterion, train=train, loss=loss, exclude=left_out,
+                                   seed=seed)  # fmt: skip
+        else:
+            found = (weight_changes if of == "weights" else bit_changes)(graph, segments, exclude=left_out)
+        changes += [(of, change) for change in found]
+    evaluator.cut(change.position for _, change in changes if not change.curve.reason)
     question = Question(evaluator.measure(), lost, tolerance)
-    about = [(c.curve.name, c.curve.reason, c.about) for c in changes]
-    key = digest(fingerprint(model), digest_of(batches), ratios, of, kind, lost, tolerance, about)
+    about = [(of, c.curve.name, c.curve.reason, c.about) for of, c in changes]
+    key = digest(fingerprint(model), digest_of(batches), list(points.items()), kind, lost, tolerance, about)
     done = _known(path, key)
-    for change in track(sorted(changes, key=lambda c: c.position), f"sensitivity of {of}"):
-        if change.curve.name in done:
-            continue
+    for of, change in track(sorted(changes, key=lambda c: c[1].position), f"sensitivity of {', '.join(points)}"):
         curve = change.curve
-        if not curve.reason:
-            curve = _scan(change, evaluator, ratios, question)
-        done[curve.name] = curve
+        if (of, curve.name) in done:
+            continue
+        done[of, curve.name] = curve if curve.reason else _scan(change, evaluator, points[of], question)
         if path is not None:
-            write_file(path, json.dumps({"key": key, "curves": [dataclasses.asdict(c) for c in done.values()]}))
+            curves = [(kind, dataclasses.asdict(curve)) for (kind, _), curve in done.items()]
+            write_file(path, json.dumps({"key": key, "curves": curves}))
     whole = question.whole
-    return Scan(of, whole.accuracy, whole.loss, whole.images, tuple(done[change.curve.name] for change in changes))
+    return [
+        Scan(kind, whole.accuracy, whole.loss, whole.images,
+             tuple(done[of, change.curve.name] for of, change in changes if of == kind))
+        for kind in points
+    ]  # fmt: skip
 
 
 def _checked(ratios: Sequence[float] | None, of: str) -> list[float]:
@@ -155,7 +203,8 @@ def _scan(change: Change, evaluator: Evaluator, ratios: Sequence[float], questio
 
     def refine(low: int, high: int) -> None:
         """Halves a stretch whose ends differ; behind a point that is lost there is nothing to find out."""
-        differ = abs(points[high].loss - points[low].loss) > 2 * (question.tolerance or 0.0)
+        low_rise, high_rise = (points[place].loss - question.whole.loss for place in (low, high))
+        differ = abs(high_rise - low_rise) > 2 * (question.tolerance or 0.0) + 0.5 * max(low_rise, 0.0)
         if high - low > 1 and differ and not lost(low):
             measure((low + high) // 2)
             refine(low, (low + high) // 2)
@@ -183,12 +232,14 @@ def _scan(change: Change, evaluator: Evaluator, ratios: Sequence[float], questio
     )
 
 
-def _known(path: str | os.PathLike[str] | None, key: str) -> dict[str, Curve]:
+def _known(path: str | os.PathLike[str] | None, key: str) -> dict[tuple[str, str], Curve]:
     """Finished curves of the same call, from its file."""
     if path is None or not Path(path).is_file():
         return {}
     try:
         saved = json.loads(Path(path).read_text(encoding="utf-8"))
-        return {c["name"]: Curve.from_dict(c) for c in saved["curves"]} if saved.get("key") == key else {}
+        if saved.get("key") != key:
+            return {}
+        return {(of, curve["name"]): Curve.from_dict(curve) for of, curve in saved["curves"]}
     except (ValueError, KeyError, TypeError):
         return {}  # not a file of ours, or of another version: it is written anew

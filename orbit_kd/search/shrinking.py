@@ -19,7 +19,7 @@ from orbit_kd.removal.surgery import recalibrate_batchnorm, remove_filters
 from orbit_kd.search.allocation import Steps, is_coded, steps_of
 from orbit_kd.search.evaluator import Evaluator
 from orbit_kd.search.points import Question
-from orbit_kd.search.sensitivity import sensitivity
+from orbit_kd.search.sensitivity import sensitivities
 from orbit_kd.search.trial import Judge, Reached, shrunk, takes_bits, with_bits
 from orbit_kd.search.trials import Found, State, Trial
 from orbit_kd.sparsity.sparsify import keep_zeros
@@ -27,6 +27,7 @@ from orbit_kd.sparsity.sparsify import keep_zeros
 log = logging.getLogger("orbit_kd")
 
 RATIOS = (0.2, 0.4, 0.6, 0.75, 0.85, 0.92, 0.96)
+USUAL = {"filters": RATIOS, "weights": RATIOS, "bits": None}  # what is scanned of each kind
 LOST, TOLERANCE = 0.5, 0.05  # of the scans
 _SAFE = 0.3  # predicted rise of the loss that the first step may have
 _FIRST, _LEAST, _MOST = 1.25, 1.08, 16.0  # what is to be small is divided by so much in a step; less is not worth one
@@ -172,17 +173,15 @@ class Shrinking:
         images = self.images
         if self.seconds is not None:
             images = int(min(images, max(_FEWEST, _SCANNING * left / (_SCAN * self._forward))))
-        kinds = ["filters", *(["weights", "bits"] if self.coarse else [])]
-        if self.pattern != "magnitude" and "weights" in kinds:
-            kinds.remove("weights")
-        scans = []
-        for kind in kinds:
-            about: dict[str, Any] = {"exclude": self.sparse_exclude}
-            if kind == "filters":
-                about = {n: self.removal[n] for n in ("criterion", "train", "exclude", "seed")}
-            scans.append(sensitivity(base, self.judge.batches, ratios=RATIOS if kind != "bits" else None, of=kind,
-                                     images=images, loss=self.removal["loss"], lost=LOST, tolerance=TOLERANCE,
-                                     unknown=self.removal["unknown"], **about))  # fmt: skip
+        kinds = ["filters"]
+        if self.coarse:
+            kinds += ["weights", "bits"] if self.pattern == "magnitude" else ["bits"]
+        scans = sensitivities(
+            base, self.judge.batches, ratios={kind: USUAL[kind] for kind in kinds}, images=images, lost=LOST,
+            tolerance=TOLERANCE, exclude={"filters": self.removal["exclude"], "weights": self.sparse_exclude,
+                                          "bits": self.sparse_exclude},
+            **{n: self.removal[n] for n in ("criterion", "train", "loss", "unknown", "seed")},
+        )  # fmt: skip
         return steps_of(base, scans, target=self.judge.target, shrink=self.judge.shrink, bits=bits,
                         **{n: self.removal[n] for n in ("unknown", "round_to", "min_channels")})  # fmt: skip
 
