@@ -101,43 +101,43 @@ class Moves:
         """Layer -> bits of its kernel, where they are fewer than eight."""
         return {layer: bits_left(part) for (of, layer), part in gone.items() if of == "bits" and part}
 
-    def order(self, cost: Callable[[State], float], *, start: State | None = None) -> list[Taken]:
-        """All steps, from `start` to the last levels: the one that saves most of the cost for its loss goes next.
+    def order(self, cost: Callable[[State], float]) -> list[Taken]:
+        """All steps to the last levels: the one that saves most of the cost for its loss goes next.
 
-        A step's worth falls as others are taken, and rarely rises, so that only the best of the queue is looked at
-        anew.
+        A step is to the next level that saves anything: seven bits may take no fewer bytes than eight. A step's worth
+        falls as others are taken, and rarely rises, so that only the best of the queue is looked at anew.
         """
-        first = {**self.start, **(start or {})}
-        levels = {name: [v for v in steps if v[0] >= first[name]] for name, steps in self.levels.items()}
-        gone, taken, order, loss = dict(first), Counter[Name](), list[Taken](), 0.0
+        gone, at, order, loss = dict(self.start), Counter[Name](), list[Taken](), 0.0
         now = cost(gone)
 
-        def price(name: Name) -> float:
-            """Predicted loss for each part of the cost that the next step saves."""
-            (_, before), (amount, after) = levels[name][taken[name] : taken[name] + 2]
-            saved = now - cost({**gone, name: amount})
-            return (after - before) / saved if saved > 0 else np.inf
+        def best(name: Name) -> tuple[float, int]:
+            """Predicted loss for each part of the cost that the next step saves, and the level it leads to."""
+            levels, place = self.levels[name], at[name]
+            for level in range(place + 1, len(levels)):
+                saved = now - cost({**gone, name: levels[level][0]})
+                if saved > 0:
+                    return (levels[level][1] - levels[place][1]) / saved, level
+            return np.inf, place + 1
 
-        queue = [(price(name), name) for name in levels if len(levels[name]) > 1]
+        queue = [(best(name)[0], name) for name, levels in self.levels.items() if len(levels) > 1]
         heapq.heapify(queue)
         while queue:
             _, name = heapq.heappop(queue)
-            current = price(name)
-            if queue and current > queue[0][0] * (1 + 1e-9) + 1e-15:
-                heapq.heappush(queue, (current, name))
+            price, level = best(name)
+            if queue and price > queue[0][0] * (1 + 1e-9) + 1e-15:
+                heapq.heappush(queue, (price, name))
                 continue
-            taken[name] += 1
-            (_, before), (gone[name], after) = levels[name][taken[name] - 1 : taken[name] + 1]
-            loss += after - before
+            loss += self.levels[name][level][1] - self.levels[name][at[name]][1]
+            at[name], gone[name] = level, self.levels[name][level][0]
             order.append(Taken(name, gone[name], loss))
             now = cost(gone)
-            if taken[name] + 1 < len(levels[name]):
-                heapq.heappush(queue, (price(name), name))
+            if level + 1 < len(self.levels[name]):
+                heapq.heappush(queue, (best(name)[0], name))
         return order
 
-    def after(self, steps: Sequence[Taken], *, start: State | None = None) -> dict[Name, float]:
+    def after(self, steps: Sequence[Taken]) -> dict[Name, float]:
         """The state after some steps."""
-        return {**self.start, **(start or {}), **{step.name: step.amount for step in steps}}
+        return {**self.start, **{step.name: step.amount for step in steps}}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,7 +43,6 @@ def ratios_for(
             fix="run okd.sensitivity(model, data) on it, or give this scan to okd.allocate",
         )  # fmt: skip
     how: dict[str, Any] = {
-        "narrowest": narrowest,
         "unknown": unknown,
         "round_to": round_to,
         "min_channels": min_channels,
