@@ -28,7 +28,7 @@ from orbit_kd.search.sensitivity import KINDS, RATIOS, sensitivity
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("measure", ["one", "three"], "What to measure anew: one scan's ways, and three scans for one.")
-IMAGES, LOST, TOLERANCE = 300, 0.5, 0.05
+IMAGES, LOST, TOLERANCE = 300, 0.5, 0.1
 SEARCH = {"images": 500, "ratios": (0.2, 0.4, 0.6, 0.75, 0.85, 0.92, 0.96), "lost": LOST}  # what `compress` scans
 WAYS = ("mask, compile, evaluate", "masks, from the input each time (memory=0)", "sensitivity",
         f"sensitivity, lost={LOST}")  # fmt: skip

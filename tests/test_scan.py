@@ -181,6 +181,9 @@ def test_a_tolerance_measures_the_last_point_first_and_the_others_where_the_curv
     flat = okd.sensitivity(network, many, ratios=ratios, tolerance=1e3)
     assert all(c.ratios == (0.9,) and c.images == (64,) for c in flat.curves if not c.reason)
     rough = okd.sensitivity(network, many, ratios=ratios, tolerance=0.05)
+    header, *lines = str(rough).splitlines()
+    assert header.split() == ["group", *(f"{r:.0%}" for r in rough.ratios)]
+    assert all(len(line.split()) - 1 <= len(rough.ratios) for line in lines[:-2])
     spent = {s: sum(sum(c.images) for c in scan.curves) for s, scan in (("full", full), ("rough", rough))}
     assert spent["rough"] < 0.7 * spent["full"]
     for a, b in zip(full.curves, rough.curves, strict=True):

@@ -28,7 +28,7 @@ log = logging.getLogger("orbit_kd")
 
 RATIOS = (0.2, 0.4, 0.6, 0.75, 0.85, 0.92, 0.96)
 USUAL = {"filters": RATIOS, "weights": RATIOS, "bits": None}  # what is scanned of each kind
-LOST, TOLERANCE = 0.5, 0.05  # of the scans
+LOST, TOLERANCE = 0.5, 0.1  # of the scans
 _SAFE = 0.3  # predicted rise of the loss that the first step may have
 _FIRST, _LEAST, _MOST = 1.25, 1.08, 16.0  # what is to be small is divided by so much in a step; less is not worth one
 _PATIENCE = 4  # times the epochs, once steps with fewer have come to their end
