@@ -189,7 +189,7 @@ def test_a_tolerance_measures_the_last_point_first_and_the_others_where_the_curv
     for a, b in zip(full.curves, rough.curves, strict=True):
         if not a.reason:
             read = np.interp(a.ratios, (0, *b.ratios), (rough.loss, *b.loss))
-            assert np.all(np.abs(read - a.loss) <= 0.15 + 0.2 * np.abs(np.array(a.loss) - full.loss))
+            assert np.all(np.abs(read - a.loss) <= 0.2 + 0.5 * np.abs(np.array(a.loss) - full.loss))
 
 
 def test_lost_points_see_fewer_images_and_the_others_are_what_they_were(network):
