@@ -40,7 +40,7 @@ STAGES = {
     "ratio": "teacher lessons remove_1 distill_1 remove_2 distill_2 sparsify export report",
     "budget": "teacher sensitivity budget lessons remove_1 distill_1 sparsify export report",
     "search": "teacher lessons search export validation report",
-    "coded": "teacher sensitivity budget lessons remove_1 distill_1 sparsify quantize export report",
+    "coded": "teacher sensitivity budget lessons remove_1 distill_1 quantize export report",
 }
 
 
