@@ -5,7 +5,7 @@
 
 mstar and aid15a are folders in --data_dir with teachers in --models_dir; any other name is one of `orbit_kd.datasets`
 or of TensorFlow Datasets (resisc45, uc_merced, cifar100, fusar_ship, ...), with --teacher. Filters and weights are
-chosen together from two sensitivity scans (`hybrid_for`), for a part of the parameters that is not zero and at most a
+chosen together from two sensitivity scans (`allocate`), for a part of the parameters that is not zero and at most a
 quarter of the MACs; the filters go at once, the weights on a cubic schedule over the first half of the epochs, while
 the network learns from the original: Adam at 1e-3 on a cosine, batches of 32, four augmented renderings of each
 training image. Validation is a fifth of the training images; the test split is read once for each finished run and
@@ -45,7 +45,7 @@ from orbit_kd.distillation import LogitsDistillation
 from orbit_kd.models.saving import load_model, save_model
 from orbit_kd.removal.planning import plan_removal
 from orbit_kd.removal.surgery import recalibrate_batchnorm, remove_filters
-from orbit_kd.search.ratios import hybrid_for
+from orbit_kd.search.allocation import allocate
 from orbit_kd.search.scan import Scan
 from orbit_kd.search.sensitivity import sensitivity
 from orbit_kd.search.smallest import RATIOS
@@ -117,7 +117,8 @@ def scores(model: keras.Model) -> dict[str, float]:
 def hybrid(keep: float, alpha: float, temperature: float, seed: int) -> dict[str, Any]:
     """A network with part `keep` of the teacher's parameters not zero, before and after retraining."""
     data, teacher, lessons = setting()
-    ratios, sparsities = hybrid_for(scan("filters"), teacher, weights=scan("weights"), keep_params=keep, keep_macs=MACS)
+    found = allocate(teacher, [scan("filters"), scan("weights")], keep_params=keep, keep_macs=MACS)
+    ratios, sparsities = found.ratios, found.sparsities
     small = remove_filters(teacher, plan_removal(teacher, ratios=ratios, ratio=0.0))
     at_once = strip(sparsify(small, "magnitude", sparsity=sparsities), finish=True) if sparsities else small
     recalibrate_batchnorm(at_once, data.train)

@@ -71,7 +71,8 @@ _WHERE = {
     "removal.rounds": ["remove_in_rounds"],
     "removal.surgery": ["recalibrate_batchnorm", "remove_filters"],
     "reports.report": ["Report"],
-    "search.ratios": ["hybrid_for", "ratios_for"],
+    "search.allocation": ["allocate"],
+    "search.ratios": ["ratios_for"],
     "search.scan": ["Scan"],
     "search.sensitivity": ["sensitivity"],
     "search.smallest": ["smallest"],
@@ -136,7 +137,8 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from orbit_kd.removal.rounds import remove_in_rounds
     from orbit_kd.removal.surgery import recalibrate_batchnorm, remove_filters
     from orbit_kd.reports.report import Report
-    from orbit_kd.search.ratios import hybrid_for, ratios_for
+    from orbit_kd.search.allocation import allocate
+    from orbit_kd.search.ratios import ratios_for
     from orbit_kd.search.scan import Scan
     from orbit_kd.search.sensitivity import sensitivity
     from orbit_kd.search.smallest import smallest

@@ -477,7 +477,7 @@ def test_scans_use_the_loss_that_fits_or_refuse():
     assert with_taylor.loss == pytest.approx(float(scce(from_logits=True)(y, conv(3)(IMAGES))), rel=1e-4)
     for call in (
         lambda m: okd.sensitivity(m, [(IMAGES, y)], ratios=(0.5,)),
-        lambda m: okd.smallest(m, lambda student, epochs: None, data=[(IMAGES, y)], max_drop=0.1),
+        lambda m: okd.smallest(m, lambda student, epochs, rate: None, data=[(IMAGES, y)], max_drop=0.1),
     ):
         with pytest.raises(InputError, match="trained with mean_squared_error"):
             call(conv(4, loss="mse"))

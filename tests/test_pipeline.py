@@ -338,6 +338,8 @@ def test_a_time_budget_cuts_the_epochs(teacher, data, tmp_path):
         ({"time_budget": 0}, "time_budget"),
         ({"max_drop": 0.01, "rounds": 2, "epochs": 4}, "rounds"),
         ({"sparsities": {"a": 0.5}}, "sparsities"),
+        ({"max_drop": 0.01, "bits": 4}, "bits"),
+        ({"max_drop": 0.01, "layer_bits": {"a": 4}}, "bits"),
     ],
 )
 def test_budgets_that_make_no_sense_are_refused_in_the_recipe(settings, message):

@@ -25,7 +25,8 @@ from orbit_kd.pipeline.recipe import Recipe
 from orbit_kd.removal.planning import plan_removal
 from orbit_kd.removal.surgery import remove_filters
 from orbit_kd.search.scan import Curve, Scan
-from orbit_kd.search.smallest import Found
+from orbit_kd.search.trial import Reached
+from orbit_kd.search.trials import Found
 from orbit_kd.support.stages import Stages
 
 SHARED = {"pattern": "magnitude", "epochs": 5, "sparse_epochs": 3, "targets": ("tflite_int8",)}
@@ -33,11 +34,13 @@ RECIPES = {
     "ratio": Recipe(rounds=2, **SHARED),
     "budget": Recipe(keep_params=0.4, keep_macs=0.7, **SHARED),
     "search": Recipe(max_drop=0.1, time_budget=1000.0, **SHARED),
+    "coded": Recipe(max_bytes=1750.0, **{**SHARED, "targets": ("tflite_micro_coded",)}),
 }
 STAGES = {
     "ratio": "teacher lessons remove_1 distill_1 remove_2 distill_2 sparsify export report",
-    "budget": "teacher sensitivity weight_sensitivity budget lessons remove_1 distill_1 sparsify export report",
-    "search": "teacher lessons search timing distill sparsify export validation report",
+    "budget": "teacher sensitivity budget lessons remove_1 distill_1 sparsify export report",
+    "search": "teacher lessons search export validation report",
+    "coded": "teacher sensitivity budget lessons remove_1 distill_1 quantize export report",
 }
 
 
@@ -52,11 +55,16 @@ def a_scan(of: str, model: keras.Model) -> Scan:
     """Weights cost less than filters."""
 
     def curve(name: str, width: int, reason: str = "") -> Curve:
-        loss = (0.12, 0.2) if of == "weights" else (0.4, 1.0)
-        points = {"ratios": (0.5, 0.9), "accuracy": (0.5,) * 2, "loss": loss, "images": (4,) * 2}
+        loss = (0.4, 1.0) if of == "filters" else (0.12, 0.2)
+        points = {
+            "ratios": (0.5, 0.75 if of == "bits" else 0.9),
+            "accuracy": (0.5,) * 2,
+            "loss": loss,
+            "images": (4,) * 2,
+        }
         return Curve(name, (name,), width, reason=reason, **({} if reason else points))
 
-    if of == "weights":
+    if of != "filters":
         return Scan(of, 0.9, 0.1, 4, (curve("one", 8), curve("two", 576)))
     return Scan(of, 0.9, 0.1, 4, tuple(curve(g.name, g.width, g.reason) for g in ChannelGraph(model).groups))
 
@@ -106,7 +114,8 @@ def go(teacher, data, tmp_path_factory):
         into[label] = epochs
         return {}
 
-    found = Found(remove_filters(teacher, plan_removal(teacher, ratio=0.75)), 0.8, 4, ())
+    own = Reached(0.9, 5000.0, 5000, 600, 1e4)
+    found = Found(remove_filters(teacher, plan_removal(teacher, ratio=0.75)), 0.8, 4, own, own, ())
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "Stages", Seen)
@@ -120,7 +129,10 @@ def go(teacher, data, tmp_path_factory):
         patch.setattr(pipeline, "strip", lambda model, **_: model)
         patch.setattr(retraining.Retraining, "distil", distil)
         patch.setattr(retraining.Retraining, "seconds_an_epoch", lambda *_: 1e-3)
-        patch.setattr(decisions, "sensitivity", lambda model, data, *, of, **_: a_scan(of, model))
+        patch.setattr(pipeline, "bytes_of", lambda *_: 0)
+        patch.setattr(
+            decisions, "sensitivities", lambda model, data, *, ratios, **_: [a_scan(of, model) for of in ratios]
+        )
         patch.setattr(decisions, "smallest", lambda *_, **__: found)
         patch.setattr("orbit_kd.exporters.export", lambda *_, **__: SimpleNamespace(bytes=1000))
         patch.setattr(Scan, "plot", lambda self, path: path)
@@ -186,4 +198,4 @@ def test_a_gradual_pattern_is_whole_after_half_of_the_steps(go, tmp_path, schedu
     """Four steps an epoch here."""
     how = {"sparsity": 0.7, "sparse_exclude": ("one",)}
     go(tmp_path, Recipe(pattern="magnitude", schedule=schedule, sparse_epochs=epochs, **how))
-    assert go.sparse == {"sparsity": 0.7, "schedule": schedule, "end_step": end, "exclude": ("one",)}
+    assert go.sparse == {"sparsity": 0.7, "scope": "layer", "schedule": schedule, "end_step": end, "exclude": ("one",)}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+
 import numpy as np
 import pytest
 import tf_keras as keras
@@ -11,6 +14,8 @@ import orbit_kd as okd
 from orbit_kd.channels.graph import ChannelGraph
 from orbit_kd.errors import InputError
 from orbit_kd.models import networks
+from orbit_kd.search.coded import CodedSize
+from orbit_kd.search.moves import Moves
 from orbit_kd.search.scan import Curve, Scan
 
 RATIOS = (0.25, 0.5, 0.75, 0.9)
@@ -65,14 +70,13 @@ def two_groups(a: tuple[float, ...], b: tuple[float, ...]) -> tuple[keras.Model,
 
 
 def test_a_curve_that_dips_at_a_higher_ratio_is_read_as_rising():
-    """What has cost 0.5 once costs no less from there on: a's last channels are free, not dear after a dip at 75%."""
-    model, scan = two_groups((0.6, 0.6, 0.2, 0.6), (0.7, 1.3, 1.9, 2.26))
+    """What has cost 0.5 once costs no less from there on."""
+    model, scan = two_groups((0.1, 0.2, 0.1, 0.25), (0.7, 1.3, 1.9, 2.26))
     assert model.count_params() == 202  # a channel is 2 weights and a bias, and 2 weights of the head
     assert okd.ratios_for(scan, model, max_params=202 - 5 * 18) == {"a": 0.9, "b": 0.0}
     weights = Scan("weights", 0.9, 0.1, 10, ())
-    assert okd.hybrid_for(scan, model, weights=weights, keep_params=(202 - 5 * 18) / 202 + 1e-9) == (
-        {"a": 0.9, "b": 0.0}, {}
-    )  # fmt: skip
+    found = okd.allocate(model, [scan, weights], keep_params=(202 - 5 * 18) / 202 + 1e-9)
+    assert (found.ratios, found.sparsities, found.bits) == ({"a": 0.9, "b": 0.0}, {}, {})
     # and a curve below the whole network's loss costs nothing, it does not pay
     model, scan = two_groups((0.0, 0.0, 0.0, 0.0), (0.1, 0.1, 0.1, 0.1))
     assert sorted(okd.ratios_for(scan, model, max_params=201).values()) == [0.0, 0.05]
@@ -121,7 +125,8 @@ def test_what_cannot_be_met_or_does_not_fit_is_refused(network):
 
 
 def hybrid(scan, weights, model, **budget):
-    return okd.hybrid_for(scan, model, weights=weights, **budget)
+    found = okd.allocate(model, [scan, weights], **budget)
+    return found.ratios, found.sparsities
 
 
 def scans(model: keras.Model, filters: dict[str, float], weights: dict[str, float]) -> tuple[Scan, Scan]:
@@ -173,10 +178,21 @@ def test_what_predicts_less_loss_goes_filters_or_weights(network):
 
 def test_hybrid_refuses_scans_of_something_else_and_budgets_out_of_reach(network):
     filters, weights = scans(network, {}, {})
-    with pytest.raises(InputError, match="of weights is of filters"):
-        okd.hybrid_for(filters, network, weights=filters, keep_params=0.3)
+    with pytest.raises(InputError, match="Scans of filters, filters"):
+        okd.allocate(network, [filters, filters], keep_params=0.3)
+    with pytest.raises(InputError, match="Scans of nothing"):
+        okd.allocate(network, [], keep_params=0.3)
     with pytest.raises(InputError, match="cannot be reached"):
-        okd.hybrid_for(filters, network, weights=weights, keep_params=1e-4)
+        okd.allocate(network, [filters, weights], keep_params=1e-4)
+    with pytest.raises(InputError, match="no budget"):
+        okd.allocate(network, [filters, weights])
+    other = dataclasses.replace(weights, curves=(dataclasses.replace(weights.curves[0], name="nowhere"),))
+    with pytest.raises(InputError, match="not in the model"):
+        okd.allocate(network, [other], keep_params=0.3)
+    with pytest.raises(InputError, match="max_bananas"):
+        okd.allocate(network, [filters], keep_params=0.3, shrink="bananas")
+    with pytest.raises(InputError, match="The scan is of weights"):
+        okd.ratios_for(weights, network, keep_params=0.3)
 
 
 @pytest.mark.parametrize("budget", [{"keep_macs": 0.3}, {"keep_params": 0.2}])
@@ -212,3 +228,75 @@ def test_a_scan_of_a_narrower_copy_is_refused(network):
     small = okd.remove_filters(network, okd.plan_removal(network, ratio=0.5))
     with pytest.raises(InputError, match="other widths"):
         okd.ratios_for(a_scan(small, {}), network, keep_params=0.5)
+
+
+def test_where_a_network_has_lost_everything_the_rest_of_a_group_is_not_free():
+    """A flat end of a curve goes on as steeply as it rose: a group was left three channels wide for being "free"."""
+    model, scan = two_groups((0.1, 2.3, 2.3, 2.3), (0.2, 1.4, 2.6, 3.3))
+    found = okd.ratios_for(scan, model, max_params=202 - 5 * 20)
+    assert 0.2 <= found["a"] < 0.6 and 0.4 < found["b"] < 0.8
+    assert okd.ratios_for(scan, model, max_params=202 - 5 * 20) == found
+    whole = (0.1, 0.1, 0.1, 0.1)  # a scan that says nothing against it
+    model, scan = two_groups(whole, (0.2, 1.4, 2.6, 3.3))
+    assert okd.ratios_for(scan, model, max_params=202 - 5 * 16)["a"] == 0.7
+    assert okd.ratios_for(scan, model, max_params=202 - 5 * 16, narrowest=0.0)["a"] > 0.75
+
+
+def bits_scan(model: keras.Model, slope: dict[str, float]) -> Scan:
+    """A scan in which a layer loses so much for all of its bits; 1 where not named."""
+    parts = (0.25, 0.5, 0.75)
+    curves = tuple(
+        Curve(la.name, (la.name,), la.kernel.shape.num_elements(), parts, (0.5,) * 3,
+              tuple(0.1 + slope.get(la.name, 1.0) * p for p in parts), (10,) * 3)
+        for la in model.layers if hasattr(la, "kernel")
+    )  # fmt: skip
+    return Scan("bits", 0.9, 0.1, 10, curves)
+
+
+def test_filters_zeros_and_bits_share_the_bytes_of_a_coded_file(network):
+    little = {la.name: 0.3 for la in network.layers}  # a filter saves bytes in two layers, a zero in one
+    every = [*scans(network, {}, little), bits_scan(network, little)]
+    size = CodedSize(Moves(ChannelGraph(network), every))
+    whole = size({})
+    assert 0.75 * network.count_params() < whole < 1.1 * network.count_params()  # eight bits of random weights
+    found = okd.allocate(network, every, target="tflite_micro_coded", max_bytes=whole / 8)
+    assert any(found.ratios.values()) and found.sparsities and found.bits
+    assert set(found.bits.values()) <= {2, 3, 4, 5, 6, 7} and found.loss > 0
+    free = [a_scan(network, {}), scans(network, {}, {})[1], bits_scan(network, {la.name: 0.0 for la in network.layers})]
+    cheap = okd.allocate(network, free, target="tflite_micro_coded", max_bytes=whole / 3)
+    assert set(cheap.bits.values()) == {2} and not any(cheap.ratios.values()) and cheap.loss == 0
+    plain = okd.allocate(network, every, max_bytes=150_000)  # of a plain int8 file, where only filters count
+    assert any(plain.ratios.values()) and not plain.sparsities and not plain.bits
+
+
+def test_the_size_of_a_coded_file_falls_with_filters_zeros_and_bits_and_never_above_a_byte_a_weight(network):
+    every = [*scans(network, {}, {}), bits_scan(network, {})]
+    moves = Moves(ChannelGraph(network), every)
+    size, name = CodedSize(moves), "block4_conv2"
+    whole, kernel = size({}), moves.kernels[name].value.size
+    for key, amounts in {("weights", name): (0.3, 0.6, 0.9), ("bits", name): (0.25, 0.5, 0.75),
+                         ("filters", name): (8, 32, 64)}.items():  # fmt: skip
+        sizes = [whole, *(size({key: amount}) for amount in amounts)]
+        assert all(b < a for a, b in itertools.pairwise(sizes))
+    assert whole - size({("bits", name): 0.75}) < kernel * 6 / 8 + 400
+    entropy = size({("weights", name): 0.9}) - (whole - kernel * 0.9)  # what stays of the kernel, roughly
+    assert entropy < 0.35 * kernel
+
+
+def test_steps_are_priced_by_what_is_to_shrink(network):
+    scan = a_scan(network, {})
+    by_params = okd.plan_removal(network, ratio=0.0, ratios=okd.ratios_for(scan, network, keep_params=0.5))
+    found = okd.allocate(network, [scan], keep_params=0.5, shrink="macs").ratios
+    by_macs = okd.plan_removal(network, ratio=0.0, ratios=found)
+    assert by_macs.params[1] <= by_params.params[0] * 0.5 and by_macs.macs[1] < 0.8 * by_params.macs[1]
+
+
+def test_what_a_network_has_lost_already_costs_nothing_more(network):
+    """Of a student with zeros and few bits, only what goes beyond them is priced and told."""
+    student = okd.strip(okd.sparsify(network, "magnitude", sparsity=0.5, schedule="one_shot"), finish=True)
+    filters, weights = scans(network, {}, {})
+    moves = Moves(ChannelGraph(student), [filters, weights, bits_scan(network, {})], bits={"block4_conv2": 4})
+    assert moves.start["bits", "block4_conv2"] == 0.5 and moves.start["bits", "block4_conv1"] == 0
+    assert moves.start["weights", "block4_conv1"] == pytest.approx(0.5, abs=0.01)
+    assert all(levels[0][1] == 0 for levels in moves.levels.values())
+    assert moves.sparsities(moves.start) == {} and moves.bits(moves.start) == {"block4_conv2": 4}

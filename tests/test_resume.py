@@ -287,3 +287,19 @@ def test_distillation_killed_at_random_points_ends_with_the_same_figures(tmp_pat
     assert kills >= 3
     alone, killed = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("alone", "killed"))
     assert alone == killed
+
+
+def test_a_rate_may_rise_before_it_falls(tmp_path):
+    """A network that has changed little is thrown far by the first steps of Adam at the whole rate."""
+    x, y = arrays()
+    val = tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
+    rates = {}
+    for warmup in (0.0, 0.25):
+        net = model()
+        training.fit(
+            net, lambda start: val.repeat(), steps=2, epochs=4, val=val, learning_rate=0.01, warmup=warmup, seed=0,
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), folder=tmp_path / str(warmup), label="t",
+        )  # fmt: skip
+        rates[warmup] = [float(net.optimizer._learning_rate(step)) for step in range(9)]
+    assert rates[0.0][0] == pytest.approx(0.01) and rates[0.25][0] == 0
+    assert rates[0.25][2] == pytest.approx(0.01) and rates[0.25][8] == pytest.approx(rates[0.0][8]) == pytest.approx(0)

@@ -18,6 +18,7 @@ import orbit_kd as okd
 from orbit_kd.channels.graph import ChannelGraph
 from orbit_kd.errors import InputError
 from orbit_kd.models.segments import Segments
+from orbit_kd.quantization.rounding import rounded, to_levels
 from orbit_kd.search import evaluator
 from orbit_kd.search import sensitivity as scanning
 from orbit_kd.search.scan import Curve
@@ -138,6 +139,59 @@ def test_weights_of_each_layer_by_themselves(network, data):
     assert "logits" in {c.name for c in found.curves if not c.reason}
 
 
+def test_bits_of_each_kernel_are_rounded_channel_by_channel(network, data):
+    found = okd.sensitivity(network, data, of="bits")
+    curve = found["stage2_block1_1_conv"]
+    assert curve.ratios == (0.25, 0.375, 0.5, 0.625, 0.75) and found.of == "bits"
+    model = keras.models.clone_model(network)
+    model.set_weights(network.get_weights())
+    kernel = model.get_layer("stage2_block1_1_conv").kernel
+    kernel.assign(rounded(kernel.numpy(), 3))
+    assert max(len(np.unique(kernel.numpy()[..., c])) for c in range(kernel.shape[-1])) == 2**3 - 1
+    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    loss, accuracy = model.evaluate(data, verbose=0)
+    assert curve.accuracy[3] == pytest.approx(accuracy) and curve.loss[3] == pytest.approx(loss, rel=1e-3)
+    for c in found.curves:
+        assert abs(c.loss[0] - found.loss) < abs(c.loss[-1] - found.loss)
+
+
+def test_kernels_of_eight_bits_are_what_a_file_holds_and_fewer_bits_are_as_near_as_clipping_allows():
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=(3, 3, 8, 5)).astype("float32")
+    codes, scale = to_levels(kernel, 8)
+    assert np.abs(codes).max(axis=(0, 1, 2)).tolist() == [127] * 5 and scale.shape == (1, 1, 1, 5)
+    for bits in (2, 3, 4, 5, 6):
+        codes, scale = to_levels(kernel, bits)
+        largest = np.abs(kernel).max(axis=(0, 1, 2)) / (2 ** (bits - 1) - 1)
+        plain = np.rint(kernel / largest) * largest
+        assert np.abs(codes).max() <= 2 ** (bits - 1) - 1 and scale.shape == (1, 1, 1, 5)
+        assert np.square(rounded(kernel, bits) - kernel).sum() <= 1.001 * np.square(plain - kernel).sum()
+    zeros = np.zeros((2, 3), "float32")
+    assert not rounded(zeros, 4).any()
+    depthwise = rounded(kernel[..., :2], 2, axes=(-2, -1))
+    assert all(len(np.unique(depthwise[..., i, j])) <= 3 for i in range(8) for j in range(2))
+
+
+def test_a_tolerance_measures_the_last_point_first_and_the_others_where_the_curve_moves(network):
+    rng = np.random.default_rng(0)
+    x = rng.uniform(0, 255, (320, 12, 12, 2)).astype("float32")
+    many = tf.data.Dataset.from_tensor_slices((x, network(x).numpy().argmax(-1))).batch(320)
+    ratios = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    full = okd.sensitivity(network, many, ratios=ratios)
+    flat = okd.sensitivity(network, many, ratios=ratios, tolerance=1e3)
+    assert all(c.ratios == (0.9,) and c.images == (64,) for c in flat.curves if not c.reason)
+    rough = okd.sensitivity(network, many, ratios=ratios, tolerance=0.05)
+    header, *lines = str(rough).splitlines()
+    assert header.split() == ["group", *(f"{r:.0%}" for r in rough.ratios)]
+    assert all(len(line.split()) - 1 <= len(rough.ratios) for line in lines[:-2])
+    spent = {s: sum(sum(c.images) for c in scan.curves) for s, scan in (("full", full), ("rough", rough))}
+    assert spent["rough"] < 0.7 * spent["full"]
+    for a, b in zip(full.curves, rough.curves, strict=True):
+        if not a.reason:
+            read = np.interp(a.ratios, (0, *b.ratios), (rough.loss, *b.loss))
+            assert np.all(np.abs(read - a.loss) <= 0.2 + 0.5 * np.abs(np.array(a.loss) - full.loss))
+
+
 def test_lost_points_see_fewer_images_and_the_others_are_what_they_were(network):
     rng = np.random.default_rng(0)
     x = rng.uniform(0, 255, (320, 12, 12, 2)).astype("float32")
@@ -199,6 +253,9 @@ def test_json_csv_table_and_picture(network, data, tmp_path):
 @pytest.mark.parametrize(
     ("how", "words"),
     [
+        ({"of": "bits", "ratios": (0.3,)}, "of bits"),
+        ({"of": "bits", "ratios": (0.875,)}, "of bits"),
+        ({"tolerance": 0.0}, "tolerance="),
         ({"of": "layers"}, "of='layers'"),
         ({"ratios": (0.0, 0.5)}, "ratios="),
         ({"criterion": "taylor"}, "needs data"),
@@ -305,6 +362,7 @@ CHANGES = {
     "loss": ({}, {"loss": "binary_crossentropy"}, True),  # of labels that do not exclude each other
     "images": ({}, {"images": 24}, True),
     "lost": ({"images": 24}, {"images": 24, "lost": 0.99}, True),
+    "tolerance": ({"images": 24}, {"images": 24, "tolerance": 0.5}, True),
     "memory": ({}, {"memory": 1}, False),
     "exclude": ({"exclude": ("one",)}, {}, True),
     "unknown": ({}, {"unknown": "keep"}, False),  # every layer here has a rule
@@ -349,4 +407,7 @@ def test_a_scan_never_goes_on_from_curves_of_another_question(small, argument, o
     after = go(path, True)
     assert bool(measured) == differs
     assert after == go(None, True)
-    assert (after != before) == differs or argument == "lost"  # which stops at ends of batches: there is one
+    assert (after != before) == differs or argument in (
+        "lost",
+        "tolerance",
+    )  # which stop at ends of batches: there is one

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import itertools
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,8 +22,14 @@ from orbit_kd.models.saving import fingerprint
 from orbit_kd.pipeline import decisions
 from orbit_kd.pipeline.retraining import Retraining
 from orbit_kd.removal import budgets, importance
-from orbit_kd.search.smallest import smallest
+from orbit_kd.search import shrinking
+from orbit_kd.search.scan import Curve, Scan
+from orbit_kd.search.shrinking import Shrinking
+from orbit_kd.search.smallest import smallest as whole_search
+from orbit_kd.search.trial import Judge, Reached
 from orbit_kd.support.stages import Stages
+
+smallest = functools.partial(whole_search, longest=6)
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +37,9 @@ def teacher() -> keras.Model:
     keras.utils.set_random_seed(2)
     layers = keras.layers
     x = image = keras.Input((16, 16, 1))
-    for i, width in enumerate((32, 64, 64)):
+    for i, width in enumerate((8, 16, 16)):
         x = layers.Conv2D(width, 3, strides=1 + i % 2, padding="same", activation="relu", name=f"conv{i}")(x)
-    x = layers.Dense(48, activation="relu", name="hidden")(layers.Flatten()(layers.MaxPooling2D()(x)))
+    x = layers.Dense(12, activation="relu", name="hidden")(layers.Flatten()(layers.MaxPooling2D()(x)))
     return randomize(keras.Model(image, layers.Dense(4, name="logits")(x)))
 
 
@@ -43,76 +53,160 @@ def val(teacher):
 
 
 class Graded:
-    """Stands for training, and remembers what was to be trained: parameters and epochs."""
+    """Stands for training, and remembers what was to be trained: parameters, epochs, and the part of the rate."""
 
     def __init__(self) -> None:
         self.tried: list[tuple[int, int]] = []
+        self.rates: list[float] = []
 
-    def __call__(self, student: keras.Model, epochs: int) -> None:
+    def __call__(self, student: keras.Model, epochs: int, rate: float) -> None:
         self.tried.append((student.count_params(), epochs))
+        self.rates.append(rate)
+
+
+def scans_at_once(model: keras.Model, data, *, ratios, exclude, **_) -> list[Scan]:
+    """Scans that cost no time: every group (or layer) loses the same for the same part."""
+    return [a_scan(model, of, tuple(parts or (0.25, 0.5, 0.75))) for of, parts in ratios.items()]
+
+
+def a_scan(model: keras.Model, of: str, parts: tuple[float, ...]) -> Scan:
+    graph = ChannelGraph(model)
+    points = {"ratios": parts, "accuracy": (0.5,) * len(parts), "loss": tuple(0.1 + p for p in parts),
+              "images": (8,) * len(parts)}  # fmt: skip
+    if of == "filters":
+        curves = [Curve(g.name, tuple(g.members), g.channels, reason=g.reason, **({} if g.reason else points))
+                  for g in graph.groups]  # fmt: skip
+    else:
+        curves = [Curve(la.name, (la.name,), 1, **points) for la in model.layers if hasattr(la, "kernel")]
+    return Scan(of, 0.9, 0.1, 8, tuple(curves))
 
 
 @pytest.fixture
 def graded(monkeypatch):
-    def make(least: int) -> Graded:
-        """From here on a network is good as long as it keeps `least` parameters."""
-        monkeypatch.setattr(
-            "orbit_kd.search.smallest.accuracy_of", lambda model, batches: 1.0 if model.count_params() >= least else 0.5
-        )
+    def make(least: float, accuracy=lambda model: 0.5) -> Graded:
+        """From here on the file of a network is good as long as that keeps `least` parameters."""
+
+        def judge(self, model: keras.Model) -> Reached:
+            graph = ChannelGraph(model)
+            params, macs = model.count_params(), graph.macs(graph.all_stay())
+            cost = macs if self.shrink == "macs" else params
+            return Reached(1.0 if params >= least else accuracy(model), cost, params, params, macs)
+
+        monkeypatch.setattr(Judge, "__call__", judge)
+        monkeypatch.setattr(shrinking, "_accuracy_and_pace", lambda model, batches: (1.0, 1e-6))
+        monkeypatch.setattr(shrinking, "sensitivities", scans_at_once)
         return Graded()
 
     return make
 
 
+def steps(found) -> list:
+    """The trials that were to be smaller."""
+    return [trial for trial in found.trials if trial.factor > 1]
+
+
 def test_it_ends_close_above_the_smallest_network_that_is_good_enough(teacher, val, graded):
-    least = teacher.count_params() // 40
+    least = teacher.count_params() // 12
     retrain = graded(least)
     found = smallest(teacher, retrain, data=val, max_drop=0.01)
-    assert least <= found.student.count_params() < 1.4 * least
-    assert retrain.tried == [(t.params, t.epochs) for t in found.trials]
-    assert all(t.accepted == (t.params >= least) for t in found.trials)
-    assert "taken" in str(found) and "too small" in str(found)
+    assert least <= found.student.count_params() < 1.5 * least
+    assert retrain.tried == [(t.params, t.epochs) for t in found.trials if t.epochs]
+    assert all(t.accepted == (t.params >= least) for t in steps(found))
+    assert "taken" in str(found) and "too small" in str(found) and found.verdict == "as asked"
+    assert found.reached.bytes == found.student.count_params() < found.whole.bytes == teacher.count_params()
+
+
+def test_steps_grow_as_long_as_they_succeed_and_a_refused_one_is_halved(teacher, val, graded):
+    found = smallest(teacher, graded(teacher.count_params() // 4), data=val, max_drop=0.01, longest=24)
+    trials = steps(found)
+    assert 1.2 <= trials[0].factor <= 16 and trials[0].accepted
+    for one, next_one in itertools.pairwise(trials):
+        if one.patience == next_one.patience:
+            expected = min(one.factor**2, 16.0) if one.accepted else one.factor**0.5
+            assert next_one.factor == pytest.approx(expected)
+    assert {t.epochs for t in trials} == {6, 24}
+
+
+def test_the_first_step_is_what_the_scan_predicts_to_be_safe(teacher, val, graded, monkeypatch):
+    graded(0)
+    first = {}
+    for safe in (0.0, 1e3):
+        monkeypatch.setattr(shrinking, "_SAFE", safe)
+        first[safe] = smallest(teacher, graded(0), data=val, max_drop=0.01, min_channels=2).trials[0].factor
+    assert first[0.0] == 1.25 and first[1e3] == 16
 
 
 def test_macs_fall_with_the_parameters(teacher, val, graded):
-    found = smallest(teacher, graded(0), data=val, max_drop=0.01, min_channels=4)
-    before = okd.profile(teacher)
-    first = found.trials[0]
-    assert first.params <= before.params / 8 and first.macs <= before.macs / 8**0.5
+    found = smallest(teacher, graded(0), data=val, max_drop=0.01, min_channels=2)
+    before, last = okd.profile(teacher), steps(found)[-1]
+    assert last.params < before.params / 6 and last.macs <= before.macs / 6**0.5
 
 
-def test_no_group_shrinks_more_in_one_step_than_the_whole_network(teacher, val, graded):
-    before = {la.name: la.kernel.shape[-1] for la in teacher.layers if hasattr(la, "kernel") and la.name != "logits"}
-    kept = []
-
-    def retrain(student, epochs):
-        kept.append(min(student.get_layer(name).kernel.shape[-1] / width for name, width in before.items()))
-
-    graded(0)
-    smallest(teacher, retrain, data=val, max_drop=0.1)
-    assert kept[0] >= 1 / 8 - 0.02
+def test_what_is_to_be_small_is_the_callers(teacher, val, graded):
+    cost = teacher.count_params()
+    by_params = smallest(teacher, graded(cost / 2), data=val, max_drop=0.01).reached
+    by_macs = smallest(teacher, graded(cost / 2), data=val, max_drop=0.01, shrink="macs").reached
+    assert by_macs.macs < by_params.macs and by_macs.params >= cost / 2
+    with pytest.raises(InputError, match="max_bananas"):
+        smallest(teacher, graded(0), data=val, max_drop=0.01, shrink="bananas")
 
 
-def test_the_teacher_stays_and_comes_back_as_a_copy_where_nothing_is_good_enough(teacher, val, graded):
+def test_the_teachers_own_file_comes_back_where_nothing_is_better(teacher, val, graded):
     known = fingerprint(teacher)
     found = smallest(teacher, graded(teacher.count_params()), data=val, max_drop=0.0)
     assert found.student is not teacher and fingerprint(found.student) == known == fingerprint(teacher)
     assert found.trials and not any(t.accepted for t in found.trials)
+    assert "teacher's own int8 file" in found.verdict and found.verdict in str(found)
+    assert found.reached == found.whole
+
+
+def test_a_teacher_whose_file_is_too_inaccurate_itself_is_told_and_given_back(teacher, val, graded):
+    found = smallest(teacher, graded(1e9), data=val, max_drop=0.0)
+    assert found.verdict.startswith("below what was asked") and found.reached == found.whole
+    whole = teacher.count_params()
+    better = smallest(teacher, graded(1e9, lambda m: 1.0 if m.count_params() < whole else 0.5), data=val, max_drop=0.0)
+    assert better.verdict == "as asked" and better.reached.accuracy == 1.0
+
+
+def test_a_longer_training_counts_only_where_it_is_better(teacher, val, graded):
+    least = teacher.count_params() / 8
+    last = smallest(teacher, graded(least), data=val, max_drop=0.05).trials[-1]
+    assert last.factor == 1 and last.epochs == 6 and not last.accepted
+
+
+def test_what_came_near_is_trained_longer_and_taken_where_that_is_enough(teacher, val, graded):
+    least, retrain = teacher.count_params() / 8, graded(0)
+
+    def twice(model):
+        return 0.97 if [p for p, _ in retrain.tried].count(model.count_params()) > 1 else 0.94
+
+    retrain = graded(least, twice)
+    found = smallest(teacher, retrain, data=val, max_drop=0.05)
+    near = found.trials[-2]
+    assert near.factor == 1 and near.accepted and near.params < least and found.reached.accuracy == 0.97
+    assert found.student.count_params() == near.params
+
+
+def test_rates_grow_with_what_has_gone(teacher, val, graded):
+    retrain = graded(0)
+    found = smallest(teacher, retrain, data=val, max_drop=0.1, min_channels=2)
+    small = [1 - t.params / teacher.count_params() for t in found.trials if t.epochs]
+    assert retrain.rates == pytest.approx([max(0.1, part) for part in small], abs=0.02)
+    assert Shrinking._rate(SimpleNamespace(teacher=teacher), teacher, {}) == 0.1
 
 
 def test_a_killed_search_goes_on_and_a_finished_one_trains_nothing(teacher, val, graded, tmp_path):
-    least = teacher.count_params() // 20
+    least = teacher.count_params() // 12
     whole = smallest(teacher, graded(least), data=val, max_drop=0.01)
-    assert {t.epochs for t in whole.trials} == {6, 24}
-    for stop in (3, len(whole.trials) - 1):  # in the brief trainings, and in the patient ones
+    for stop in (2, len(whole.trials) - 1):  # in the steps, and in the longer training
         _kill_and_go_on(teacher, val, graded(least), whole, stop, tmp_path / str(stop))
 
 
 def _kill_and_go_on(teacher, val, retrain, whole, stop, folder):
-    def killed(student, epochs):
+    def killed(student, epochs, rate):
         if len(retrain.tried) == stop:
             raise KeyboardInterrupt
-        retrain(student, epochs)
+        retrain(student, epochs, rate)
 
     with pytest.raises(KeyboardInterrupt):
         smallest(teacher, killed, data=val, max_drop=0.01, path=folder)
@@ -121,62 +215,38 @@ def _kill_and_go_on(teacher, val, retrain, whole, stop, folder):
     assert [t.params for t in found.trials] == [t.params for t in whole.trials]
     again = smallest(teacher, None, data=val, max_drop=0.01, path=folder)
     assert fingerprint(again.student) == fingerprint(found.student)
-    assert len(list(folder.glob("*.keras"))) == 1  # only the last that was taken is kept
+    assert len(list(folder.glob("*.keras"))) <= 2  # the best one, and one that came near
 
 
-def test_where_brief_trainings_end_longer_ones_go_on(teacher, val, monkeypatch):
-    """What has had twenty epochs is good enough at any size; what had six, only above half of the teacher's."""
-    had = {}
-    monkeypatch.setattr(
-        "orbit_kd.search.smallest.accuracy_of",
-        lambda model, batches: 1.0 if had.get(id(model), 99) >= 20 or model.count_params() > half else 0.5,
-    )
-    half = teacher.count_params() / 2
-
-    def retrain(student, epochs):
-        had[id(student)] = epochs
-
-    found = smallest(teacher, retrain, data=val, max_drop=0.01, epochs=(6, 24), min_channels=4)
-    brief = [t for t in found.trials if t.epochs == 6]
-    assert list(found.trials) == brief + [t for t in found.trials if t.epochs == 24]
-    assert min(t.params for t in brief if t.accepted) > half > 8 * found.student.count_params()
-    only = smallest(teacher, retrain, data=val, max_drop=0.01, epochs=(6,), min_channels=4)
-    assert [t.params for t in only.trials] == [t.params for t in brief]
-
-
-@pytest.mark.parametrize("epochs", [(), (0, 3), (6, 6), (24, 6)])
-def test_epochs_that_do_not_grow_are_refused(teacher, val, epochs):
+@pytest.mark.parametrize("how", [{"epochs": 0}, {"epochs": 30}])
+def test_epochs_that_make_no_sense_are_refused(teacher, val, how):
     with pytest.raises(InputError, match="epochs"):
-        smallest(teacher, None, data=val, max_drop=0.1, epochs=epochs)
+        smallest(teacher, None, data=val, max_drop=0.1, **how)
 
 
-def test_another_question_does_not_go_on_from_the_old_answers(teacher, val, graded, tmp_path):
-    smallest(teacher, graded(0), data=val, max_drop=0.5, path=tmp_path, seconds=1e9, min_channels=8)
-    retrain = graded(teacher.count_params())
-    smallest(teacher, retrain, data=val, max_drop=0.1, path=tmp_path, min_channels=8)
-    assert len(retrain.tried) > 1
-
-
-ASKED = {"max_drop": 0.1, "epochs": (6, 24), "images": 8, "criterion": "l1_norm", "round_to": 1, "min_channels": 1,
-         "exclude": (), "unknown": "error", "seed": 0}  # fmt: skip
-OTHERS = {"max_drop": 0.2, "epochs": (6, 25), "images": 9, "criterion": "l2_norm", "round_to": 2, "min_channels": 2,
-          "exclude": ("conv1",), "unknown": "keep", "seed": 1}  # fmt: skip
+ASKED = {"max_drop": 0.1, "epochs": 6, "longest": 7, "images": 8, "criterion": "l1_norm", "round_to": 1,
+         "min_channels": 1, "exclude": (), "sparse_exclude": (), "unknown": "error", "seed": 0, "shrink": "bytes",
+         "target": "tflite_int8", "samples": 16, "pattern": "magnitude"}  # fmt: skip
+OTHERS = {"max_drop": 0.2, "epochs": 7, "longest": 8, "images": 9, "criterion": "l2_norm", "round_to": 2,
+          "min_channels": 2, "exclude": ("conv1",), "sparse_exclude": ("conv1",), "unknown": "keep", "seed": 1,
+          "shrink": "macs", "target": "tflite_micro_coded", "samples": 17, "pattern": "2:4"}  # fmt: skip
 
 
 def test_every_argument_of_the_search_makes_it_another_one(teacher, val, graded, tmp_path):
     """A search that has no time shows what it would go on from: the trials of the same question, or nothing."""
-    named = set(inspect.signature(smallest).parameters)
-    assert named == {*ASKED, *OTHERS, "teacher", "retrain", "data", "train", "loss", "seconds", "path"}
+    named = set(inspect.signature(whole_search).parameters)
+    assert named == {*ASKED, *OTHERS, "teacher", "retrain", "data", "train", "loss", "seconds", "examples", "path"}
     (x, y), first = val[0], graded(0)
 
-    def stopped(student, epochs):
+    def stopped(student, epochs, rate):
         if first.tried:
             raise KeyboardInterrupt
-        first(student, epochs)
+        first(student, epochs, rate)
 
     def known(path, network=teacher, data=val, train=None, **changed):
-        how = ASKED | changed
-        return len(smallest(network, None, data=data, train=train, path=path, seconds=0.0, **how).trials)
+        how, copies = ASKED | changed, len(list(tmp_path.iterdir()))
+        path = shutil.copytree(path, tmp_path / f"copy{copies}")  # another question takes the place of the old one
+        return len(smallest(network, None, data=data, train=train, path=path, seconds=-1.0, **how).trials)
 
     with pytest.raises(KeyboardInterrupt):
         smallest(teacher, stopped, data=val, path=tmp_path / "l1", **ASKED)
@@ -197,34 +267,36 @@ def test_every_argument_of_the_search_makes_it_another_one(teacher, val, graded,
     assert known(tmp_path / "t", train=tf.data.Dataset.from_tensors((x[::-1], y)), criterion="taylor") == 0
 
 
-def test_no_trial_starts_that_would_end_too_late(teacher, val, graded):
+def test_without_time_there_is_the_teachers_own_file_and_no_trial(teacher, val, graded):
     retrain = graded(0)
-    assert smallest(teacher, retrain, data=val, max_drop=0.1, seconds=0.0).trials == () and not retrain.tried
+    found = smallest(teacher, retrain, data=val, max_drop=0.1, seconds=0.0)
+    assert found.trials == () and not retrain.tried
+    assert found.student.count_params() == teacher.count_params() and found.reached == found.whole
 
 
-def test_a_killed_search_whose_first_steps_did_not_exist_goes_on_where_it_was(teacher, val, graded, tmp_path):
-    how = {"data": val, "max_drop": 0.01, "min_channels": 24}
-    least = teacher.count_params() * 2 // 5  # nor is the second step good enough
-    smallest_widths = okd.plan_removal(teacher, ratio=0.99, min_channels=24)
-    assert (
-        smallest_widths.params[1] > teacher.count_params() / 8
-    )  # whatever the scan says, the first step has no network
-    whole = smallest(teacher, graded(least), **how).trials
-    assert whole[0].factor < 8 and len(whole) > 2
+def test_trainings_take_a_share_of_the_time_and_all_of_it_is_used(teacher, val, graded, monkeypatch):
+    """A clock that moves with training alone, a second an epoch for each part of the teacher's MACs."""
+    clock, before, least = [0.0], okd.profile(teacher).macs, teacher.count_params() / 10
     retrain = graded(least)
 
-    def killed(student, epochs):
-        if retrain.tried:
-            raise KeyboardInterrupt
-        retrain(student, epochs)
+    def timed(student, epochs, rate):
+        retrain(student, epochs, rate)
+        clock[0] += epochs * okd.profile(student).macs / before
 
-    with pytest.raises(KeyboardInterrupt):
-        smallest(teacher, killed, path=tmp_path, **how)
-    smallest(teacher, retrain, path=tmp_path, **how)
-    assert retrain.tried == [(t.params, t.epochs) for t in whole]
-    again = graded(least)
-    smallest(teacher, again, path=tmp_path, **how)
-    assert again.tried == []
+    monkeypatch.setattr(shrinking.time, "monotonic", lambda: clock[0])
+    found = smallest(teacher, timed, data=val, max_drop=0.1, seconds=100.0, longest=1 << 20, epochs=4)
+    trials = steps(found)
+    assert sum(t.training for t in trials) <= 75
+    assert max(t.training for t in trials) <= 0.12 * 75 + 1
+    assert found.trials[-1].factor == 1 and found.trials[-1].epochs > 100
+    assert 80 <= clock[0] <= 100
+
+
+def test_an_epoch_that_would_take_all_of_the_time_is_left_out(teacher, val, graded, monkeypatch):
+    retrain = graded(teacher.count_params() / 2)
+    monkeypatch.setattr(Shrinking, "_pace", lambda self, model: 1e6)
+    found = smallest(teacher, retrain, data=val, max_drop=0.1, seconds=60.0)
+    assert not retrain.tried and found.trials and found.reached.cost < found.whole.cost
 
 
 def test_widths_stay_multiples(teacher, val, graded):
@@ -242,10 +314,10 @@ def test_a_network_of_open_image_size_shrinks_too(graded):
     assert found.student.count_params() < model.count_params() / 8
 
 
-def test_a_drop_of_just_what_was_allowed_is_within_it(teacher, val, monkeypatch):
-    answers = iter([0.8, *[0.7] * 50])
-    monkeypatch.setattr("orbit_kd.search.smallest.accuracy_of", lambda model, batches: next(answers))
-    assert smallest(teacher, lambda *_: None, data=val, max_drop=0.1).trials[0].accepted  # 0.8 - 0.1 > 0.7 in floats
+def test_a_drop_of_just_what_was_allowed_is_within_it(teacher, val, graded, monkeypatch):
+    retrain = graded(1e9, lambda model: 0.7)
+    monkeypatch.setattr(shrinking, "_accuracy_and_pace", lambda model, batches: (0.8, 1e-6))
+    assert smallest(teacher, retrain, data=val, max_drop=0.1).trials[0].accepted  # 0.8 - 0.1 > 0.7 in floats
 
 
 @pytest.mark.parametrize("drop", [-0.1, 1.0])
@@ -254,7 +326,7 @@ def test_an_impossible_drop_is_refused(teacher, val, drop):
         smallest(teacher, None, data=val, max_drop=drop)
 
 
-def test_real_training_finds_a_smaller_network_that_still_answers(tmp_path):
+def test_real_training_finds_a_smaller_network_that_still_answers(tmp_path, monkeypatch):
     """Stripes that a small network can tell apart; the student learns from the labels."""
     rng = np.random.default_rng(0)
     labels = rng.integers(2, size=160)
@@ -262,21 +334,25 @@ def test_real_training_finds_a_smaller_network_that_still_answers(tmp_path):
     stripes = [np.tile(ramp % 4 < 2, (16, 1)), np.tile(ramp % 4 < 2, (16, 1)).T]
     x = (np.stack([stripes[k] for k in labels]) * 120 + rng.normal(64, 20, (160, 16, 16))).astype("float32")[..., None]
 
-    def fit(model: keras.Model, epochs: int) -> None:
-        model.compile(keras.optimizers.Adam(3e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    def fit(model: keras.Model, epochs: int, rate: float = 1.0) -> None:
+        adam = keras.optimizers.Adam(3e-3 * rate)
+        model.compile(adam, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         model.fit(x[:120], labels[:120], epochs=epochs, batch_size=16, verbose=0)
-        data = okd.Data((x[:120], labels[:120]), (x[120:], labels[120:]), (x[120:], labels[120:]))
-        okd.recalibrate_batchnorm(model, data.train)
 
     keras.utils.set_random_seed(0)
     teacher = small_resnet((16, 16, 1), classes=2, width=2.0)
     fit(teacher, 4)
+    okd.recalibrate_batchnorm(teacher, [(x[:120], labels[:120])])
+    val = [(x[120:], labels[120:])]
+    monkeypatch.setattr(shrinking, "_LEAST", 1.5)  # few steps are enough here
     found = smallest(
-        teacher, fit, data=[(x[120:], labels[120:])], max_drop=0.05, epochs=(3,), seconds=15.0, path=tmp_path
+        teacher, fit, data=val, train=[(x[:120], labels[:120])], max_drop=0.05, epochs=3, longest=3, path=tmp_path
     )
-    assert found.student.count_params() < teacher.count_params() / 4
-    right = found.student(x[120:]).numpy().argmax(-1) == labels[120:]
-    assert right.mean() >= found.target
+    file = okd.export(found.model, "tflite_int8", path=tmp_path / "m.tflite", calibration=x[:120])
+    right = okd.predict(file, x[120:])
+    assert found.reached.bytes == file.bytes < 0.7 * found.whole.bytes and found.trials[0].accepted
+    assert found.reached.accuracy >= found.target
+    assert np.mean(right.argmax(-1) == labels[120:]) == pytest.approx(found.reached.accuracy, abs=0.03)
 
 
 def test_a_criterion_that_draws_takes_the_seed_of_the_search(teacher, val, graded):
@@ -288,7 +364,7 @@ def test_a_criterion_that_draws_takes_the_seed_of_the_search(teacher, val, grade
         return np.random.default_rng(seed).random(len(members[0].values))
 
     with importance.criteria.temporary("drawn_of_test", importance.Criterion(draws, draws=True)):
-        smallest(teacher, graded(0), data=val, max_drop=0.5, criterion="drawn_of_test", seed=7, min_channels=16)
+        smallest(teacher, graded(0), data=val, max_drop=0.5, criterion="drawn_of_test", seed=7, min_channels=4)
     assert drawn == {7}
 
 

@@ -36,6 +36,7 @@ KINDS = {
     "budgets, filters and weights together": Recipe(
         keep_params=0.5, max_bytes=1e6, pattern="magnitude", time_budget=60.0, epochs=4
     ),
+    "bytes of a coded file": Recipe(max_bytes=1e6, targets=("tflite_micro_coded", "tflite_int8"), epochs=4),
     "max_drop": Recipe(max_drop=0.1, time_budget=60.0, epochs=4, pattern="2:4"),
 }
 OTHER = {
@@ -48,6 +49,7 @@ OTHER = {
     "max_bytes": 2e6,
     "limits": {"max_params": 500},
     "max_drop": 0.2,
+    "shrink": "macs",
     "search_epochs": 7,
     "scan_images": 9,
     "time_budget": 30.0,
@@ -96,11 +98,12 @@ def made(tmp_path_factory) -> Path:
     left = {
         "artifacts.json": json.dumps([a.to_dict(folder) for a in files]),
         "filters.json": json.dumps(dataclasses.asdict(scan)),
-        "weights.json": json.dumps(dataclasses.asdict(scan)),
+        "weights.json": json.dumps(dataclasses.asdict(dataclasses.replace(scan, of="weights"))),
+        "bits.json": json.dumps(dataclasses.asdict(dataclasses.replace(scan, of="bits"))),
         "decisions.json": json.dumps({"ratios": {"a": 0.5}, "pattern": "magnitude", "sparsities": {"b": 0.5}}),
         "history.json": "{}",
         "part.json": json.dumps({"part": 1.0}),
-        "search.json": json.dumps({"target": 0.5}),
+        "search.json": json.dumps({"target": 0.5, "file": "tflite_int8", "verdict": "as asked"}),
         "validation.json": json.dumps({"accuracy": 0.9}),
         "measured.json": "{}",
     }

@@ -99,7 +99,7 @@ def of_scan(model, data, tmp_path, file):
 
 
 def of_search(model, data, tmp_path, file):
-    found = okd.smallest(model, lambda student, epochs: None, data=data, max_drop=0.5, seconds=-1.0)
+    found = okd.smallest(model, lambda student, epochs, rate: None, data=data, max_drop=0.5, seconds=-1.0)
     return [found.target, found.images]
 
 
@@ -165,7 +165,7 @@ NO_DATA = {
     "Artifact", "AttentionTransfer", "Augment", "DecoupledDistillation", "DistillationLoss", "FeatureHints",
     "InputError", "LogitsDistillation", "MAEDistillation", "MSEDistillation", "Piecewise", "Preprocess", "Recipe",
     "RelationalDistillation", "RemovalPlan", "Report", "Resume", "Scan", "SimilarityPreserving", "StopOnNonFinite",
-    "TeacherCache", "as_graph", "channel_rule", "check_preprocess", "cluster", "hybrid_for", "keep_zeros", "load",
+    "TeacherCache", "as_graph", "channel_rule", "check_preprocess", "cluster", "allocate", "keep_zeros", "load",
     "load_model", "profile", "quantize_table", "ratios_for", "remove_filters", "save_model", "sparsify",
     "sparsity_table", "strip", "strip_clusters", "strip_quantization",
 }  # fmt: skip

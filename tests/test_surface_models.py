@@ -153,7 +153,7 @@ TAKES = {
     "compress": compressed,
     "evaluate": evaluated,
     "export": exported,
-    "hybrid_for": lambda m, c: okd.hybrid_for(c.scan, m, weights=c.weights, keep_params=0.6),
+    "allocate": lambda m, c: okd.allocate(m, [c.scan, c.weights], keep_params=0.6),
     "keep_zeros": lambda m, c: outputs(okd.keep_zeros(m)),
     "load_model": lambda m, c: outputs(okd.load_model(m)),
     "plan_removal": lambda m, c: okd.plan_removal(m, ratio=0.5).to_json(),
@@ -166,7 +166,7 @@ TAKES = {
     "remove_in_rounds": lambda m, c: outputs(okd.remove_in_rounds(m, lambda s, n: None, rounds=1, ratio=0.5)),
     "save_model": saved,
     "sensitivity": curves,
-    "smallest": lambda m, c: outputs(okd.smallest(m, lambda s, n: None, data=DATA, max_drop=0.1, seconds=0).student),
+    "smallest": lambda m, c: outputs(okd.smallest(m, lambda s, n, r: None, data=DATA, max_drop=0.1, seconds=0).student),
     "sparsify": lambda m, c: outputs(okd.sparsify(m, "2:4")),
     "sparsity_table": lambda m, c: [(row.layer, row.density) for row in okd.sparsity_table(m)],
     "strip": lambda m, c: outputs(okd.strip(m)),
@@ -182,7 +182,7 @@ TAKES_NONE = {
 LOADS = {"check_preprocess"}  # hands what it gets to load_model, which is in the walk
 # What makes another network of a model wants it plain; wrappers of sparsity are looked through elsewhere.
 WANTS_PLAIN = {
-    "DST(student)", "cluster", "compress", "hybrid_for", "plan_removal", "quantize_aware", "quantize_table",
+    "DST(student)", "cluster", "compress", "allocate", "plan_removal", "quantize_aware", "quantize_table",
     "ratios_for", "remove_filters", "remove_in_rounds", "sensitivity", "smallest", "sparsify", "strip_clusters",
     "strip_quantization",
 }  # fmt: skip

@@ -15,6 +15,7 @@ from tf_keras import layers
 from orbit_kd.errors import InputError
 from orbit_kd.models import networks
 from orbit_kd.models.saving import load_model, save_model
+from orbit_kd.quantization.aware import quantize_aware, strip_quantization
 from orbit_kd.removal import importance
 from orbit_kd.removal.plan import RemovalPlan
 from orbit_kd.removal.planning import plan_removal
@@ -191,8 +192,6 @@ def test_a_subclassed_model_is_refused():
 
 
 def test_recalibration_gives_the_statistics_of_the_data_and_nothing_else_moves():
-    import tensorflow as tf
-
     model = keras.Sequential(
         [keras.Input((6,)), layers.Dropout(0.9), layers.BatchNormalization(momentum=0.99), layers.Dense(2)]
     )
@@ -203,6 +202,18 @@ def test_recalibration_gives_the_statistics_of_the_data_and_nothing_else_moves()
     np.testing.assert_allclose(norm.moving_mean, x.mean(0), rtol=1e-5)
     np.testing.assert_allclose(norm.moving_variance, x.var(0), rtol=0.02)
     assert norm.momentum == 0.99 and np.array_equal(dense[0], model.layers[-1].get_weights()[0])
+
+
+def test_statistics_behind_the_wrappers_of_quantization_aware_training_are_those_of_the_data_too():
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(4), layers.BatchNormalization(momentum=0.99)])
+    x = np.random.default_rng(0).normal(3.0, 2.0, (256, 6)).astype("float32")
+    quantized = quantize_aware(model, bits=4, calibration=x)
+    recalibrate_batchnorm(quantized, tf.data.Dataset.from_tensor_slices(x).batch(64))
+    norm = quantized.layers[-1].layer
+    rounded = strip_quantization(quantized).layers[0](x).numpy()
+    np.testing.assert_allclose(norm.moving_mean, rounded.mean(0), atol=0.1)
+    np.testing.assert_allclose(norm.moving_variance, rounded.var(0), rtol=0.1)
+    assert norm.momentum == 0.99
 
 
 def test_statistics_are_those_of_all_images_also_where_batches_differ():

@@ -17,11 +17,14 @@ from orbit_kd_tools.common import FLAGS, define_budgets, define_data, given_budg
 
 flags.DEFINE_string("model", None, "A .keras or .h5 file or a SavedModel folder.")
 flags.DEFINE_string("output", None, "Files to write, without their endings.")
-flags.DEFINE_list("ratios", [str(r / 10) for r in range(1, 10)], "Parts that go, each in (0, 1).")
-flags.DEFINE_enum("of", "filters", ["filters", "weights"], "What goes: filters, or the smallest weights of a layer.")
+flags.DEFINE_list("ratios", [], "Parts that go, each in (0, 1): 0.1 to 0.9 where none are given; 1 - bits/8 of bits.")
+flags.DEFINE_enum("of", "filters", ["filters", "weights", "bits"], "What goes: filters, a layer's smallest weights, or "
+                  "the bits of its kernel.")  # fmt: skip
 flags.DEFINE_string("criterion", "l1_norm", "Which filters go first.")
 flags.DEFINE_integer("images", None, "Validation images to use; all where not given.", lower_bound=1)
 flags.DEFINE_float("lost", None, "Stop a point that is surely below this part of the whole network's accuracy.")
+flags.DEFINE_float("tolerance", None, "Measure points and images only as far as it takes to know the rise of the loss "
+                   "to this, or to a tenth of itself.")  # fmt: skip
 flags.DEFINE_integer("memory", 1 << 30, "Bytes that kept activations may take.", lower_bound=0)
 flags.DEFINE_list("exclude", [], "Layers (shell patterns) whose groups are left out.")
 flags.DEFINE_string("unknown", "error", "Layers without a channel rule: error, or keep.")
@@ -51,11 +54,11 @@ def main() -> None:
     scan = sensitivity(
         model,
         data.val,
-        ratios=ratios_of(FLAGS.ratios),
+        ratios=ratios_of(FLAGS.ratios) or None,
         train=data.train,
         path=f"{FLAGS.output}.state.json",
-        **{name: FLAGS[name].value for name in ("of", "criterion", "images", "lost", "memory", "exclude", "unknown",
-                                                "seed")},
+        **{name: FLAGS[name].value for name in ("of", "criterion", "images", "lost", "tolerance", "memory", "exclude",
+                                                "unknown", "seed")},
     )  # fmt: skip
     scan.to_json(f"{FLAGS.output}.json")
     scan.to_csv(f"{FLAGS.output}.csv")

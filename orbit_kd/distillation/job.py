@@ -39,6 +39,7 @@ class TrainingJob:
         seed: of order, views and dropout.
         batch_size: images a step, over all workers.
         learning_rate: of Adam at the start; it falls to zero on a cosine.
+        warmup: part of the steps in which the rate rises from zero first.
         strategy: of several devices or workers; None for one device.
     """
 
@@ -52,6 +53,7 @@ class TrainingJob:
     seed: int = 0
     batch_size: int = 64
     learning_rate: float = 2e-3
+    warmup: float = 0.0
     strategy: tf.distribute.Strategy | None = None
 
     def lessons(
@@ -108,6 +110,7 @@ class TrainingJob:
             val=self.data.val,
             loss=self._task_loss(distiller),
             learning_rate=self.learning_rate,
+            warmup=self.warmup,
             seed=self.seed,
             folder=folder,
             label=label,

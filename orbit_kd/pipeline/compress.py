@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import tf_keras as keras
 
+from orbit_kd import runtimes
 from orbit_kd.channels.graph import ChannelGraph
 from orbit_kd.channels.profiles import profile
 from orbit_kd.datasets import Data
@@ -109,19 +110,16 @@ def compress(
     job = Retraining(stages, teacher, _lessons(stages, teacher, data, recipe, augment), data, recipe)
     search = None
     if plan is None:
-        smallest, search = decisions.within_drop(job, note=extra)
-        decided = decisions.within_time(job, smallest, decided)
-        last = "distill"
-        student = job.stage(last, lambda: smallest, after=["search"], settings=recipe.settings("distill"),
-                            epochs=decided.epochs)  # fmt: skip
+        student, search = decisions.within_drop(job, note=extra)
+        last = "search"
     else:
         if recipe.time_budget:
             decided = decisions.within_time(job, remove_filters(first, plan), decided)
         student, last = _in_rounds(job, first, plan, decided)
-    if decided.pattern != "dense":
-        student, last = _sparse_training(job, student, decided, after=last), "sparsify"
-    if decided.few_levels:
-        student, last = _few_levels(job, student, decided, after=last), "quantize"
+        if decided.pattern != "dense":
+            student, last = _sparse_training(job, student, decided, after=last), "sparsify"
+        if decided.few_levels:
+            student, last = _few_levels(job, student, decided, after=last), "quantize"
     said = {name: value for name, value in about.items() if name != "versions"}
     with stages.stage("export", after=[last], note=said, **recipe.settings("export")) as (folder, done):
         artifacts = _export(student, recipe.targets, folder, "student", data, done, recipe, about)
@@ -148,6 +146,8 @@ def _check(teacher: keras.Model, first: keras.Model, data: Data, recipe: Recipe)
     if first is not teacher:
         _check_student(teacher, first, data, recipe)
     criteria.get(recipe.criterion)
+    if recipe.shrink is not None:
+        budgets.costs.get(f"max_{recipe.shrink}")
     losses_of(recipe)
     check(teacher, (*_OF_THE_TEACHER, *recipe.targets))
     plan, smaller = None, first
@@ -312,13 +312,17 @@ def _export(
 
 def _validated(search: dict[str, Any], artifacts: list[Artifact], data: Data, stages: Stages) -> dict[str, Any]:
     """The story of the search with what the shipped file reaches on the images it was chosen by."""
-    file = next((a for a in artifacts if a.target == "tflite_int8"), artifacts[0])
+    by_target = {file.target: file for file in reversed(artifacts)}
+    file = by_target.get(search["file"]) or by_target.get("tflite_int8") or artifacts[0]
     with stages.stage("validation", after=["export"]) as (folder, done):
         if not done:
-            labels, outputs = logits({"student": model_bytes(file)}, data.val)
+            runner = runtimes.load(model_bytes(file), runtime=find(file.target)[0].runtime or "litert")
+            labels, outputs = logits({"student": runner}, data.val)
             write_file(folder / "validation.json", json.dumps({"accuracy": accuracy(labels, outputs["student"])}))
         reached = json.loads((folder / "validation.json").read_text())["accuracy"]
-    verdict = "as asked" if reached >= search["target"] else "below what was asked, after int8 rounding"
+    verdict = search["verdict"]
+    if verdict == "as asked" and reached < search["target"]:
+        verdict = "below what was asked, after int8 rounding"
     log.info("validation: %.2f%% (%s), %s", 100 * reached, file.target, verdict)
     return {**search, "reached": reached, "target_file": file.target, "verdict": verdict}
 

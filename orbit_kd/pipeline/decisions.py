@@ -6,7 +6,7 @@ import dataclasses
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tf_keras as keras
@@ -14,23 +14,27 @@ import tf_keras as keras
 from orbit_kd.channels.graph import ChannelGraph
 from orbit_kd.datasets import Data
 from orbit_kd.errors import InputError
-from orbit_kd.models.saving import load_model, save_model
+from orbit_kd.models.saving import fingerprint, load_model, save_model
 from orbit_kd.pipeline.recipe import Recipe
 from orbit_kd.pipeline.retraining import Retraining
+from orbit_kd.quantization.aware import plain_model
 from orbit_kd.removal import budgets
-from orbit_kd.removal.surgery import recalibrate_batchnorm
-from orbit_kd.search.ratios import hybrid_for, ratios_for
+from orbit_kd.search.allocation import allocate, is_coded
 from orbit_kd.search.scan import Scan
-from orbit_kd.search.sensitivity import sensitivity
-from orbit_kd.search.smallest import RATIOS, smallest
+from orbit_kd.search.sensitivity import sensitivities
+from orbit_kd.search.shrinking import LOST, TOLERANCE, USUAL
+from orbit_kd.search.smallest import smallest
 from orbit_kd.support.digests import digest
 from orbit_kd.support.files import write_file
 from orbit_kd.support.stages import Stages
 
 log = logging.getLogger("orbit_kd")
 
-_PATIENCE = 4  # times the epochs of a trial once the search with few has come to its end
-_SEARCH_PART = 0.4  # of the time that is left when the search begins
+_UNASKED = 3000.0  # seconds for a search where no time budget is given
+_SURELY = 0.95  # of the time that is left when the search begins: files are yet to come
+_ENDLESS = 1 << 20  # epochs, where the time budget alone says when to end
+ZEROS = ("dense", "magnitude")  # patterns that leave it to the scans how many zeros a layer gets
+_WARMUP = 0.1  # of the steps of a trial's training
 _TRAINING_PART = 0.8  # of the time that is left when the long training begins: estimates err, and files are yet to come
 
 
@@ -83,7 +87,7 @@ class Decisions:
 
 
 def within_budgets(stages: Stages, teacher: keras.Model, data: Data, recipe: Recipe, *, note: int) -> Decisions:
-    """The ratios (and sparsities of layers) that meet the recipe's budgets at the least predicted loss.
+    """The ratios (and zeros and bits of layers) that meet the recipe's budgets at the least predicted loss.
 
     Args:
         stages: where the scans are kept.
@@ -95,31 +99,30 @@ def within_budgets(stages: Stages, teacher: keras.Model, data: Data, recipe: Rec
     Raises:
         InputError: a budget that cannot be met.
     """
-    scans = {"sensitivity": _scan(stages, teacher, data, recipe, "sensitivity")}
-    if recipe.pattern == "magnitude" and recipe.keep_params is not None:
-        scans["weight_sensitivity"] = _scan(stages, teacher, data, recipe, "weight_sensitivity")
-    log.info("%s\n", scans["sensitivity"])
-    with stages.stage("budget", after=tuple(scans), note=note, **recipe.settings("budget")) as (folder, done):
+    coded = recipe.max_bytes is not None and is_coded(target_of(recipe))
+    kinds = ["filters"]
+    if (recipe.pattern == "magnitude" and recipe.keep_params is not None) or (recipe.pattern in ZEROS and coded):
+        kinds.append("weights")
+    if coded:
+        kinds.append("bits")
+    scans = _scans(stages, teacher, data, recipe, kinds)
+    log.info("%s\n", scans[0])
+    settings = recipe.settings("budget") | {"note": note, "target": target_of(recipe)}
+    with stages.stage("budget", after=["sensitivity"], **settings) as (folder, done):
         if not done:
             write_file(folder / "decisions.json", json.dumps(_met(scans, teacher, recipe, note)))
         met = json.loads((folder / "decisions.json").read_text())
     return dataclasses.replace(Decisions.from_recipe(recipe), ratio=0.0, **met)
 
 
-def _met(scans: Mapping[str, Scan], teacher: keras.Model, recipe: Recipe, note: int) -> dict[str, Any]:
+def _met(scans: Sequence[Scan], teacher: keras.Model, recipe: Recipe, note: int) -> dict[str, Any]:
     """The decisions that budgets make, as plain values; epochs are none of them."""
     limits: dict[str, Any] = {"unknown": recipe.unknown, "round_to": recipe.round_to,
                               "min_channels": recipe.min_channels, **recipe.budgets}  # fmt: skip
     if recipe.max_bytes is not None:
         limits["max_bytes"] = recipe.max_bytes - note
-    hybrid, sparsities = "weight_sensitivity" in scans, dict(recipe.sparsities)
     try:
-        if hybrid:
-            ratios, sparsities = hybrid_for(
-                scans["sensitivity"], teacher, weights=scans["weight_sensitivity"], **limits
-            )
-        else:
-            ratios = ratios_for(scans["sensitivity"], teacher, **limits)
+        found = allocate(teacher, scans, target=target_of(recipe), shrink=recipe.shrink, **limits)
     except InputError as error:
         also = f"; and {note} bytes more, for class names and preprocessing" if "max_bytes" in error.what else ""
         raise InputError(
@@ -127,25 +130,32 @@ def _met(scans: Mapping[str, Scan], teacher: keras.Model, recipe: Recipe, note: 
             expected=error.expected + also,
             fix="raise the budget, lower min_channels or round_to, or exclude fewer layers",
         ) from error
-    pattern = recipe.pattern if sparsities or not hybrid else "dense"  # filters alone were the better choice
-    return {"ratios": ratios, "pattern": pattern, "sparsities": sparsities if pattern != "dense" else {}}
+    met: dict[str, Any] = {"ratios": found.ratios}
+    if any(scan.of == "weights" for scan in scans):  # where none are chosen, filters alone were the better choice
+        met |= {"pattern": "magnitude" if found.sparsities else "dense", "sparsities": found.sparsities}
+    if any(scan.of == "bits" for scan in scans):
+        met["layer_bits"] = {**recipe.layer_bits, **found.bits}
+    return met
 
 
-def _scan(stages: Stages, teacher: keras.Model, data: Data, recipe: Recipe, stage: str) -> Scan:
-    of = "filters" if stage == "sensitivity" else "weights"
-    about: dict[str, Any] = (
-        {"criterion": recipe.criterion, "train": data.train, "exclude": recipe.exclude, "seed": recipe.seed}
-        if of == "filters"
-        else {"exclude": recipe.sparse_exclude}
-    )
-    with stages.stage(stage, **recipe.settings(stage)) as (folder, done):
+def _scans(stages: Stages, teacher: keras.Model, data: Data, recipe: Recipe, kinds: Sequence[str]) -> list[Scan]:
+    """Scans of these kinds, in one pass."""
+    settings = recipe.settings("sensitivity") | {"of": kinds}
+    if kinds == ["filters"]:
+        settings.pop("sparse_exclude")
+    with stages.stage("sensitivity", **settings) as (folder, done):
         if not done:
-            scan = sensitivity(teacher, data.val, ratios=RATIOS, of=of, images=recipe.scan_images, lost=0.5,
-                               unknown=recipe.unknown, path=folder / f"{of}.state.json", **about)  # fmt: skip
-            scan.to_json(folder / f"{of}.json")
-            scan.to_csv(folder / f"{of}.csv")
-            scan.plot(folder / f"{of}.png")
-        return Scan.from_json((folder / f"{of}.json").read_text())
+            exclude = {"filters": recipe.exclude, "weights": recipe.sparse_exclude, "bits": recipe.sparse_exclude}
+            scans = sensitivities(
+                teacher, data.val, ratios={of: USUAL[of] for of in kinds}, exclude=exclude, criterion=recipe.criterion,
+                train=data.train, images=recipe.scan_images, lost=LOST, tolerance=TOLERANCE, unknown=recipe.unknown,
+                seed=recipe.seed, path=folder / "scans.state.json",
+            )  # fmt: skip
+            for scan in scans:
+                scan.to_json(folder / f"{scan.of}.json")
+                scan.to_csv(folder / f"{scan.of}.csv")
+                scan.plot(folder / f"{scan.of}.png")
+        return [Scan.from_json((folder / f"{of}.json").read_text()) for of in kinds]
 
 
 def within_drop(job: Retraining, *, note: int) -> tuple[keras.Model, dict[str, Any]]:
@@ -155,42 +165,54 @@ def within_drop(job: Retraining, *, note: int) -> tuple[keras.Model, dict[str, A
         InputError: it is larger than another budget allows.
     """
     teacher, data, stages, recipe = job.teacher, job.data, job.stages, job.recipe
-    with stages.stage("search", after=["lessons"], **recipe.settings("search")) as (folder, done):
+    target = target_of(recipe)
+    with stages.stage("search", after=["lessons"], target=target, **recipe.settings("search")) as (folder, done):
         if not done:
 
-            def retrain(student: keras.Model, epochs: int) -> None:
-                recalibrate_batchnorm(student, data.train)
-                state = folder / "training"
+            def retrain(student: keras.Model, epochs: int, rate: float) -> None:
+                state = folder / "training" / digest(fingerprint(student), epochs, rate)[:16]
                 label = f"trial of {student.count_params():,} parameters"
-                job.distil(student, epochs=epochs, folder=state, label=label)
-                recalibrate_batchnorm(student, data.train)
-                shutil.rmtree(state, ignore_errors=True)
+                job.distil(student, epochs=epochs, folder=state, label=label, rate=rate, warmup=_WARMUP)
+                shutil.rmtree(state.parent, ignore_errors=True)
 
             found = smallest(
                 teacher,
                 retrain,
                 data=data.val,
                 max_drop=recipe.max_drop or 0.0,
-                epochs=(recipe.search_epochs, _PATIENCE * recipe.search_epochs),
+                shrink=recipe.shrink or "bytes",
+                target=target,
+                epochs=min(recipe.search_epochs, recipe.epochs),
+                longest=recipe.epochs if recipe.time_budget is None else _ENDLESS,
                 train=data.train,
                 images=recipe.scan_images,
+                samples=recipe.calibration,
                 criterion=recipe.criterion,
+                pattern="magnitude" if recipe.pattern in ZEROS else recipe.pattern,
                 round_to=recipe.round_to,
                 min_channels=recipe.min_channels,
                 exclude=recipe.exclude,
+                sparse_exclude=recipe.sparse_exclude,
                 unknown=recipe.unknown,
                 seed=recipe.seed,
-                seconds=None if recipe.time_budget is None else _SEARCH_PART * _left(stages, recipe),
+                examples=job.lessons.steps(recipe.batch_size) * recipe.batch_size,
+                seconds=_SURELY * _left(stages, recipe.time_budget or _UNASKED),
                 path=folder,
             )
             log.info("%s\n", found)
-            story = {"target": found.target, "images": found.images,
+            story = {"target": found.target, "images": found.images, "shrink": recipe.shrink or "bytes", "file": target,
+                     "teacher": dataclasses.asdict(found.whole), "verdict": found.verdict,
                      "trials": [dataclasses.asdict(t) for t in found.trials]}  # fmt: skip
             write_file(folder / "search.json", json.dumps(story))
-            save_model(found.student, folder / "student.keras")
+            save_model(found.model, folder / "student.keras")
         student = load_model(folder / "student.keras")
-    _check_budgets(student, teacher, recipe, note)
+    _check_budgets(plain_model(student), teacher, recipe, note)
     return student, json.loads((folder / "search.json").read_text())
+
+
+def target_of(recipe: Recipe) -> str:
+    """The target whose bytes count."""
+    return next((name for name in recipe.targets if is_coded(name)), "tflite_int8")
 
 
 def _check_budgets(student: keras.Model, teacher: keras.Model, recipe: Recipe, note: int) -> None:
@@ -220,7 +242,7 @@ def within_time(job: Retraining, student: keras.Model, decided: Decisions) -> De
             each = job.seconds_an_epoch(student)
             wanted = decided.epochs + (decided.sparse_epochs if decided.pattern != "dense" else 0)
             wanted += decided.quantize_epochs if decided.few_levels else 0
-            part = min(1.0, _TRAINING_PART * _left(job.stages, recipe) / (each * wanted))
+            part = min(1.0, _TRAINING_PART * _left(job.stages, recipe.time_budget) / (each * wanted))
             write_file(folder / "part.json", json.dumps({"part": max(0.0, part), "seconds_an_epoch": each}))
         part = json.loads((folder / "part.json").read_text())["part"]
     epochs = max(recipe.rounds, int(part * decided.epochs))
@@ -230,6 +252,6 @@ def within_time(job: Retraining, student: keras.Model, decided: Decisions) -> De
     return dataclasses.replace(decided, epochs=epochs, sparse_epochs=sparse, quantize_epochs=quantize)
 
 
-def _left(stages: Stages, recipe: Recipe) -> float:
-    """Seconds left of the time budget after the stages so far."""
-    return max(0.0, float(recipe.time_budget or 0.0) - sum(s["seconds"] for s in stages.seconds))
+def _left(stages: Stages, seconds: float) -> float:
+    """Seconds left of a time budget after the stages so far."""
+    return max(0.0, seconds - sum(s["seconds"] for s in stages.seconds))

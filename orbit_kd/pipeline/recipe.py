@@ -11,7 +11,6 @@ from orbit_kd.errors import InputError
 STAGES = (
     "teacher",
     "sensitivity",
-    "weight_sensitivity",
     "budget",
     "lessons",
     "search",
@@ -51,16 +50,21 @@ class Recipe:
             your own that is registered with `orbit_kd.budgets.cost` in a module that is imported.
         max_drop: accuracy on the validation images that may be lost, 0.01 for one point: the smallest network within it
             is searched for.
-        search_epochs: training epochs after each step of that search; four times as many in its second half, which
-            begins where the first finds nothing smaller.
+        shrink: what that search makes small, and what steps towards a budget are priced by: bytes, macs, params,
+            activation_bytes, or another budget's name without "max_". None for the bytes of the file (of the coded one,
+            where that is a target), and for the budgets themselves.
+        search_epochs: training epochs after each step of that search, at most; four times as many where those have led
+            no further.
         scan_images: validation images of the sensitivity scans, at most.
-        time_budget: seconds for everything but the final measurements; epochs are cut to fit. None for no limit.
+        time_budget: seconds for everything but the final measurements; epochs are cut to fit, and the search uses all
+            of it. None for no limit, and 50 minutes for the search.
         rounds: removal in this many steps with a part of the epochs after each.
         round_to: widths are kept at multiples of this.
         min_channels: no group gets narrower than this.
         exclude: layers (shell patterns) whose filters all stay.
         unknown: layers without a channel rule: "error" refuses them, "keep" keeps their channels.
-        epochs: training epochs after filter removal, over all rounds.
+        epochs: training epochs after filter removal, over all rounds; with max_drop those of its longest training,
+            where no time budget is given.
         pattern: sparsity of the remaining weights: "dense", "magnitude", "uhp", "2:4" or any "N:M".
         sparsity: part of the weights that "magnitude" sets to zero.
         sparsities: the same per layer: layer name (shell patterns allowed) -> part; other layers stay dense.
@@ -92,24 +96,25 @@ class Recipe:
     max_bytes: float | None = _setting(None, "budget")
     limits: Mapping[str, float] = _setting(dict, "budget")
     max_drop: float | None = _setting(None, "search")
+    shrink: str | None = _setting(None, "budget", "search")
     search_epochs: int = _setting(6, "search")
-    scan_images: int = _setting(500, "sensitivity", "weight_sensitivity", "search")
+    scan_images: int = _setting(500, "sensitivity", "search")
     time_budget: float | None = _setting(None, "search", "timing")
     rounds: int = _setting(1, "remove")
     round_to: int = _setting(1, "budget", "search", "remove")
     min_channels: int = _setting(1, "budget", "search", "remove")
     exclude: tuple[str, ...] = _setting((), "sensitivity", "search", "remove")
-    unknown: str = _setting("error", "sensitivity", "weight_sensitivity", "budget", "search", "remove")
-    epochs: int = _setting(40, "timing", "distill")
-    pattern: str = _setting("dense", "budget", "timing", "sparsify")
+    unknown: str = _setting("error", "sensitivity", "budget", "search", "remove")
+    epochs: int = _setting(40, "timing", "distill", "search")
+    pattern: str = _setting("dense", "budget", "search", "timing", "sparsify")
     sparsity: float = _setting(0.5, "sparsify")
     sparsities: Mapping[str, float] = _setting(dict, "budget", "sparsify")
     sparsity_scope: str = _setting("layer", "sparsify")
     schedule: str = _setting("polynomial", "sparsify")
-    sparse_exclude: tuple[str, ...] = _setting((), "weight_sensitivity", "sparsify")
+    sparse_exclude: tuple[str, ...] = _setting((), "sensitivity", "search", "sparsify")
     sparse_epochs: int = _setting(20, "timing", "sparsify")
     bits: int = _setting(8, "timing", "quantize")
-    layer_bits: Mapping[str, int] = _setting(dict, "timing", "quantize")
+    layer_bits: Mapping[str, int] = _setting(dict, "budget", "timing", "quantize")
     quantize_epochs: int = _setting(20, "timing", "quantize")
     losses: tuple[str, ...] = _setting(("logits",), *_TRAININGS)
     alpha: float = _setting(0.8, *_TRAININGS)
@@ -118,7 +123,7 @@ class Recipe:
     learning_rate: float = _setting(2e-3, *_TRAININGS)
     views: int = _setting(8, "lessons")
     targets: tuple[str, ...] = _setting(("tflite_float32", "tflite_int8", "c_array"), "export")
-    calibration: int = _setting(256, "teacher", "quantize", "export")
+    calibration: int = _setting(256, "teacher", "search", "quantize", "export")
     seed: int = _setting(0, "sensitivity", "lessons", "remove", *_TRAININGS)
 
     def __post_init__(self) -> None:
@@ -140,6 +145,8 @@ class Recipe:
             need("limits", most > 0, f"a number above 0 for {name!r}")
             need("limits", name not in _BUDGETS, f"--{name}={most:g}, a setting of its own, in place of {name!r}")
         need("max_drop", 0 <= (self.max_drop or 0) < 1, "a number in [0, 1): 0.01 is one point")
+        few = min(self.bits, *self.layer_bits.values(), 8) < 8
+        need("bits", not few or self.max_drop is None, "8 with max_drop, which finds bits where files are coded")
         need("rounds", self.rounds == 1 or not (self.budgets or self.max_drop is not None), "1 with a budget")
         need("sparsities", not self.sparsities or self.pattern == "magnitude", "the pattern magnitude")
         for layer, part in self.sparsities.items():

@@ -71,14 +71,25 @@ class Retraining:
             self.history.append({"stage": name, "epochs": list(range(1, epochs + 1)), **curves})
             return load_model(folder / "student.keras")
 
-    def distil(self, student: keras.Model, *, epochs: int, folder: Path, label: str) -> dict[str, list[float]]:
+    def distil(
+        self, student: keras.Model, *, epochs: int, folder: Path, label: str, rate: float = 1.0, warmup: float = 0.0
+    ) -> dict[str, list[float]]:
         """Trains a student in place; goes on where a killed run in `folder` stopped. A list of values a metric.
+
+        Args:
+            student: the network.
+            epochs: of the training.
+            folder: for its state.
+            label: for the progress lines.
+            rate: part of the recipe's learning rate.
+            warmup: part of the steps in which it rises from zero.
 
         Raises:
             InputError: a loss that is not finite.
         """
         keras.utils.set_random_seed(self.recipe.seed)
-        training = self.training
+        learning_rate = rate * self.recipe.learning_rate
+        training = dataclasses.replace(self.training, learning_rate=learning_rate, warmup=warmup)
         return training.train(training.distiller(student), self.lessons, epochs=epochs, folder=folder, label=label)
 
     def seconds_an_epoch(self, student: keras.Model) -> float:

@@ -20,6 +20,7 @@ import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -98,7 +99,7 @@ class Limit:
 
     Attributes:
         name: as the caller gave it.
-        cost: what stays -> cost.
+        cost: what stays -> cost; whatever `fewest_to_remove` is given to say what stays.
         most: what it may be.
         whole: what it is before anything is removed.
         scale: turns a cost into the caller's unit, for messages.
@@ -106,11 +107,11 @@ class Limit:
     """
 
     name: str
-    cost: Callable[[np.ndarray], float]
+    cost: Callable[[Any], float]
     most: float
     whole: float
     scale: float = 1.0
-    guide: Callable[[np.ndarray], float] | None = None
+    guide: Callable[[Any], float] | None = None
 
 
 def is_budget(name: str) -> bool:
@@ -189,7 +190,7 @@ def goals(graph: ChannelGraph, given: Mapping[str, float | None]) -> dict[str, t
     return {absolute(limit.name): (limit.whole, limit.most) for limit in limits(graph, given)}
 
 
-def fewest_to_remove(count: int, stays: Callable[[int], np.ndarray], limits: Sequence[Limit]) -> int:
+def fewest_to_remove(count: int, stays: Callable[[int], Any], limits: Sequence[Limit]) -> int:
     """The smallest n in 0..count for which the network `stays(n)` meets all limits; costs fall as n grows.
 
     Limits with a guide are met by measuring a few n: never above, and at most 2% below or one step from above.
@@ -225,7 +226,7 @@ def first_that_meets(low: int, high: int, meets: Callable[[int], bool]) -> int:
     return high
 
 
-def _measured(start: int, count: int, stays: Callable[[int], np.ndarray], limit: Limit) -> int:
+def _measured(start: int, count: int, stays: Callable[[int], Any], limit: Limit) -> int:
     """As `first`, for a cost that is slow to measure: its guide, set right by each measurement, says where to look."""
     guide = limit.guide or limit.cost
     above, below = start - 1, count  # known to be too much, known to be enough

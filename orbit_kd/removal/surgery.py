@@ -17,6 +17,7 @@ from orbit_kd.models.conversion import as_tf_keras
 from orbit_kd.models.tracing import traced
 from orbit_kd.models.unwrapping import refuse_wrapped
 from orbit_kd.models.walk import arguments, replay, require_graph, walk
+from orbit_kd.models.wrappers import LayerWrapper
 from orbit_kd.removal.plan import RemovalPlan
 
 
@@ -175,7 +176,7 @@ def recalibrate_batchnorm(model: keras.Model, data: Any, *, batches: int = 50) -
 
 
 def _normalizes(layer: keras.layers.Layer) -> bool:
-    inner = layer.layer if isinstance(layer, keras.layers.TimeDistributed) else layer
+    inner = layer.layer if isinstance(layer, (keras.layers.TimeDistributed, LayerWrapper)) else layer
     return isinstance(inner, keras.layers.BatchNormalization)
 
 

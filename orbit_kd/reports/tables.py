@@ -83,23 +83,30 @@ def layers(found: Sequence[dict[str, Any]]) -> Table | None:
 def search(data: dict[str, Any]) -> Search | None:
     """What was tried on the way to the smallest network that is accurate enough."""
     found = data.get("search") or {}
-    trials = found.get("trials") or []
-    if not trials:
+    trials, own, reached = found.get("trials") or [], found.get("teacher") or {}, number(found.get("reached"))
+    if not trials and reached is None:
         return None
     asked = f"At least {text.percent(found.get('target'))} of {found.get('images')} validation images"
-    reached = number(found.get("reached"))
+    if found.get("shrink"):
+        asked += f", as few {str(found['shrink']).replace('_', ' ')} as that allows"
+    asked += "." if not own else (
+        f". The teacher's own int8 file: {text.exact(own.get('bytes'))} bytes, {text.percent(own.get('accuracy'))}."
+    )  # fmt: skip
     verdict = "" if reached is None else (
-        f" After the long training the {found.get('target_file')} file reaches {text.percent(reached)} there: "
-        f"{found.get('verdict')}."
+        f" The {found.get('target_file')} file reaches {text.percent(reached)} there: {found.get('verdict')}."
     )  # fmt: skip
     body = [
-        [str(i), text.exact(t.get("params")), text.exact(t.get("macs")), text.exact(t.get("epochs")),
-         text.percent(t.get("accuracy")), "taken" if t.get("accepted") else "too small",
-         text.seconds(t.get("seconds"))]
+        [str(i), text.exact(t.get("params")), text.exact(t.get("macs")), text.exact(t.get("bytes")),
+         text.exact(t.get("epochs")), text.percent(t.get("accuracy")), _verdict(t), text.seconds(t.get("seconds"))]
         for i, t in enumerate(trials, 1)
     ]  # fmt: skip
-    titles = ["trial", "parameters", "MACs", "epochs", "accuracy after them", "verdict", "time"]
-    return Search(f"{asked}.{verdict}", Table(titles, body))
+    titles = ["trial", "parameters", "MACs", "bytes", "epochs", "accuracy after them", "verdict", "time"]
+    return Search(f"{asked}{verdict}", Table(titles, body))
+
+
+def _verdict(trial: dict[str, Any]) -> str:
+    """Of a step, or of a longer training of what was tried before (factor 1)."""
+    return "taken" if trial.get("accepted") else "no better" if trial.get("factor") == 1 else "too small"
 
 
 def devices(data: dict[str, Any]) -> list[Device]:

@@ -18,6 +18,9 @@ from orbit_kd.errors import InputError
 from orbit_kd.models.label_losses import class_loss
 from orbit_kd.models.segments import Segments
 from orbit_kd.models.tracing import traced
+from orbit_kd.search.points import Point, Question
+
+_MIXED = 32  # images a batch where few may do
 
 
 class Evaluator:
@@ -59,9 +62,11 @@ class Evaluator:
         self._kept = [first, *(self._run(position, values) for values in self._kept[1:])]
         self._position = position
 
-    def measure(self, floor: float | None) -> tuple[float, float, int]:
-        """(accuracy, mean loss, images seen) of the network as its weights are now."""
-        return self._count(lambda y, *values: self._score(y, *self._run(self._last, list(values))), self._kept, floor)
+    def measure(self, question: Question | None = None) -> Point:
+        """Of the network as its weights are now; all images where there is no question that fewer can answer."""
+        return self._count(
+            lambda y, *values: self._score(y, *self._run(self._last, list(values))), self._kept, question
+        )
 
     def _run(self, stop: int, values: list[Any]) -> list[Any]:
         """From the kept activations of a batch to those at a position."""
@@ -71,9 +76,9 @@ class Evaluator:
             values = piece(*values)
         return values
 
-    def of_model(self, model: keras.Model, floor: float | None) -> tuple[float, float, int]:
+    def of_model(self, model: keras.Model, question: Question | None = None) -> Point:
         """The same of another model, from its input."""
-        return self._count(self._scored(lambda values: model(values[0], training=False)), self._inputs(), floor)
+        return self._count(self._scored(lambda values: model(values[0], training=False)), self._inputs(), question)
 
     def _inputs(self) -> list[list[tf.Tensor]]:
         return [[tf.cast(tf.constant(x), self._dtype)] for x, _ in self.batches]
@@ -85,18 +90,18 @@ class Evaluator:
         def score(y: tf.Tensor, *values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             logits = tf.cast(outputs(values), tf.float32)
             right = tf.equal(tf.argmax(logits, -1), tf.cast(y, tf.int64))
-            return tf.reduce_sum(tf.cast(right, tf.int32)), tf.reduce_sum(self._loss(y, logits))
+            return tf.cast(right, tf.float32), self._loss(y, logits)
 
         return traced(score)
 
-    def _count(self, score: Any, kept: Sequence[Sequence[Any]], floor: float | None) -> tuple[float, float, int]:
-        right, loss, seen = 0, 0.0, 0
+    def _count(self, score: Any, kept: Sequence[Sequence[Any]], question: Question | None) -> Point:
+        right, loss = np.zeros(0), np.zeros(0)
         for values, (_, y) in zip(kept, self.batches, strict=True):
             r, s = score(tf.constant(y), *values)
-            right, loss, seen = right + int(r), loss + float(s), seen + len(y)
-            if floor is not None and _surely_below(right, seen, floor):
+            right, loss = np.append(right, r.numpy()), np.append(loss, s.numpy())
+            if question is not None and question.answered(right, loss):
                 break
-        return right / seen, loss / seen, seen
+        return Point.of(right, loss) if question is None else question.point(right, loss)
 
 
 def accuracy_of(model: keras.Model, batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
@@ -109,19 +114,7 @@ def accuracy_of(model: keras.Model, batches: Sequence[tuple[np.ndarray, np.ndarr
     Raises:
         InputError: a network that is no classifier, or labels beyond its classes.
     """
-    return Evaluator(model, batches, memory=0).measure(None)[0]
-
-
-def _surely_below(right: int, seen: int, floor: float, doubt: float = 1e-3) -> bool:
-    """Whether so few right answers would come with probability below `doubt` from an accuracy of `floor` or more."""
-    if right / seen >= floor or floor >= 1:
-        return right / seen < floor
-    logs = (
-        math.lgamma(seen + 1) - math.lgamma(k + 1) - math.lgamma(seen - k + 1)
-        + k * math.log(floor) + (seen - k) * math.log1p(-floor)
-        for k in range(right + 1)
-    )  # fmt: skip
-    return sum(map(math.exp, logs)) < doubt
+    return Evaluator(model, batches, memory=0).measure().accuracy
 
 
 def _check(model: keras.Model, batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
@@ -141,6 +134,14 @@ def _check(model: keras.Model, batches: Sequence[tuple[np.ndarray, np.ndarray]])
             expected=f"labels from 0 to {shape[-1] - 1}",
             fix="give the data this network was trained for; labels that begin at 1: .map(lambda x, y: (x, y - 1))",
         )
+
+
+def mixed(batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The same images in small batches and in no order of their own, so that the first ones stand for all."""
+    x, y = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+    order = np.random.default_rng(0).permutation(len(y))
+    places = [order[i : i + _MIXED] for i in range(0, len(y), _MIXED)]
+    return [(x[place], y[place]) for place in places]
 
 
 def digest_of(batches: Iterable[Any]) -> str:

@@ -24,7 +24,7 @@ def draw(scan: Scan, path: Path) -> Path:
     from matplotlib.figure import Figure
 
     curves = [c for c in scan.curves if c.ratios]
-    what = "filters" if scan.of == "filters" else "weights"
+    what = "eight bits of a weight" if scan.of == "bits" else scan.of
     if len(curves) <= _LINES:
         figure = Figure(figsize=(8, 4.5), layout="constrained")
         axes = figure.subplots()
@@ -39,9 +39,11 @@ def draw(scan: Scan, path: Path) -> Path:
     else:
         figure = Figure(figsize=(8, 1.2 + 0.19 * len(curves)), layout="constrained")
         axes = figure.subplots()
-        values = 100 * np.array([c.accuracy for c in curves])
+        values = 100 * np.array([
+            np.interp(scan.ratios, (0.0, *c.ratios), (scan.accuracy, *c.accuracy)) for c in curves
+        ])  # fmt: skip
         image = axes.imshow(values, aspect="auto", vmin=0, vmax=100 * scan.accuracy, cmap="viridis")
-        axes.set_xticks(range(len(curves[0].ratios)), [f"{r:.0%}" for r in curves[0].ratios])
+        axes.set_xticks(range(len(scan.ratios)), [f"{r:.0%}" for r in scan.ratios])
         axes.set_yticks(range(len(curves)), [c.name for c in curves], fontsize=7)
         axes.set_xlabel(f"part of the {what} that is gone")
         figure.colorbar(image, label="accuracy, %", shrink=0.6)

@@ -24,7 +24,7 @@ class Curve:
         name: of the group: its first layer.
         members: layers that make its channels.
         width: channels of the first member (weights of the kernel, for a scan of weights).
-        ratios: parts that went, ascending.
+        ratios: parts that went, ascending; of bits the part of eight.
         accuracy: share of right answers at each ratio.
         loss: mean cross-entropy at each ratio.
         images: how many images each point saw; fewer than the scan's where it was clearly lost, 0 where a lower ratio
@@ -53,7 +53,7 @@ class Scan:
     """What `sensitivity` found: prints as a table; goes to JSON, CSV and a picture.
 
     Attributes:
-        of: "filters" or "weights".
+        of: "filters", "weights" or "bits".
         accuracy, loss: of the whole network on the same images.
         images: how many.
         curves: one a group, in network order.
@@ -64,6 +64,11 @@ class Scan:
     loss: float
     images: int
     curves: tuple[Curve, ...]
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """All ratios that a curve has a point at, ascending."""
+        return tuple(sorted({ratio for curve in self.curves for ratio in curve.ratios}))
 
     def __getitem__(self, name: str) -> Curve:
         """The curve of a group, or of the first group that a layer of this name makes channels of."""
@@ -110,10 +115,10 @@ class Scan:
         return draw(self, Path(path))
 
     def __str__(self) -> str:
-        ratios = next((c.ratios for c in self.curves if c.ratios), ())
+        ratios = self.ratios
         rows = [("group", *(f"{r:.0%}" for r in ratios), "")]
         for c in self.curves:
-            points = [f"{a:.1%}" if n else "lost" for a, n in zip(c.accuracy, c.images, strict=True)]
-            rows.append((c.name, *points, "") if points else (c.name, c.reason))
+            points = {r: f"{a:.1%}" if n else "lost" for r, a, n in zip(c.ratios, c.accuracy, c.images, strict=True)}
+            rows.append((c.name, *(points.get(r, "") for r in ratios), "") if points else (c.name, c.reason))
         lines = aligned(rows, "<" + ">" * len(ratios) + "<")
         return "\n".join([*lines, f"whole network: {self.accuracy:.1%} of {self.images} images"])

@@ -76,6 +76,7 @@ def fit(
     val: tf.data.Dataset,
     loss: keras.losses.Loss | None,
     learning_rate: float,
+    warmup: float = 0.0,
     seed: int,
     folder: Path,
     label: str,
@@ -91,6 +92,7 @@ def fit(
         val: validation batches.
         loss: of the task; None for a Distiller that learns from the teacher alone.
         learning_rate: at the start; 0 at the end.
+        warmup: part of the steps in which the rate rises from 0 first.
         seed: of dropout.
         folder: for the state of the training.
         label: what is trained, for the progress lines.
@@ -102,7 +104,10 @@ def fit(
     Raises:
         InputError: a loss that is not finite.
     """
-    schedule = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * steps)
+    rising = int(warmup * epochs * steps)
+    rate = {"initial_learning_rate": 0.0, "warmup_target": learning_rate} if rising else {
+        "initial_learning_rate": learning_rate}  # fmt: skip
+    schedule = keras.optimizers.schedules.CosineDecay(decay_steps=epochs * steps - rising, warmup_steps=rising, **rate)
     with model.distribute_strategy.scope():
         model.compile(optimizer=keras.optimizers.Adam(schedule), loss=loss, metrics=["accuracy"])
         resume = Resume(folder / "training", seed=seed, callbacks=callbacks)
