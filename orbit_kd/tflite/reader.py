@@ -87,7 +87,12 @@ def operator_name(model: Any, op: Any) -> str:
 def code_name(code: Any) -> str:
     """The same of an entry of the file's operator codes."""
     # The schema's first field for it has a byte: it holds the largest number there for operators that came later.
-    return _operator_names()[max(code.builtinCode, code.deprecatedBuiltinCode)]
+    return _operator_names()[code_number(code)]
+
+
+def code_number(code: Any) -> int:
+    """The number of a builtin operator in the schema, from an entry of the file's operator codes."""
+    return max(code.builtinCode, code.deprecatedBuiltinCode)
 
 
 def is_decode(model: Any, op: Any) -> bool:

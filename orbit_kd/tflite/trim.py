@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from orbit_kd.tflite.operators import KERNEL_AND_BIAS
+from orbit_kd.tflite.reader import code_number
 from orbit_kd.tflite.subgraph import Subgraph
 from orbit_kd.tflite.writer import renumber_codes
 
@@ -47,7 +48,7 @@ def trim(model: Any, *, keep: tuple[bytes, ...] = ()) -> None:
         model.subgraphs[index].outputs = _vector(model.subgraphs[index].outputs)
     renumber_codes(model)
     for code in model.operatorCodes:
-        code.builtinCode = max(code.builtinCode, code.deprecatedBuiltinCode)
+        code.builtinCode = code_number(code)
         code.deprecatedBuiltinCode, code.version = 0, 1
     _renumber_buffers(model)
 
