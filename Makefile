@@ -21,7 +21,8 @@ resnet20_mstar resnet20_mstar_max_drop mobilenet_mstar: $(READY)
 		--workdir=out/$@
 
 test: lint
-	$(PY) -m pytest -m "not slow" -n 3 --dist loadfile  # on two cores: one waits for child processes
+	# three on two cores: one waits for child processes; files in the order of tests/conftest.py
+	$(PY) -m pytest -m "not slow" -n 3 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(READY)
 	$(PY) -m pytest -m slow

@@ -167,9 +167,10 @@ READING = """## How to read it
 - Removing filters is the one thing that pays everywhere: files, arena, every processor, every compiler.
 - 2:4 halves the cycles of an Ethos-U85; uniform 4:8 and unstructured zeros do not, as its hardware knows 2:4 alone. On
   a U55 any zeros save cycles here, because reading coded weights from flash is what takes the time.
-- Zeros of any kind make no int8 file, no TFLite Micro image and no arena smaller, and no CPU faster. They show after
-  gzip, in Vela's coded weights, in packed weights where the pattern fits, and in adders; the column of 80% has more of
-  them than the others and is not to be ranked with these.
+- Zeros of any kind make no int8 file, no TFLite Micro image and no arena smaller, and no CPU faster. They show in
+  `tflite_micro_coded` ([coded files](coded_files.md), not in these tables), after gzip, in Vela's coded weights, in
+  packed weights where the pattern fits, and in adders; the column of 80% has more of them than the others and is not to
+  be ranked with these.
 - Few values pay after gzip and in TFLite Micro's lookup tables; there they cost RAM, as kernels are decoded into the
   arena.
 """

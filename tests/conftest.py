@@ -17,6 +17,26 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
+# They come first, so that no worker is left with one of them when the others are done.
+LONGEST = ("surgery", "reference_models", "pipeline", "search", "field_convert", "distiller", "quantization", "scan")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONGEST)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_tracebacks_of_operators():
+    """TensorFlow notes for each operator of a graph the lines of Python that made it, for its errors: with pytest's own
+    among them that takes an eighth of the time of a trace.
+    """
+    from tensorflow.python.util import tf_stack
+
+    here = tf_stack.extract_stack()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tf_stack, "extract_stack", lambda stacklevel=1: here)
+        yield
+
 
 @pytest.fixture(autouse=True)
 def _seed():

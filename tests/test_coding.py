@@ -116,7 +116,12 @@ def test_decoding_gives_what_was_encoded(seed, size, levels, zeros):
         again = coding.of_parts(coded.encoded, coded.ancillary)
         assert (coding.decode(again, size) == values).all()
     best = coding.encode(values)
-    assert coding.coded_size(values) == (size if best is None else best.size + coding.STRUCTURE) <= size
+    alone = coding.coded_size_of(coding.histogram(values))
+    assert coding.coded_size(values) <= alone == (size if best is None else best.size + coding.STRUCTURE) <= size
+    even = values[: size // 2 * 2]
+    pairs = coding.encode(even, coding="pairs")
+    again = coding.of_parts(pairs.encoded, pairs.ancillary, pairs=True)
+    assert (coding.decode(again, even.size) == even).all()
 
 
 @pytest.mark.parametrize("dtype", ["int16", "int32", "float32", "int64"])
@@ -157,6 +162,8 @@ def test_what_cannot_be_coded_is_refused():
     """Another type for Huffman codes, and a name that is none."""
     with pytest.raises(InputError, match="int32 cannot be Huffman-coded"):
         coding.encode(np.zeros(4, np.int32), coding="huffman")
+    with pytest.raises(InputError, match="even number"):
+        coding.encode(np.zeros(5, np.int8), coding="pairs")
     with pytest.raises(InputError, match="Unknown coding 'zip'"):
         coding.encode(np.zeros(4, np.int8), coding="zip")
 
@@ -178,3 +185,12 @@ def test_damage_is_told_or_decodes_to_something(seed):
             assert coding.decode(coding.of_parts(bytes(encoded), bytes(ancillary)), 300).size == 300
         except InputError as error:
             assert error.fix
+
+
+def test_pairs_are_smaller_where_zeros_are_many():
+    """A code takes at least a bit: of one value singly, of two in pairs."""
+    rng = np.random.default_rng(0)
+    values = (rng.integers(-3, 4, 20_000) * (rng.random(20_000) < 0.1)).astype(np.int8)
+    singly, pairs = (coding.encode(values, coding=name) for name in ("huffman", "pairs"))
+    assert len(singly.encoded) > values.size / 8 > len(pairs.encoded)
+    assert coding.coded_size(values) == pairs.size + coding.STRUCTURE + coding.PAIR_STRUCTURE

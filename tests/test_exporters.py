@@ -21,6 +21,7 @@ from orbit_kd.datasets.samples import calibration_sample
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import Artifact, export, export_all, file_of, open_artifact, read_metadata, targets
 from orbit_kd.exporters.c_array import read_c_array
+from orbit_kd.exporters.tflite import convert
 from orbit_kd.tflite.nm_check import check_n_m
 from orbit_kd.tflite.reader import parse
 from orbit_kd.tflite.summary import read
@@ -49,10 +50,21 @@ def images() -> np.ndarray:
 def test_float32_file_agrees_with_keras_and_has_a_fixed_batch_of_one(tmp_path, images):
     model = net()
     artifact = export(model, "tflite_float32", path=tmp_path / "new" / "m.tflite")
-    np.testing.assert_allclose(runtimes.predict(artifact.path, images), model.predict(images, verbose=0), atol=1e-4)
+    np.testing.assert_allclose(runtimes.predict(artifact.path, images), model(images).numpy(), atol=1e-4)
     image = parse(artifact.path.read_bytes()).subgraphs[0]
     assert list(image.tensors[image.inputs[0]].shape) == [1, 12, 12, 3]
     assert image.tensors[image.inputs[0]].shapeSignature is None  # no axis is open
+
+
+@pytest.mark.parametrize("target", ["tflite_float32", "tflite_int8", "tflite_int16x8"])
+def test_the_short_way_through_the_converter_ends_in_the_same_file(tmp_path, images, target, monkeypatch):
+    model, ways = net(), []
+    goes = convert._goes_the_short_way
+    for name, way in (("short", lambda f: ways.append(goes(f)) or ways[-1]), ("long", lambda f: False)):
+        monkeypatch.setattr(convert, "_goes_the_short_way", way)
+        export(model, target, path=tmp_path / name, calibration=images)
+    assert ways == [True]
+    assert (tmp_path / "short").read_bytes() == (tmp_path / "long").read_bytes()
 
 
 def test_artifact_tells_size_on_disk_and_gzip_size(tmp_path, images):
@@ -80,7 +92,7 @@ def test_int8_has_integer_io_and_stays_close_to_keras(tmp_path, images):
     artifact = export(model, "tflite_int8", path=tmp_path / "m.tflite", calibration=images)
     runner = runtimes.load(artifact.path)
     assert (runner.input.dtype, runner.output.dtype) == (np.int8, np.int8)
-    expected = model.predict(images, verbose=0)
+    expected = model(images).numpy()
     assert np.abs(runtimes.run(runner, images) - expected).mean() < 0.05 * np.abs(expected).max()
 
 
@@ -309,7 +321,7 @@ def test_open_sizes_need_an_input_shape(tmp_path, images):
     refuse("input_shape=", tmp_path, model, target="tflite_float32")
     refuse("asked for is", tmp_path, model, target="tflite_float32", input_shape=(12, 12, 1))
     artifact = export(model, "tflite_float32", path=tmp_path / "m.tflite", input_shape=(12, 12, 3))
-    np.testing.assert_allclose(runtimes.predict(artifact.path, images), model.predict(images, verbose=0), atol=1e-5)
+    np.testing.assert_allclose(runtimes.predict(artifact.path, images), model(images).numpy(), atol=1e-5)
 
 
 def test_two_inputs_are_refused(tmp_path):

@@ -71,9 +71,9 @@ def features() -> np.ndarray:
 def test_the_plain_network_gives_the_same_outputs(make):
     model = make()
     x = np.random.default_rng(2).uniform(0, 255, (9, *model.input_shape[1:])).astype(np.float32)
-    expected = model.predict(x, verbose=0)
+    expected = model(x).numpy()
     before = [w.copy() for w in model.get_weights()]
-    np.testing.assert_allclose(plain(model).predict(x, verbose=0), expected, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(plain(model)(x).numpy(), expected, atol=1e-5 * np.abs(expected).max())
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
 
 
@@ -81,8 +81,8 @@ def test_the_plain_network_gives_the_same_outputs(make):
 def test_the_reference_networks_can_be_made_plain(name):
     model = random_weights(network_of(name, (32, 32, 1), classes=4, width=0.125))
     x = np.random.default_rng(2).uniform(0, 255, (2, 32, 32, 1)).astype(np.float32)
-    expected = model.predict(x, verbose=0)
-    np.testing.assert_allclose(plain(model).predict(x, verbose=0), expected, atol=1e-4 * np.abs(expected).max())
+    expected = model(x).numpy()
+    np.testing.assert_allclose(plain(model)(x).numpy(), expected, atol=1e-4 * np.abs(expected).max())
 
 
 def test_normalization_goes_into_the_kernel_only_where_that_is_exact():
@@ -119,7 +119,7 @@ def test_a_type_reaches_from_the_lowest_to_the_highest_value(low, high, text):
 def test_types_follow_the_observed_ranges(images):
     network = plain(net())
     observed = ranges(network, images)
-    probe = keras.Model(network.input, network.get_layer("conv2").output).predict(images, verbose=0)
+    probe = keras.Model(network.input, network.get_layer("conv2").output)(images).numpy()
     np.testing.assert_allclose(observed["conv2"], (probe.min(), probe.max()), rtol=1e-5)
     types = precisions(network, observed, bits=16, weight_bits=10)
     assert str(types["chip"]["result"]) == "ap_ufixed<16,8,AP_RND,AP_SAT>"
@@ -285,7 +285,7 @@ def test_a_1x1_convolution_whose_widths_do_not_divide_64_compiles(tmp_path):
 def test_the_compiled_project_gives_what_keras_gives(tmp_path, images):
     model = net()
     artifact = export(model, "hls4ml", path=tmp_path / "p", calibration=images, reuse_factor=4)
-    expected = model.predict(images, verbose=0)
+    expected = model(images).numpy()
     outputs = run_project(tmp_path / "p", images)
     assert outputs.shape == (40, 3)
     assert np.abs(outputs - expected).max() == pytest.approx(artifact.details["max_difference"])
@@ -349,7 +349,7 @@ def test_a_2_4_student_on_real_chips_is_within_a_point_of_keras_and_takes_fewer_
     chosen = np.random.default_rng(0).permutation(len(images))[:500]
     images, labels = images[chosen], labels[chosen]
     artifact = export(student, "hls4ml", path=tmp_path / "p", calibration=train[0])
-    in_keras = np.mean(student.predict(images, verbose=0).argmax(-1) == labels)
+    in_keras = np.mean(student(images).numpy().argmax(-1) == labels)
     in_hls = np.mean(run_project(tmp_path / "p", images).argmax(-1) == labels)
     details = artifact.details
     told = ("max_difference", "relative_difference", "agreement", "adders", "seconds")

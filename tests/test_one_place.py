@@ -15,7 +15,7 @@ ROOT = Path(orbit_kd.__file__).parent
         ("digests", "hashlib.sha256", "support/digests.py"),
         ("the reader of the flatbuffer", "InitFromPackedBuf", "tflite/reader.py"),
         ("names of operator codes", "max(code.builtinCode", "tflite/reader.py"),
-        ("the writer of the flatbuffer", "flatbuffers.Builder", "tflite/writer.py"),
+        ("the writer of the flatbuffer", "flatbuffers.Builder", "tflite/builder.py"),
         ("the parser of N:M", r'r"(\d+):(\d+)"', "support/n_of_m.py"),
     ],
 )

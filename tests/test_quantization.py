@@ -86,8 +86,9 @@ def assert_same_zeros(before, after):
         np.testing.assert_array_equal(before[name], after[name], err_msg=name)
 
 
-def fit(model, *, epochs=2, optimizer=None, **kwargs):
-    model.compile(optimizer or keras.optimizers.Adam(1e-2), LOSS, metrics=["accuracy"])
+def fit(model, *, epochs=2, optimizer=None, graph=False, **kwargs):
+    """Three steps an epoch; eager unless the test is about graphs: tracing the layers takes longer than six steps."""
+    model.compile(optimizer or keras.optimizers.Adam(1e-2), LOSS, metrics=["accuracy"], run_eagerly=not graph)
     return model.fit(*data(), epochs=epochs, verbose=0, **kwargs)
 
 
@@ -114,7 +115,7 @@ def test_fit_moves_every_kernel_and_no_zero(pattern):
     before, values = zeros(model), kernels(model)
     assert_same_zeros(zeros(plain), before)
     # Decay, momentum and a clipped norm all touch weights that have no gradient.
-    fit(model, optimizer=keras.optimizers.AdamW(1e-2, weight_decay=0.1, clipnorm=1.0))
+    fit(model, optimizer=keras.optimizers.AdamW(1e-2, weight_decay=0.1, clipnorm=1.0), graph=True)
     assert_same_zeros(before, zeros(model))
     assert all((values[name] != kernel).any() for name, kernel in kernels(model).items())
 
@@ -173,7 +174,7 @@ def test_the_int8_file_has_the_zeros_the_groups_and_the_outputs_of_the_trained_m
     plain, (x, _) = sparse_net(), data()
     model = quantize_aware(plain, calibration=x if how == "calibration" else None)
     if how == "fit":
-        fit(model)
+        fit(model, graph=True)
     elif how == "distiller":
         distiller = Distiller(model, teacher=net(), losses=[LogitsDistillation(temperature=2.0)])
         distiller.compile("adam", LOSS)
@@ -193,7 +194,7 @@ def test_the_int8_file_has_the_zeros_the_groups_and_the_outputs_of_the_trained_m
         np.testing.assert_allclose(np.abs(values), np.abs(kernel / scale), atol=0.51, err_msg=name)
         assert values.min() >= -127
     port = runtimes.load(artifact.path).output
-    ours, theirs = model.predict(x, verbose=0), runtimes.predict(artifact.path, x)
+    ours, theirs = model(x).numpy(), runtimes.predict(artifact.path, x)
     assert np.abs(ours - theirs).max() <= 3.01 * port.scale
     assert (ours.argmax(1) == theirs.argmax(1)).mean() >= 0.97
     assert np.ptp(theirs, axis=0).min() > 4 * port.scale  # outputs that do not vary would agree anyhow
@@ -242,10 +243,10 @@ def test_layers_become_int8_operators_with_the_same_results(tmp_path, name):
     artifact = export(model, "tflite_int8", path=tmp_path / "m.tflite")
     found = [op.op for op in read(artifact.path).ops if op.op not in ("RESHAPE", "QUANTIZE")]
     assert len(found) == operators + 1, found  # and the dense layer
-    ours, theirs = model.predict(x, verbose=0), runtimes.predict(artifact.path, x)
+    ours, theirs = model(x).numpy(), runtimes.predict(artifact.path, x)
     assert np.abs(ours - theirs).max() <= 5 * runtimes.load(artifact.path).output.scale
     # and both are near the float model
-    assert np.abs(ours - plain.predict(x, verbose=0)).max() <= 0.15 * np.abs(ours).max()
+    assert np.abs(ours - plain(x).numpy()).max() <= 0.15 * np.abs(ours).max()
 
 
 def test_a_softmax_is_not_rounded_twice(tmp_path):
@@ -255,7 +256,7 @@ def test_a_softmax_is_not_rounded_twice(tmp_path):
     assert quantize_table(model)[plain.layers[-1].name].quantized == ("kernel", "preactivation")
     x = data()[0]
     path = export(model, "tflite_int8", path=tmp_path / "m.tflite").path
-    assert np.abs(model.predict(x, verbose=0) - runtimes.predict(path, x)).max() <= 2 / 256
+    assert np.abs(model(x).numpy() - runtimes.predict(path, x)).max() <= 2 / 256
 
 
 def test_a_channel_of_zeros_and_a_dead_relu_convert(tmp_path):
@@ -282,15 +283,15 @@ def test_a_filter_pruned_model_trains_and_exports(tmp_path):
 
 def test_training_lowers_the_loss_of_the_rounded_model():
     keras.utils.set_random_seed(1)
-    history = fit(quantize_aware(sparse_net(), calibration=data()[0]), epochs=8).history["loss"]
+    history = fit(quantize_aware(sparse_net(), calibration=data()[0]), epochs=8, graph=True).history["loss"]
     assert history[-1] < 0.9 * history[0]
 
 
 def test_the_model_rounds_as_soon_as_it_knows_its_ranges():
     plain, (x, _) = net(), data()
-    exact = plain.predict(x, verbose=0)
-    blank = quantize_aware(plain).predict(x, verbose=0)  # kernels only
-    known = quantize_aware(plain, calibration=x).predict(x, verbose=0)
+    exact = plain(x).numpy()
+    blank = quantize_aware(plain)(x).numpy()  # kernels only
+    known = quantize_aware(plain, calibration=x)(x).numpy()
     assert 0 < np.abs(blank - exact).max() < np.abs(exact).max() * 0.1
     assert 0 < np.abs(known - exact).max() < np.abs(exact).max() * 0.1
     assert len(np.unique(known)) <= 256 < len(np.unique(blank))
@@ -306,7 +307,7 @@ def test_saved_and_loaded_it_computes_the_same_and_goes_on_keeping_its_zeros(tmp
     path = save_model(model, tmp_path / "qat.keras")
     loaded = load_model(path)
     x, _ = data()
-    np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
+    np.testing.assert_array_equal(loaded(x).numpy(), model(x).numpy())
     fit(loaded)
     assert_same_zeros(before, zeros(loaded))
     export(loaded, "tflite_int8", path=tmp_path / "m.tflite")

@@ -32,17 +32,29 @@ class Student(NamedTuple):
     calibration: np.ndarray
 
 
+@pytest.fixture(scope="module")
+def chips(real_data):
+    """What a network's preprocessing makes of the data: 500 test chips, their labels, and 200 training chips."""
+    known = {}
+
+    def of(told: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if repr(told) not in known:
+            data = load(real_data / "mstar10", preprocess=Preprocess(**told), batch_size=100)
+            images, labels = (np.concatenate(part) for part in zip(*data.test.as_numpy_iterator(), strict=True))
+            chosen = np.random.default_rng(0).choice(len(images), 500, replace=False)
+            some = np.concatenate([x for x, _ in data.train.take(2).as_numpy_iterator()])
+            known[repr(told)] = images[chosen], labels[chosen], some
+        return known[repr(told)]
+
+    return of
+
+
 @pytest.fixture(scope="module", params=FOLDERS, ids=lambda folder: folder.name)
-def student(request, real_data) -> Student:
+def student(request, chips) -> Student:
     """A network, 500 test chips, and 200 training chips."""
-    told = read_metadata(request.param / "student_tflite_int8.tflite")["preprocess"]
-    preprocess = Preprocess(**told)
-    data = load(real_data / "mstar10", preprocess=preprocess, batch_size=100)
-    images, labels = (np.concatenate(part) for part in zip(*data.test.as_numpy_iterator(), strict=True))
-    chosen = np.random.default_rng(0).choice(len(images), 500, replace=False)
+    images, labels, some = chips(read_metadata(request.param / "student_tflite_int8.tflite")["preprocess"])
     model = load_model(request.param / "student.keras")
-    some = np.concatenate([x for x, _ in data.train.take(2).as_numpy_iterator()])
-    return Student(model, images[chosen], labels[chosen], model.predict(images[chosen], verbose=0), some)
+    return Student(model, images, labels, model.predict(images, verbose=0), some)
 
 
 @pytest.fixture(scope="module")

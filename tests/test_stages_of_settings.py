@@ -118,7 +118,7 @@ def keys(made, tmp_path_factory):
     """(recipe, more) -> the key of each stage that `compress` goes through."""
     rng = np.random.default_rng(0)
     x, y = rng.uniform(0, 255, (12, 8, 8, 1)).astype("float32"), np.arange(12) % 3
-    teacher, seen = network(), {}
+    teacher, seen, datas = network(), {}, {}
     real = Stages.stage
     patch = pytest.MonkeyPatch()
 
@@ -142,7 +142,8 @@ def keys(made, tmp_path_factory):
     def of(recipe: Recipe, *, augment=None, class_names=(), preprocess=None, **more) -> dict[str, str]:
         seen.clear()
         about = {"class_names": class_names, "preprocess": preprocess}
-        data = Data((x, y), (x, y), (x, y), fingerprint="f", **about)
+        # one for each kind: it reads its images but once
+        data = datas.setdefault(repr(about), Data((x, y), (x, y), (x, y), fingerprint="f", **about))
         pipeline.compress(teacher, data, recipe=recipe, augment=augment, workdir=tmp_path_factory.mktemp("w"), **more)
         return dict(seen)
 

@@ -311,7 +311,7 @@ def student():
 def distiller(model, **options):
     result = Distiller(student(), teacher=model, **options)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    result.compile(keras.optimizers.SGD(0.1), loss=loss, metrics=["accuracy"])
+    result.compile(keras.optimizers.SGD(0.1), loss=loss, metrics=["accuracy"], run_eagerly=True)
     return result
 
 
@@ -355,7 +355,8 @@ def test_features_come_from_the_cache_too():
     x = np.random.default_rng(0).normal(size=(N, 5, 5, 1)).astype("float32")
     data = dataset(x, samples()[1])
     trained = Distiller(small, teacher=model, losses=["hints", "logits"])
-    trained.compile(keras.optimizers.SGD(0.0), loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    trained.compile(keras.optimizers.SGD(0.0), loss=loss, run_eagerly=True)
     with pytest.raises(InputError, match=r"no features of conv[\s\S]*layers=\['conv'\]"):
         trained.fit(cache_teacher(model, data), verbose=0)
     live = trained.fit(data, verbose=0).history

@@ -42,7 +42,7 @@ def test_a_variant_is_near_keras_and_known_by_its_file(target, tmp_path, images)
     model = net()
     note = {"classes": ["a", "b"]}
     made = export(model, target, path=tmp_path / "m.tflite", calibration=images, metadata=note)
-    expected = model.predict(images, verbose=0)
+    expected = model(images).numpy()
     for runtime in ("litert", "litert_reference"):
         found = runtimes.predict(made.path, images, runtime=runtime)
         assert np.abs(found - expected).max() <= TOLERANCE[target] * np.abs(expected).max()
@@ -76,7 +76,7 @@ def test_bytes_go_down_from_float32_to_float16_to_int8_weights(tmp_path, images)
 
 def test_int16x8_is_nearer_to_float_than_int8(tmp_path, images):
     model = net()
-    expected = model.predict(images, verbose=0)
+    expected = model(images).numpy()
     error = {}
     for target in ("tflite_int8", "tflite_int16x8"):
         made = export(model, target, path=tmp_path / target, calibration=images)

@@ -2,6 +2,8 @@
 
 python tools/export.py --model=student.keras --targets=tflite_float32,tflite_int8,tflm --data=images/ --output=out/
 python tools/export.py --model=student_tflite_int8.tflite --targets=tflm --max_flash=262144 --max_arena=65536
+python tools/export.py --model=student_tflite_int8.tflite --targets=tflite_micro_coded --output=out/
+python tools/export.py --model=out/student_tflite_int8_tflite_micro_coded.tflite --targets=tflm --output=out/
 """
 
 from __future__ import annotations
@@ -21,12 +23,14 @@ flags.DEFINE_string(
 flags.DEFINE_list("targets", ["tflite_float32", "tflite_int8"], "Export targets, comma-separated.")
 flags.DEFINE_string("output", "out", "Folder to write to.")
 flags.DEFINE_integer("calibration", 256, "Training images that set the int8 ranges.", lower_bound=1)
-flags.DEFINE_integer("max_flash", None, "Bytes the model may take of a microcontroller's flash (tflm).", lower_bound=1)
-flags.DEFINE_integer("max_arena", None, "Bytes the tensor arena may take of its RAM (tflm).", lower_bound=1)
+flags.DEFINE_integer("max_flash", None, "Bytes the model may take of a microcontroller's flash (tflm*).", lower_bound=1)
+flags.DEFINE_integer("max_arena", None, "Bytes the tensor arena may take of its RAM (tflm, ..coded).", lower_bound=1)
+flags.DEFINE_string("coding", None, "tflite_micro_coded: auto, huffman, pairs, mask or none, for all kernels.")
 flags.DEFINE_boolean("compress", None, "Store clustered weights as indices into a table (tflm).")
 flags.DEFINE_integer("tolerance", None, "Steps by which TFLite Micro may differ from LiteRT (tflm).", lower_bound=0)
 define_data(teacher=False)
 
+_OPTIONS = ("max_flash", "max_arena", "coding", "compress", "tolerance")  # of single targets
 _NO_DATA = {"tflite_float32", "tflite_float16", "tflite_dynamic"}  # nothing in them is calibrated
 
 
@@ -63,7 +67,7 @@ def given_options(known: Iterable[frozenset[str]]) -> dict[str, Any]:
     Raises:
         InputError: one that none of the targets knows.
     """
-    options = {name: FLAGS[name].value for name in ("max_flash", "max_arena", "compress", "tolerance")}
+    options = {name: FLAGS[name].value for name in _OPTIONS}
     options = {name: value for name, value in options.items() if value is not None}
     taken = frozenset().union(*known)
     for name in options:
@@ -71,7 +75,7 @@ def given_options(known: Iterable[frozenset[str]]) -> dict[str, Any]:
             raise InputError(
                 f"None of the targets {', '.join(FLAGS.targets)} looks at --{name}.",
                 expected="a target for microcontrollers",
-                fix="add tflm to --targets",
+                fix="add tflm or tflite_micro_coded to --targets",
             )
     return options
 

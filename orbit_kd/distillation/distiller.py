@@ -33,6 +33,7 @@ from orbit_kd.distillation.terms import Batch
 from orbit_kd.errors import InputError
 from orbit_kd.models.conversion import as_tf_keras
 from orbit_kd.models.keras3.objects import to_tf_keras
+from orbit_kd.training.variables import create_variables
 from orbit_kd.training.workers import watch_workers
 
 
@@ -255,6 +256,7 @@ class Distiller(keras.Model):
             x = shard(x, shards, strategy=self.distribute_strategy)
         kwargs["validation_data"] = validation_data(kwargs.get("validation_data"), steps=kwargs.get("validation_steps"))
         check_labels(x, kwargs["validation_data"])
+        create_variables(self, x, y, outputs=getattr(self.student, "outputs", None))
         self._untracked.fitting, self._untracked.testing = True, False
         try:
             with watch_workers(self.distribute_strategy):

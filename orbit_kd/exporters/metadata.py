@@ -17,7 +17,7 @@ import numpy as np
 
 from orbit_kd.errors import InputError
 from orbit_kd.support.versions import MADE_WITH, versions_of
-from orbit_kd.tflite.reader import is_coded, parse, read_bytes
+from orbit_kd.tflite.reader import only_tflm, parse, read_bytes
 from orbit_kd.tflite.writer import add_constant, set_constant, to_bytes
 
 NAME = b"orbit_kd"
@@ -52,8 +52,8 @@ def add_metadata(data: bytes, metadata: dict[str, Any]) -> bytes:
         InputError: `data` is no .tflite file, or `metadata` holds something JSON cannot.
     """
     model = parse(data)
-    put_metadata(model, metadata, small=is_coded(model))
-    return to_bytes(model, small=is_coded(model))
+    put_metadata(model, metadata, small=only_tflm(model))
+    return to_bytes(model, small=only_tflm(model))
 
 
 def put_metadata(model: Any, metadata: dict[str, Any], *, small: bool) -> None:

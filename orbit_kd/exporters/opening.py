@@ -11,7 +11,7 @@ from orbit_kd.exporters.artifact import Artifact
 from orbit_kd.exporters.c_array import read_c_array
 from orbit_kd.exporters.tflm.coded import NAME as CODED
 from orbit_kd.runtimes.compiled import NOTE
-from orbit_kd.tflite.reader import is_coded, parse, read_bytes
+from orbit_kd.tflite.reader import only_tflm, parse, read_bytes
 from orbit_kd.tflite.summary import read
 
 # (type of the kernels, type of the activations) -> target
@@ -43,7 +43,7 @@ def open_artifact(path: str | os.PathLike[str]) -> Artifact:
     data = read_bytes(path)
     if path.suffix == ".onnx":
         return Artifact.of(data, target="onnx", files=(path,), details={})
-    if is_coded(parse(data)):
+    if only_tflm(parse(data)):
         return Artifact.of(data, target=CODED, files=(path,), details={})
     kinds = [_KINDS.get((op.dtype, op.output_dtype)) for op in read(data).ops if op.weight_shape]
     if not kinds or kinds[0] is None:

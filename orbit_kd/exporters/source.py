@@ -10,7 +10,7 @@ from typing import Any
 from orbit_kd.errors import InputError
 from orbit_kd.exporters.artifact import Artifact
 from orbit_kd.exporters.targets import export
-from orbit_kd.tflite.reader import is_coded, parse, read_bytes
+from orbit_kd.tflite.reader import only_tflm, parse, read_bytes
 
 
 def tflite_of(
@@ -21,7 +21,7 @@ def tflite_of(
     Args:
         model: a .tflite file (path or Artifact), or a tf_keras model, which is converted to "tflite_int8" first.
         calibration: for that conversion.
-        coded: a file whose constants only TensorFlow Lite Micro decodes will do.
+        coded: a file that only TensorFlow Lite Micro runs will do.
         **options: of "tflite_int8".
 
     Raises:
@@ -35,9 +35,9 @@ def tflite_of(
         with tempfile.TemporaryDirectory() as folder:
             made = export(model, "tflite_int8", path=Path(folder, "model.tflite"), calibration=calibration, **options)
             return made.path.read_bytes(), dict(made.details)
-    if is_coded(parse(data)) and not coded:
+    if only_tflm(parse(data)) and not coded:
         raise InputError(
-            "The constants of the file are coded for TensorFlow Lite Micro (TFLM_DECODE) already.",
+            "The constants of the file are coded for TensorFlow Lite Micro already.",
             expected="a file whose constants are stored plainly",
             fix="hand over the tflite_int8 file that it was made of",
         )

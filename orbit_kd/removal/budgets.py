@@ -200,10 +200,11 @@ def fewest_to_remove(count: int, stays: Callable[[int], Any], limits: Sequence[L
     """
     least = stays(count)
     for limit in limits:
-        if limit.cost(least) > limit.most:
+        cost = limit.cost(least)
+        if cost > limit.most:
             raise InputError(
                 f"{limit.name}={limit.most / limit.scale:g} cannot be reached.",
-                expected=f"at least {round_up(limit.cost(least) / limit.scale)}, with the other settings as they are",
+                expected=f"at least {round_up(cost / limit.scale)}, with the other settings as they are",
                 fix=f"raise {limit.name}, or lower min_channels, raise max_ratio, or exclude fewer layers",
             )
     cheap = [limit for limit in limits if limit.guide is None]

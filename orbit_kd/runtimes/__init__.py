@@ -4,6 +4,7 @@ from orbit_kd.runtimes import hls4ml, litert, onnx, tflm  # noqa: F401  each fil
 from orbit_kd.runtimes.execution import load, predict, probe, run, yardstick
 from orbit_kd.runtimes.runner import Model, Port, Runner, made_for, refuse_coded, runtimes
 from orbit_kd.runtimes.tflm import MCU_HINT, has_tflm
+from orbit_kd.runtimes.trusted import trust
 
 __all__ = [
     "MCU_HINT",
@@ -18,5 +19,6 @@ __all__ = [
     "refuse_coded",
     "run",
     "runtimes",
+    "trust",
     "yardstick",
 ]

@@ -15,7 +15,7 @@ import numpy as np
 
 from orbit_kd.errors import InputError
 from orbit_kd.registry import Registry
-from orbit_kd.tflite.reader import is_coded, parse, read_bytes
+from orbit_kd.tflite.reader import only_tflm, parse, read_bytes
 
 R = TypeVar("R")
 Model = str | os.PathLike[str] | bytes
@@ -102,15 +102,15 @@ def check_ports(model: Model) -> bytes:
 
 
 def made_for(data: bytes) -> str:
-    """The runtime that a .tflite file is made for: "tflm" if its constants are coded, else "litert"."""
-    return "tflm" if is_coded(parse(data)) else "litert"
+    """The runtime that a .tflite file is made for: "tflm" if its constants are coded for it, else "litert"."""
+    return "tflm" if only_tflm(parse(data)) else "litert"
 
 
 def refuse_coded(data: bytes, name: str) -> None:
-    """Raises InputError for a .tflite file whose constants only TensorFlow Lite Micro decodes."""
-    if is_coded(parse(data)):
+    """Raises InputError for a .tflite file that only TensorFlow Lite Micro runs."""
+    if only_tflm(parse(data)):
         raise InputError(
-            f"{name} cannot run the file: its constants are coded for TensorFlow Lite Micro (TFLM_DECODE).",
+            f"{name} cannot run the file: its constants are coded for TensorFlow Lite Micro.",
             expected='a file whose constants are stored plainly, or runtime="tflm" for this one',
             fix='run it with runtime="tflm", or take the tflite_int8 file that it was made of: both compute the same',
         )

@@ -16,7 +16,7 @@ from orbit_kd.runtimes.trusted import trust, trusted
 from orbit_kd.support.extras import require
 from orbit_kd.support.native_log import native_stderr
 from orbit_kd.tflite.coded_model import plain_file
-from orbit_kd.tflite.reader import is_coded, parse, told_if_damaged
+from orbit_kd.tflite.reader import only_tflm, parse, told_if_damaged
 from orbit_kd.tflite.state import State, state_of
 from orbit_kd.tflite.subgraph import Subgraph
 
@@ -29,7 +29,7 @@ def _tflm(model: Model, threads: int) -> Runner:
     with told_if_damaged():
         data = check_ports(model)
         _require_known_sizes(data)
-        if is_coded(parse(data)):
+        if only_tflm(parse(data)):
             _require_sound_constants(data)
     return start_interpreter(lambda: _Tflm(data), "TensorFlow Lite Micro")
 

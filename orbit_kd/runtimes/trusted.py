@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
+from orbit_kd.support.digests import digest
 
-_digests: set[bytes] = set()
+_digests: set[str] = set()
 
 
 def trust(data: bytes) -> None:
     """Says that a file ran in a process of its own, or that this process may end."""
-    _digests.add(hashlib.sha256(data).digest())
+    _digests.add(digest(data))
 
 
 def trusted(data: bytes) -> bool:
     """Whether that was said."""
-    return hashlib.sha256(data).digest() in _digests
+    return digest(data) in _digests

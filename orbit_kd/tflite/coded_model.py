@@ -1,11 +1,16 @@
 """A parsed .tflite file with constants that TensorFlow Lite Micro decodes when it runs.
 
 An operator TFLM_DECODE takes pairs (encoded, ancillary) and gives the constants, in the tensor arena, until the layer
-that reads them has run. What is coded: the kernels, and biases with enough zeros, of layers that read them only then.
+that reads them has run. Codes of two int8 values each are decoded to int16; SQUEEZE, which copies bytes whatever their
+type, makes the kernel of them
+(https://github.com/tensorflow/tflite-micro/blob/main/tensorflow/lite/micro/kernels/squeeze.cc).
+
+What is coded: the kernels, and biases with enough zeros, of layers that read them only then.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -17,11 +22,13 @@ from orbit_kd.tflite import coding
 from orbit_kd.tflite.arena import Lifetimes
 from orbit_kd.tflite.coding import Coded
 from orbit_kd.tflite.prepared import PreparedConstants
-from orbit_kd.tflite.reader import DECODE, parse, told_if_damaged
+from orbit_kd.tflite.reader import DECODE, only_tflm, parse, repeated_zero_point, told_if_damaged
 from orbit_kd.tflite.sharing import choose
 from orbit_kd.tflite.subgraph import Subgraph
 from orbit_kd.tflite.trim import LAYERS
-from orbit_kd.tflite.writer import add_constant, to_bytes
+from orbit_kd.tflite.writer import add_constant, renumber_codes, to_bytes
+
+_FREE = ("auto", "none")  # codings that leave a constant as it is where that is better
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,30 +64,47 @@ def codable(model: Any) -> list[Constant]:
     return list(found.values())
 
 
-def encode_constants(model: Any, asked: Mapping[int, str]) -> dict[int, Coded]:
+def encode_constants(
+    model: Any, asked: Mapping[int, str], *, strict: bool = False, pairs: bool = True
+) -> dict[int, Coded]:
     """The coded form of each constant that is to be coded.
 
     Args:
         model: a parsed file.
-        asked: tensor of the main graph -> "auto", "huffman", "mask" or "none".
+        asked: tensor of the main graph -> "auto" or one of `coding.CODINGS`.
+        strict: refuse a coding that makes a constant larger, where it is asked for by name; else such a constant stays
+            as it is.
+        pairs: whether "auto" may be "pairs", which take more of the arena.
 
     Raises:
-        InputError: a coding that is asked for by name has no decoder for the constant's type, or makes it larger.
+        InputError: an unknown coding; or one that is asked for by name has no decoder for the constant's type, or makes
+            it larger.
     """
     graph = Subgraph(model)
-    values = {index: graph.dense(index) for index in asked}
+    for name in asked.values():
+        coding.check_name(name)
+    if unknown := next((i for i, name in asked.items() if graph.dtype(i) == "int4" and name not in _FREE), None):
+        raise InputError(
+            f"Constant {graph.tensor_name(unknown)[:80]!r} is int4, for which there is no decoder.",
+            expected="int8 for Huffman codes and masks, which also take other types of whole bytes",
+            fix="give it the coding 'auto' or 'none'",
+        )
+    values = {i: graph.dense(i) for i in asked if graph.dtype(i) != "int4"}
     int8 = [index for index, of in values.items() if of.dtype == np.int8]
-    choices = choose([coding.histogram(values[i]) for i in int8], [asked[i] for i in int8])
+    choices = choose([values[i] for i in int8], [asked[i] for i in int8], pairs=pairs)
     chosen = dict(zip(int8, choices, strict=True))
     coded = {}
-    for index, name in asked.items():
+    for index, name in ((i, asked[i]) for i in values):
         kind, code = chosen.get(index, (name, None))
         one = coding.encode(values[index], coding=kind, code=code)
         if one is None:
             continue
         shared = code is not None and sum(code is other for _, other in choices) > 1
         size = one.size if not shared else -(-len(one.encoded) // 4) * 4
+        size += coding.PAIR_STRUCTURE if kind == "pairs" else 0
         if name != "auto" and size + coding.STRUCTURE >= values[index].nbytes:
+            if not strict:
+                continue
             raise InputError(
                 f"Constant {graph.tensor_name(index)[:80]!r} of {values[index].nbytes:,} bytes would take "
                 f"{size + coding.STRUCTURE:,} with coding {name!r}.",
@@ -107,14 +131,36 @@ def insert_decoders(model: Any, coded: Mapping[int, Coded], *, together: float) 
     main = model.subgraphs[0]
     steps = {constant.tensor: constant.step for constant in codable(model) if constant.tensor in coded}
     groups = _groups(model, steps, together=together)
-    model.operatorCodes.append(schema.OperatorCodeT(builtinCode=schema.BuiltinOperator.CUSTOM, customCode=DECODE))
+    decode, squeeze = len(model.operatorCodes), len(model.operatorCodes) + 1
+    model.operatorCodes += [
+        schema.OperatorCodeT(builtinCode=schema.BuiltinOperator.CUSTOM, customCode=DECODE),
+        schema.OperatorCodeT(builtinCode=schema.BuiltinOperator.SQUEEZE),
+    ]
     ancillaries, streams = dict[bytes, int](), dict[tuple[int, int], int]()
 
     def tensor_of(content: bytes) -> int:
         main.tensors.append(schema.TensorT(buffer=add_constant(model, np.frombuffer(content, np.uint8))))
         return len(main.tensors) - 1
 
-    decoders = {}
+    def pairs_of(index: int) -> int:
+        """A tensor of int16 for the pairs of a kernel, which an operator makes the kernel of just before its layer.
+
+        SQUEEZE takes off the first axis, and asks that no other one is longer than the kernel's.
+        """
+        shape = [1, *map(int, main.tensors[index].shape)]
+        even = next(axis for axis in range(len(shape) - 1, 0, -1) if shape[axis] % 2 == 0)
+        shape[even] //= 2
+        main.tensors.append(schema.TensorT(shape=_ints(shape), type=schema.TensorType.INT16))
+        before[steps[index]].append(
+            schema.OperatorT(
+                opcodeIndex=squeeze, inputs=_ints([len(main.tensors) - 1]), outputs=_ints([index]),
+                builtinOptionsType=schema.BuiltinOptions.SqueezeOptions,
+                builtinOptions=schema.SqueezeOptionsT(squeezeDims=_ints([0])),
+            )
+        )  # fmt: skip
+        return len(main.tensors) - 1
+
+    before: dict[int, list[Any]] = collections.defaultdict(list)
     for step, tensors in groups.items():
         inputs = []
         for index in tensors:
@@ -126,15 +172,15 @@ def insert_decoders(model: Any, coded: Mapping[int, Coded], *, together: float) 
             if key not in streams:
                 streams[key] = tensor_of(one.encoded)
             inputs += [streams[key], ancillaries[one.ancillary]]
-        decoders[step] = schema.OperatorT(
-            opcodeIndex=len(model.operatorCodes) - 1, inputs=np.array(inputs, np.int32),
-            outputs=np.array(tensors, np.int32),
-        )  # fmt: skip
+        outputs = [pairs_of(index) if coded[index].coding == "pairs" else index for index in tensors]
+        before[step].insert(0, schema.OperatorT(opcodeIndex=decode, inputs=_ints(inputs), outputs=_ints(outputs)))
     for index in coded:
         main.tensors[index].buffer = 0
-    main.operators = [
-        op for step, old in enumerate(main.operators) for op in ([decoders[step]] if step in decoders else []) + [old]
-    ]
+    main.operators = [op for step, old in enumerate(main.operators) for op in (*before[step], old)]
+
+
+def _ints(values: list[int]) -> np.ndarray:
+    return np.array(values, np.int32)
 
 
 def _groups(model: Any, steps: Mapping[int, int], *, together: float) -> dict[int, list[int]]:
@@ -175,21 +221,21 @@ def decode_constants(model: Any) -> None:
             main.tensors[index].buffer = made[graph.stored(index)]
         aside = [id(op) for op in prepared.makers]
         main.operators = [op for op in main.operators if id(op) not in aside]
+    renumber_codes(model)
 
 
+@told_if_damaged()
 def plain_file(data: bytes) -> bytes:
-    """The .tflite file with its constants stored plainly, which any runtime takes; a plain file stays as it is.
+    """The .tflite file with its constants stored plainly, which any runtime takes; one that it takes stays as it is.
 
     Raises:
         InputError: no .tflite file; or as `decode_constants`.
     """
-    with told_if_damaged():
-        return _plain_file(data)
-
-
-def _plain_file(data: bytes) -> bytes:
     model = parse(data)
-    if not any(PreparedConstants(model, i).tensors for i in range(len(model.subgraphs))):
+    if not only_tflm(model):
         return data
     decode_constants(model)
+    for tensor in (tensor for graph in model.subgraphs for tensor in graph.tensors):
+        if repeated_zero_point(tensor.quantization):
+            tensor.quantization.zeroPoint = np.repeat(tensor.quantization.zeroPoint, len(tensor.quantization.scale))
     return to_bytes(model)

@@ -1,7 +1,8 @@
-"""Huffman codes of byte values: code lengths within a limit, codes, and the bits of an array.
+"""Huffman codes of small numbers: code lengths within a limit, codes, and the bits of an array.
 
 The decoder of TensorFlow Lite Micro (`TFLM_DECODE`, type 1) walks a tree of look-up tables (`code_table.py`), reads
-bits from the highest on, in 32-bit words whose first byte is the highest, and gives one int8 value for each code.
+bits from the highest on, in 32-bit words whose first byte is the highest, and gives one int8 or int16 value for each
+code.
 """
 
 from __future__ import annotations
@@ -84,12 +85,13 @@ def encode(values: np.ndarray, lengths: np.ndarray) -> bytes:
     look at the word behind it, which has to be there. In a .tflite file it is.
 
     Args:
-        values: uint8, symbols, any shape.
-        lengths: (256,) of the code; all symbols of `values` have one, or there is one symbol only.
+        values: symbols, as unsigned integers, any shape.
+        lengths: (symbols,) of the code; all symbols of `values` have one, or there is one symbol only.
     """
     first, order = first_codes(lengths), canonical_order(lengths)
     longest = len(first) - 1
-    bits, valid = np.zeros((256, longest), np.uint8), np.zeros((256, longest), bool)
+    shape = (len(lengths), longest)
+    bits, valid = np.zeros(shape, np.uint8), np.zeros(shape, bool)
     code = first.copy()  # the next of each length
     for symbol in order:
         length = int(lengths[symbol])

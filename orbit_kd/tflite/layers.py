@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from orbit_kd.errors import InputError
-from orbit_kd.tflite.reader import parse
+from orbit_kd.tflite.reader import parse, told_if_damaged
 from orbit_kd.tflite.subgraph import Subgraph
 
 
@@ -35,6 +35,7 @@ class Int8Layer:
     output: dict[str, Any]
 
 
+@told_if_damaged()
 def int8_layers(data: bytes) -> list[Int8Layer]:
     """The layers with weights of an int8 .tflite file, in execution order.
 

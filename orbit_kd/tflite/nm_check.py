@@ -8,7 +8,7 @@ import os
 import numpy as np
 
 from orbit_kd.support.n_of_m import nonzeros
-from orbit_kd.tflite.reader import parse, read_bytes
+from orbit_kd.tflite.reader import parse, read_bytes, told_if_damaged
 from orbit_kd.tflite.subgraph import Subgraph
 
 
@@ -34,6 +34,7 @@ class NMCheck:
         return not self.bad_groups and not self.minus_128
 
 
+@told_if_damaged()
 def check_n_m(path_or_bytes: str | os.PathLike[str] | bytes, *, n: int = 2, m: int = 4) -> tuple[NMCheck, ...]:
     """Checks every convolution and dense kernel for N:M sparsity along its input channels.
 

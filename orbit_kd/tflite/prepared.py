@@ -1,7 +1,7 @@
 """Constants that operators of a .tflite file make of what is stored, before anything else sees them.
 
-TFLM_DECODE decodes them (`coding.py`); CAST and SPLIT_V widen many short vectors that are stored as one
-(`joined_biases.py`).
+TFLM_DECODE decodes them (`coding.py`); SQUEEZE makes int8 of the int16 values that pairs are decoded to; CAST and
+SPLIT_V widen many short vectors that are stored as one (`joined_biases.py`).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class PreparedConstants:
     def __init__(self, model: Any, index: int) -> None:
         self._model, self._tensors = model, model.subgraphs[index].tensors
         self._coded, self._joined = dict[int, tuple[int, int]](), dict[int, tuple[int, int]]()
+        self._pairs = set[int]()
         self._known = dict[int, np.ndarray]()
         self.makers: list[Any] = []
         casts = dict[int, Any]()
@@ -40,6 +41,10 @@ class PreparedConstants:
                 self.makers.append(op)
                 for i, output in enumerate(op.outputs):
                     self._coded[int(output)] = int(op.inputs[2 * i]), int(op.inputs[2 * i + 1])
+            elif name == "SQUEEZE" and int(op.inputs[0]) in self._coded:
+                self.makers.append(op)
+                self._coded[int(op.outputs[0])] = self._coded.pop(int(op.inputs[0]))
+                self._pairs.add(int(op.outputs[0]))
             elif name == "CAST" and self._content(int(op.inputs[0])).size:
                 casts[int(op.outputs[0])] = op
             elif name == "SPLIT_V" and int(op.inputs[0]) in casts:
@@ -64,7 +69,7 @@ class PreparedConstants:
                 made = stored[start : start + self._size(index)].astype(kind)
             else:
                 encoded, ancillary = (self._content(i).tobytes() for i in self._coded[index])
-                coded = coding.of_parts(encoded, ancillary)
+                coded = coding.of_parts(encoded, ancillary, pairs=index in self._pairs)
                 made = coding.decode(coded, self._size(index), dtype=kind, channel=self._channels(index))
             self._known[index] = made.view(np.uint8)
         return self._known[index]

@@ -87,7 +87,12 @@ def operator_name(model: Any, op: Any) -> str:
 def code_name(code: Any) -> str:
     """The same of an entry of the file's operator codes."""
     # The schema's first field for it has a byte: it holds the largest number there for operators that came later.
-    return _operator_names()[max(code.builtinCode, code.deprecatedBuiltinCode)]
+    return _operator_names()[code_number(code)]
+
+
+def code_number(code: Any) -> int:
+    """The number of a builtin operator in the schema, from an entry of the file's operator codes."""
+    return max(code.builtinCode, code.deprecatedBuiltinCode)
 
 
 def is_decode(model: Any, op: Any) -> bool:
@@ -95,9 +100,21 @@ def is_decode(model: Any, op: Any) -> bool:
     return model.operatorCodes[op.opcodeIndex].customCode == DECODE
 
 
-def is_coded(model: Any) -> bool:
-    """Whether a parsed file has constants that only TensorFlow Lite Micro decodes, when it runs."""
-    return any(code.customCode == DECODE for code in model.operatorCodes or [])
+def only_tflm(model: Any) -> bool:
+    """Whether only TensorFlow Lite Micro runs a parsed file, as it decodes constants or repeats a zero point.
+
+    What the target "tflite_micro_coded" writes is of this kind.
+    """
+    tensors = [tensor for graph in model.subgraphs for tensor in graph.tensors]
+    decodes = any(is_decode(model, op) for graph in model.subgraphs for op in graph.operators or [])
+    return decodes or any(repeated_zero_point(tensor.quantization) for tensor in tensors)
+
+
+def repeated_zero_point(quantization: Any) -> bool:
+    """Whether one zero point is stored for several scales."""
+    if quantization is None or quantization.scale is None or quantization.zeroPoint is None:
+        return False
+    return len(quantization.zeroPoint) == 1 < len(quantization.scale)
 
 
 @functools.cache

@@ -105,6 +105,7 @@ class TfliteSummary:
         return "\n".join(aligned(rows, "<<<>>>")) + f"  {self.bytes:,} bytes"
 
 
+@told_if_damaged()
 def read(path_or_bytes: str | os.PathLike[str] | bytes) -> TfliteSummary:
     """Reads a .tflite file.
 
@@ -112,11 +113,6 @@ def read(path_or_bytes: str | os.PathLike[str] | bytes) -> TfliteSummary:
         InputError: it does not exist, is no .tflite file or a damaged one.
     """
     data = read_bytes(path_or_bytes)
-    with told_if_damaged():
-        return _summary(data)
-
-
-def _summary(data: bytes) -> TfliteSummary:
     main = Subgraph(parse(data))
     ops: list[Op] = []
     stored: dict[tuple[int, int], tuple[int, int]] = {}

@@ -8,13 +8,14 @@ no quantization, as the kernels take it from input and kernel.
 
 from __future__ import annotations
 
-import collections
 from typing import Any
 
 import numpy as np
 
 from orbit_kd.tflite.operators import KERNEL_AND_BIAS
+from orbit_kd.tflite.reader import code_number
 from orbit_kd.tflite.subgraph import Subgraph
+from orbit_kd.tflite.writer import renumber_codes
 
 # Layers whose kernels and biases are read when they run, and not when they are prepared.
 LAYERS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
@@ -45,7 +46,10 @@ def trim(model: Any, *, keep: tuple[bytes, ...] = ()) -> None:
                 op.intermediates = None
         model.subgraphs[index].inputs = _vector(model.subgraphs[index].inputs)
         model.subgraphs[index].outputs = _vector(model.subgraphs[index].outputs)
-    _renumber_codes(model)
+    renumber_codes(model)
+    for code in model.operatorCodes:
+        code.builtinCode = code_number(code)
+        code.deprecatedBuiltinCode, code.version = 0, 1
     _renumber_buffers(model)
 
 
@@ -83,18 +87,6 @@ def _trim_tensor(tensor: Any) -> None:
     quantization.zeroPoint = points[:1] if len(np.unique(points)) == 1 else points
     if len(quantization.scale) == 1:
         quantization.quantizedDimension = 0
-
-
-def _renumber_codes(model: Any) -> None:
-    """Operator codes that are used, the most frequent first: its number is 0, which takes no bytes."""
-    operators = [op for graph in model.subgraphs for op in graph.operators]
-    order = [index for index, _ in collections.Counter(op.opcodeIndex for op in operators).most_common()]
-    for op in operators:
-        op.opcodeIndex = order.index(op.opcodeIndex)
-    model.operatorCodes = [model.operatorCodes[index] for index in order]
-    for code in model.operatorCodes:
-        code.builtinCode = max(code.builtinCode, code.deprecatedBuiltinCode)
-        code.deprecatedBuiltinCode, code.version = 0, 1
 
 
 def _renumber_buffers(model: Any) -> None:

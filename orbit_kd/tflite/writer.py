@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,15 @@ def add_constant(model: Any, values: np.ndarray) -> int:
 
 def _stored(values: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+
+
+def renumber_codes(model: Any) -> None:
+    """Leaves the operator codes that are used, the most frequent first: its number is 0, which takes no bytes."""
+    operators = [op for graph in model.subgraphs for op in graph.operators]
+    order = [index for index, _ in collections.Counter(op.opcodeIndex for op in operators).most_common()]
+    for op in operators:
+        op.opcodeIndex = order.index(op.opcodeIndex)
+    model.operatorCodes = [model.operatorCodes[index] for index in order]
 
 
 def to_bytes(model: Any, *, small: bool = False) -> bytes:

@@ -24,6 +24,7 @@ from orbit_kd.support.files import write_file
 from orbit_kd.support.progress import duration
 from orbit_kd.training.monitor import StopOnNonFinite
 from orbit_kd.training.resume import Resume
+from orbit_kd.training.variables import create_variables
 
 log = logging.getLogger("orbit_kd")
 
@@ -110,6 +111,7 @@ def fit(
     with model.distribute_strategy.scope():
         model.compile(optimizer=keras.optimizers.Adam(schedule), loss=loss, metrics=["accuracy"])
         resume = Resume(folder / "training", seed=seed, callbacks=callbacks)
+    create_variables(model, val, outputs=getattr(model, "outputs", None))
     history = model.fit(
         batches(resume.initial_epoch()),
         steps_per_epoch=steps,

@@ -71,13 +71,16 @@ def export_coded(
         metadata: stored in the file; None keeps the note of a file that has one.
         samples: calibration images for the conversion of a Keras model.
         seed: of these, and of the inputs that are compared.
-        coding: "auto" (the smallest for each constant), "huffman", "mask" (a bit for each value, and those that are not
-            0) or "none"; or a mapping from patterns of tensor names ("*conv2d_3/*") to these, of which the first
-            that fits holds; what none fits is "auto".
+        coding: "auto" (the smallest for each constant), "huffman", "pairs" (codes of two values each, for many zeros;
+            it takes a copy of the kernel in the arena, and SQUEEZE in the firmware), "mask" (a bit for each value, and
+            those that are not 0) or "none": for each kernel that it makes smaller. Or a mapping from patterns of
+            kernels' names ("*conv2d_3/*") to these, of which the first that fits holds; a kernel that none fits is
+            "auto". Biases are "auto", unless all is "none".
         short_biases: store the biases that fit as one int16 constant where that is smaller, which CAST and SPLIT_V
             unpack: fewer bytes in the file, more in the arena, and these two kernels in the firmware.
         max_flash: bytes the file may take.
-        max_arena: bytes the tensor arena may take, with the margin of the target "tflm".
+        max_arena: bytes the tensor arena may take, with the margin of the target "tflm". "auto" does without "pairs"
+            where they would take more.
         checks: how many inputs to compare both files on.
         **options: of "tflite_int8", for the conversion of a Keras model.
 
@@ -88,8 +91,9 @@ def export_coded(
 
     Raises:
         InputError: TFLM is not installed; a file that is coded already, sparse, or of float weights; an operator TFLM
-            lacks; a coding that a constant's type does not have, or that makes it larger; other outputs than the
-            uncoded file's; too large for `max_flash` or `max_arena`; or what "tflite_int8" raises.
+            lacks; an unknown coding, or a pattern's that a kernel's type does not have or that makes the kernel larger;
+            other outputs than the uncoded file's; too large for `max_flash` or `max_arena`; or what "tflite_int8"
+            raises.
     """
     require("tflite_micro", extra="mcu")
     if checks < 1:
@@ -97,14 +101,19 @@ def export_coded(
     original, details = tflite_of(model, calibration=calibration, samples=samples, seed=seed, **options)
     add_methods(require_dense(original))
     constants = _constants(original)
-    coded = encode_constants(parse(original), _asked(constants, coding))
+    asked = _asked(constants, coding)
     note = metadata if metadata is not None else read_metadata(original)
+    margin = arena_margin(original)
     runtimes.probe(original, runtime="tflm")
+    for pairs in (True, False):
+        coded = encode_constants(parse(original), asked, strict=not isinstance(coding, str), pairs=pairs)
+        data, after = _smallest(original, coded, note, join=short_biases)
+        arena = arena_bytes(after)
+        if max_arena is None or arena_size(arena, margin) <= max_arena:
+            break
     before = runtimes.load(original, runtime="tflm")
-    data, after = _smallest(original, coded, note, join=short_biases)
     compared = _compare(before, after, calibration, checks, seed)
     check_flash(data, max_flash, original=original)
-    arena, margin = arena_bytes(after), arena_margin(original)
     check_arena(data, arena, margin=margin, limit=max_arena)
     details |= {
         "arena_bytes": arena,
@@ -140,19 +149,21 @@ def _asked(constants: list[Constant], coding: str | Mapping[str, str]) -> dict[i
     """Tensor -> what is asked for.
 
     Raises:
-        InputError: an unknown coding, or a pattern that fits no constant.
+        InputError: a pattern that fits no kernel.
     """
-    if isinstance(coding, str):  # a word for all of them means the kernels
-        return {c.tensor: coding if coding in ("auto", "none") or not c.bias else "none" for c in constants}
+    kernels = [c for c in constants if not c.bias]
+    others = {c.tensor: "none" if coding == "none" else "auto" for c in constants if c.bias}
+    if isinstance(coding, str):
+        return {c.tensor: coding for c in kernels} | others
     for pattern in coding:
-        if not any(fnmatch.fnmatchcase(c.name, pattern) for c in constants):
+        if not any(fnmatch.fnmatchcase(c.name, pattern) for c in kernels):
             raise InputError(
-                f"No kernel or bias has a name like {pattern!r}.",
-                expected=f"a pattern of names such as {', '.join(repr(c.name[:60]) for c in constants[:4])}",
+                f"No kernel has a name like {pattern!r}.",
+                expected=f"a pattern of names such as {', '.join(repr(c.name[:60]) for c in kernels[:4])}",
                 fix="put a * for what may be anything: '*conv2d_3/*'",
             )
-    fits = {c.tensor: [w for p, w in coding.items() if fnmatch.fnmatchcase(c.name, p)] for c in constants}
-    return {tensor: words[0] if words else "auto" for tensor, words in fits.items()}
+    fits = {c.tensor: [w for p, w in coding.items() if fnmatch.fnmatchcase(c.name, p)] for c in kernels}
+    return {tensor: words[0] if words else "auto" for tensor, words in fits.items()} | others
 
 
 def _smallest(original: bytes, coded: Mapping[int, Coded], note: dict[str, Any], *, join: bool) -> tuple[bytes, Any]:
@@ -161,7 +172,7 @@ def _smallest(original: bytes, coded: Mapping[int, Coded], note: dict[str, Any],
     Raises:
         InputError: the interpreter does not run it.
     """
-    files = {}
+    files = []
     for together in _TOGETHER:
         model = parse(original)
         if join:
@@ -170,10 +181,11 @@ def _smallest(original: bytes, coded: Mapping[int, Coded], note: dict[str, Any],
         trim(model)
         if note:
             put_metadata(model, note, small=True)
-        files[to_bytes(model, small=True)] = together
-    loaded = []
+        files.append(to_bytes(model, small=True))
+    runtimes.load(files[-1], runtime="tflm")  # tried in a process of its own; the others are the same, regrouped
     for data in files:
-        loaded.append((data, runtimes.load(data, runtime="tflm")))  # which tries it in a process of its own
+        runtimes.trust(data)
+    loaded = [(data, runtimes.load(data, runtime="tflm")) for data in dict.fromkeys(files)]
     limit = arena_bytes(loaded[-1][1])
     return next((data, runner) for data, runner in loaded if arena_bytes(runner) <= limit)
 

@@ -32,7 +32,7 @@ from orbit_kd.exporters.tflm.sources import Golden, sources
 from orbit_kd.support.extras import require
 from orbit_kd.support.files import write_file
 from orbit_kd.tflite.coded_model import plain_file
-from orbit_kd.tflite.reader import is_coded, parse
+from orbit_kd.tflite.reader import only_tflm, parse
 from orbit_kd.tflite.state import State, state_of
 
 
@@ -96,7 +96,7 @@ def export_tflm(
     golden, steps = _golden(original, plain, calibration, seed, against=against, tolerance=tolerance)
     data = original
     if compress:
-        if is_coded(parse(original)):
+        if only_tflm(parse(original)):
             raise InputError(
                 "The constants of the file are coded already.", expected="compress=False for it", fix="leave it out"
             )
