@@ -40,7 +40,7 @@ class Allocation:
 
 def allocate(
     model: keras.Model, scans: Sequence[Scan], *, target: str = "tflite_int8", shrink: str | None = None,
-    narrowest: float = 0.5, unknown: str = "error", round_to: int = 1, min_channels: int = 1, **budget: float | None,
+    narrowest: float = 0.25, unknown: str = "error", round_to: int = 1, min_channels: int = 1, **budget: float | None,
 ) -> Allocation:  # fmt: skip
     """How much goes by filters, by zeros and by fewer bits, chosen together for one or more budgets.
 
