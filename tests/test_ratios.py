@@ -255,7 +255,7 @@ def bits_scan(model: keras.Model, slope: dict[str, float]) -> Scan:
 
 def test_filters_zeros_and_bits_share_the_bytes_of_a_coded_file(network):
     little = {la.name: 0.3 for la in network.layers}  # a filter saves bytes in two layers, a zero in one
-    every = [*scans(network, {}, little), bits_scan(network, little)]
+    every = [*scans(network, {}, dict.fromkeys(little, 0.03)), bits_scan(network, little)]
     size = CodedSize(Moves(ChannelGraph(network), every))
     whole = size({})
     assert 0.75 * network.count_params() < whole < 1.1 * network.count_params()  # eight bits of random weights
