@@ -155,7 +155,7 @@ def test_compress_meets_a_budget_of_ones_own_and_refuses_an_unknown_one_before_i
         for g in ChannelGraph(network).groups))  # fmt: skip
     recipe = okd.Recipe(limits={"max_width_of_test": 20, "max_params": 100_000})
     with budgets.costs.temporary("max_width_of_test", budgets.Budget(lambda g, stays: widest(g, stays))):
-        met = decisions._met({"sensitivity": scan}, network, recipe, 0)
+        met = decisions._met([scan], network, recipe, 0, "tflite_int8")
         plan = plan_removal(network, ratio=0.0, ratios=met["ratios"])
         assert max(g.after for g in plan.groups) <= 20 and plan.params[1] <= 100_000
         with pytest.raises(InputError, match="max_width_of_test=20"):

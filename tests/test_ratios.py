@@ -73,9 +73,9 @@ def test_a_curve_that_dips_at_a_higher_ratio_is_read_as_rising():
     """What has cost 0.5 once costs no less from there on."""
     model, scan = two_groups((0.1, 0.2, 0.1, 0.25), (0.7, 1.3, 1.9, 2.26))
     assert model.count_params() == 202  # a channel is 2 weights and a bias, and 2 weights of the head
-    assert okd.ratios_for(scan, model, max_params=202 - 5 * 18) == {"a": 0.9, "b": 0.0}
+    assert okd.ratios_for(scan, model, max_params=202 - 5 * 18, narrowest=0.0) == {"a": 0.9, "b": 0.0}
     weights = Scan("weights", 0.9, 0.1, 10, ())
-    found = okd.allocate(model, [scan, weights], keep_params=(202 - 5 * 18) / 202 + 1e-9)
+    found = okd.allocate(model, [scan, weights], keep_params=(202 - 5 * 18) / 202 + 1e-9, narrowest=0.0)
     assert (found.ratios, found.sparsities, found.bits) == ({"a": 0.9, "b": 0.0}, {}, {})
     # and a curve below the whole network's loss costs nothing, it does not pay
     model, scan = two_groups((0.0, 0.0, 0.0, 0.0), (0.1, 0.1, 0.1, 0.1))
@@ -238,7 +238,7 @@ def test_where_a_network_has_lost_everything_the_rest_of_a_group_is_not_free():
     assert okd.ratios_for(scan, model, max_params=202 - 5 * 20) == found
     whole = (0.1, 0.1, 0.1, 0.1)  # a scan that says nothing against it
     model, scan = two_groups(whole, (0.2, 1.4, 2.6, 3.3))
-    assert okd.ratios_for(scan, model, max_params=202 - 5 * 16)["a"] == 0.7
+    assert okd.ratios_for(scan, model, max_params=202 - 5 * 16, narrowest=0.5)["a"] == 0.7
     assert okd.ratios_for(scan, model, max_params=202 - 5 * 16, narrowest=0.0)["a"] > 0.75
 
 
@@ -255,7 +255,7 @@ def bits_scan(model: keras.Model, slope: dict[str, float]) -> Scan:
 
 def test_filters_zeros_and_bits_share_the_bytes_of_a_coded_file(network):
     little = {la.name: 0.3 for la in network.layers}  # a filter saves bytes in two layers, a zero in one
-    every = [*scans(network, {}, little), bits_scan(network, little)]
+    every = [*scans(network, {}, dict.fromkeys(little, 0.03)), bits_scan(network, little)]
     size = CodedSize(Moves(ChannelGraph(network), every))
     whole = size({})
     assert 0.75 * network.count_params() < whole < 1.1 * network.count_params()  # eight bits of random weights

@@ -153,7 +153,7 @@ TAKES = {
     "compress": compressed,
     "evaluate": evaluated,
     "export": exported,
-    "allocate": lambda m, c: okd.allocate(m, [c.scan, c.weights], keep_params=0.6),
+    "allocate": lambda m, c: okd.allocate(m, [c.scan, c.weights], keep_params=0.6).ratios,
     "keep_zeros": lambda m, c: outputs(okd.keep_zeros(m)),
     "load_model": lambda m, c: outputs(okd.load_model(m)),
     "plan_removal": lambda m, c: okd.plan_removal(m, ratio=0.5).to_json(),

@@ -99,7 +99,8 @@ def within_budgets(stages: Stages, teacher: keras.Model, data: Data, recipe: Rec
     Raises:
         InputError: a budget that cannot be met.
     """
-    coded = recipe.max_bytes is not None and is_coded(target_of(recipe))
+    target = target_of(recipe)
+    coded = recipe.max_bytes is not None and is_coded(target)
     kinds = ["filters"]
     if (recipe.pattern == "magnitude" and recipe.keep_params is not None) or (recipe.pattern in ZEROS and coded):
         kinds.append("weights")
@@ -107,22 +108,22 @@ def within_budgets(stages: Stages, teacher: keras.Model, data: Data, recipe: Rec
         kinds.append("bits")
     scans = _scans(stages, teacher, data, recipe, kinds)
     log.info("%s\n", scans[0])
-    settings = recipe.settings("budget") | {"note": note, "target": target_of(recipe)}
+    settings = recipe.settings("budget") | {"note": note, "target": target}
     with stages.stage("budget", after=["sensitivity"], **settings) as (folder, done):
         if not done:
-            write_file(folder / "decisions.json", json.dumps(_met(scans, teacher, recipe, note)))
+            write_file(folder / "decisions.json", json.dumps(_met(scans, teacher, recipe, note, target)))
         met = json.loads((folder / "decisions.json").read_text())
     return dataclasses.replace(Decisions.from_recipe(recipe), ratio=0.0, **met)
 
 
-def _met(scans: Sequence[Scan], teacher: keras.Model, recipe: Recipe, note: int) -> dict[str, Any]:
+def _met(scans: Sequence[Scan], teacher: keras.Model, recipe: Recipe, note: int, target: str) -> dict[str, Any]:
     """The decisions that budgets make, as plain values; epochs are none of them."""
     limits: dict[str, Any] = {"unknown": recipe.unknown, "round_to": recipe.round_to,
                               "min_channels": recipe.min_channels, **recipe.budgets}  # fmt: skip
     if recipe.max_bytes is not None:
         limits["max_bytes"] = recipe.max_bytes - note
     try:
-        found = allocate(teacher, scans, target=target_of(recipe), shrink=recipe.shrink, **limits)
+        found = allocate(teacher, scans, target=target, shrink=recipe.shrink, **limits)
     except InputError as error:
         also = f"; and {note} bytes more, for class names and preprocessing" if "max_bytes" in error.what else ""
         raise InputError(
@@ -141,11 +142,11 @@ def _met(scans: Sequence[Scan], teacher: keras.Model, recipe: Recipe, note: int)
 def _scans(stages: Stages, teacher: keras.Model, data: Data, recipe: Recipe, kinds: Sequence[str]) -> list[Scan]:
     """Scans of these kinds, in one pass."""
     settings = recipe.settings("sensitivity") | {"of": kinds}
+    exclude = {"filters": recipe.exclude, "weights": recipe.sparse_exclude, "bits": recipe.sparse_exclude}
     if kinds == ["filters"]:
         settings.pop("sparse_exclude")
     with stages.stage("sensitivity", **settings) as (folder, done):
         if not done:
-            exclude = {"filters": recipe.exclude, "weights": recipe.sparse_exclude, "bits": recipe.sparse_exclude}
             scans = sensitivities(
                 teacher, data.val, ratios={of: USUAL[of] for of in kinds}, exclude=exclude, criterion=recipe.criterion,
                 train=data.train, images=recipe.scan_images, lost=LOST, tolerance=TOLERANCE, unknown=recipe.unknown,

@@ -29,9 +29,22 @@ def _tflm(model: Model, threads: int) -> Runner:
     with told_if_damaged():
         data = check_ports(model)
         _require_known_sizes(data)
+        _require_single_images(data)
         if only_tflm(parse(data)):
             _require_sound_constants(data)
     return start_interpreter(lambda: _Tflm(data), "TensorFlow Lite Micro")
+
+
+def _require_single_images(data: bytes) -> None:
+    """Raises InputError for a file whose input has another batch than 1: TFLM takes no other shape than the file's."""
+    graph = Subgraph(parse(data))
+    shape = graph.shape(graph.inputs_of_graph[0])
+    if shape[:1] != (1,):
+        raise InputError(
+            f"The input of the file has the shape {shape}.",
+            expected="a batch of 1, as a device has one image at a time",
+            fix="export the model again: the targets here write a batch of 1",
+        )
 
 
 def _require_known_sizes(data: bytes) -> None:

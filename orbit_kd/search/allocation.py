@@ -40,7 +40,7 @@ class Allocation:
 
 def allocate(
     model: keras.Model, scans: Sequence[Scan], *, target: str = "tflite_int8", shrink: str | None = None,
-    narrowest: float = 0.5, unknown: str = "error", round_to: int = 1, min_channels: int = 1, **budget: float | None,
+    narrowest: float = 0.25, unknown: str = "error", round_to: int = 1, min_channels: int = 1, **budget: float | None,
 ) -> Allocation:  # fmt: skip
     """How much goes by filters, by zeros and by fewer bits, chosen together for one or more budgets.
 
@@ -86,7 +86,7 @@ def allocate(
     moves = Moves(graph, scans, round_to=round_to, min_channels=min_channels)
     limits = [_of_state(limit, moves, target) for limit in limits]
     if narrowest:
-        moves.keep_at_least(narrowest * _uniform_part(moves, limits))
+        _limit_widths(moves, limits, narrowest)
     guide = _excess(limits) if shrink is None else cost_of(shrink, moves, target)
     order = moves.order(guide)
     taken = order[: budgets.fewest_to_remove(len(order), lambda n: moves.after(order[:n]), limits)]
@@ -178,17 +178,23 @@ def _allocation(moves: Moves, taken: Sequence[Taken]) -> Allocation:
     return Allocation(moves.ratios(gone), moves.sparsities(gone), moves.bits(gone), loss)
 
 
-def _uniform_part(moves: Moves, limits: Sequence[budgets.Limit]) -> float:
-    """The part of its channels that every group would keep, all alike, to meet the limits by filters alone."""
+def _limit_widths(moves: Moves, limits: Sequence[budgets.Limit], narrowest: float) -> None:
+    """Takes away levels narrower than a part of what a ratio for all groups alike leaves, unless they are needed."""
     costs = [limit.guide or limit.cost for limit in limits]
     whole = [cost({}) for cost in costs]
 
-    def meets(percent_gone: int) -> bool:
-        gone = {("filters", name): g.width * percent_gone // 100 for name, g in moves.groups.items()}
+    def met(gone: State) -> bool:
         return all(cost(gone) / all_ <= limit.most / limit.whole
                    for cost, all_, limit in zip(costs, whole, limits, strict=True))  # fmt: skip
 
-    return 1 - budgets.first_that_meets(0, 100, meets) / 100
+    def alike(percent: int) -> State:
+        return {("filters", name): group.width * percent // 100 for name, group in moves.groups.items()}
+
+    percent = budgets.first_that_meets(0, 100, lambda n: met(alike(n)))
+    levels = dict(moves.levels)
+    moves.keep_at_least(narrowest * (1 - percent / 100))
+    if not met({name: steps[-1][0] for name, steps in moves.levels.items()}):
+        moves.levels = levels
 
 
 def _needed(moves: Moves, taken: Sequence[Taken], limits: Sequence[budgets.Limit]) -> list[Taken]:

@@ -12,7 +12,7 @@ from orbit_kd.search.scan import Scan
 
 
 def ratios_for(
-    scan: Scan, model: keras.Model, *, narrowest: float = 0.5, unknown: str = "error", round_to: int = 1,
+    scan: Scan, model: keras.Model, *, narrowest: float = 0.25, unknown: str = "error", round_to: int = 1,
     min_channels: int = 1, **budget: float | None,
 ) -> dict[str, float]:  # fmt: skip
     """Ratios for `plan_removal` that meet a budget at the least loss that the curves of a scan predict.
