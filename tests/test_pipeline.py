@@ -296,7 +296,9 @@ def test_max_drop_searches_the_smallest_network_and_says_how(teacher, data, tmp_
     assert any(t["accepted"] for t in story["trials"])
     assert done.student.count_params() == min(t["params"] for t in story["trials"] if t["accepted"])
     assert story["verdict"] == (
-        "as asked" if story["reached"] >= story["target"] else "below what was asked, after int8 rounding"
+        "as asked"
+        if story["reached"] >= story["target"]
+        else "below what was asked, as the exported file reads other than the one of the search"
     )
     before = (tmp_path / "search" / "trials.json").stat().st_mtime_ns
     again = compress(teacher, data, recipe=recipe, workdir=tmp_path)

@@ -187,6 +187,15 @@ def test_what_came_near_is_trained_longer_and_taken_where_that_is_enough(teacher
     assert found.student.count_params() == near.params
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_came_near_does_not_take_the_place_of_the_teacher(teacher, val, graded, tmp_path, kept):
+    retrain = graded(teacher.count_params(), lambda model: 0.94)
+    found = smallest(teacher, retrain, data=val, max_drop=0.05, path=tmp_path if kept else None)
+    assert found.reached.accuracy == 1.0 and not any(trial.accepted for trial in found.trials)
+    assert found.student.count_params() == teacher.count_params()
+    np.testing.assert_allclose(found.student(val[0][0]), teacher(val[0][0]), rtol=1e-5)
+
+
 def test_rates_grow_with_what_has_gone(teacher, val, graded):
     retrain = graded(0)
     found = smallest(teacher, retrain, data=val, max_drop=0.1, min_channels=2)

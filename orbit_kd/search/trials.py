@@ -143,7 +143,7 @@ class State:
 
     def keep(self, model: keras.Model, reached: Reached, bits: Mapping[str, int]) -> dict[str, Any]:
         """Takes a network up; what `best` or `near` is set to, before `save`."""
-        name = f"trial_{len(self.trials)}.keras"
+        name = "whole.keras" if not self.best else f"trial_{len(self.trials)}.keras"
         self._models[name] = model
         if self.folder is not None:
             save_model(model, self.folder / name)
@@ -163,6 +163,6 @@ class State:
             "near": self.near,
         }
         write_file(self.folder / "trials.json", json.dumps(values))
-        for file in self.folder.glob("trial_*.keras"):
+        for file in (*self.folder.glob("trial_*.keras"), self.folder / "whole.keras"):
             if file.name not in used:
                 file.unlink(missing_ok=True)
