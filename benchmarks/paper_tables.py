@@ -48,7 +48,7 @@ from orbit_kd.removal.surgery import recalibrate_batchnorm, remove_filters
 from orbit_kd.search.allocation import allocate
 from orbit_kd.search.scan import Scan
 from orbit_kd.search.sensitivity import sensitivity
-from orbit_kd.search.smallest import RATIOS
+from orbit_kd.search.shrinking import RATIOS
 from orbit_kd.sparsity.sparsify import sparsify, strip
 
 FLAGS = flags.FLAGS

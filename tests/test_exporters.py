@@ -282,7 +282,7 @@ def refuse(message: str, tmp_path, model=None, target="tflite_int8", **options) 
 
 
 def test_unknown_target_lists_all(tmp_path):
-    refuse("tflite_float32, tflite_int16x8, tflite_int8", tmp_path, target="onix")
+    refuse("tflite_float32, tflite_int16x8, tflite_int4, tflite_int8", tmp_path, target="onix")
     assert {"tflite_float32", "tflite_int8", "c_array"} <= set(targets)
 
 

@@ -430,10 +430,10 @@ def test_a_student_of_before_goes_on(few, teacher, data, tmp_path):
     assert result.student.get_layer("b").kernel.shape == few.student.get_layer("b").kernel.shape
 
 
-def test_a_student_that_does_not_fit_is_refused(teacher, data, tmp_path):
-    other = networks.build("mobilenet_v1", (16, 16, 1), classes=3, width=0.25)
+def test_a_student_that_does_not_fit_is_refused(few, teacher, data, tmp_path):
+    other = networks.build("resnet20", (16, 16, 1), classes=3, width=0.25)
     with pytest.raises(InputError, match="that the teacher has not"):
         compress(teacher, data, student=other, recipe=FEW, workdir=tmp_path)
     with pytest.raises(InputError, match="max_drop searches from the teacher on"):
-        compress(teacher, data, student=teacher, recipe=Recipe(max_drop=0.1), workdir=tmp_path)
+        compress(teacher, data, student=few.student, recipe=Recipe(max_drop=0.1), workdir=tmp_path)
     assert not list(tmp_path.iterdir())

@@ -2,7 +2,8 @@
 
 from orbit_kd.removal.plan import PlannedGroup, RemovalPlan
 from orbit_kd.search.scan import Curve, Scan
-from orbit_kd.search.smallest import Found, Trial
+from orbit_kd.search.trial import Reached
+from orbit_kd.search.trials import Found, Trial
 from orbit_kd.support.text_table import aligned
 
 
@@ -48,14 +49,17 @@ def test_plans_scans_and_searches_print_as_tables():
         "logits  model output",
         "whole network: 75.0% of 8 images",
     ]
+    common = {"cost": 1.0, "seconds": 1.0, "training": 1.0, "patience": 0}
     trials = (
-        Trial(params=1000, macs=2e6, accuracy=0.5, accepted=False, seconds=1, factor=4, epochs=6),
-        Trial(params=64_000, macs=2e7, accuracy=1.0, accepted=True, seconds=1, factor=2, epochs=24),
+        Trial(params=1000, macs=2e6, bytes=1500, accuracy=0.5, accepted=False, factor=4, epochs=6, **common),
+        Trial(params=64_000, macs=2e7, bytes=70_000, accuracy=1.0, accepted=True, factor=2, epochs=24, **common),
     )
-    assert str(Found(None, 0.75, 8, trials)).splitlines() == [
-        "at least 75.00% of 8 validation images",
-        " 1,000 parameters   2,000,000 MACs   6 epochs   50.00%  too small",
-        "64,000 parameters  20,000,000 MACs  24 epochs  100.00%  taken",
+    whole, best = Reached(1.0, 1.0, 90_000, 80_000, 4e7), Reached(1.0, 1.0, 70_000, 64_000, 2e7)
+    assert str(Found(None, 0.75, 8, whole, best, trials)).splitlines() == [
+        "at least 75.00% of 8 validation images; the teacher's own int8 file: 90,000 bytes, 100.00%",
+        " 1,000 parameters   2,000,000 MACs   1,500 bytes   6 epochs   50.00%  too small",
+        "64,000 parameters  20,000,000 MACs  70,000 bytes  24 epochs  100.00%  taken",
+        "as asked",
     ]
 
 
