@@ -293,7 +293,8 @@ def main(_: list[str]) -> None:
     tables = [
         f"## Bytes against accuracy: {name}\n\n{curve(runs, name)}\n" for name in POINTS if runs.find(dataset=name)
     ]
-    tables += [f"## What filters, zeros, levels and coding contribute (mstar)\n\n{alone(runs, 'mstar')}\n"]
+    if any(row["point"] in ALONE for row in runs.rows):
+        tables.append(f"## What filters, zeros, levels and coding contribute (mstar)\n\n{alone(runs, 'mstar')}\n")
     text = f"# Coded students\n\n{written_by(command, 'coded_students')}\n\n" + "\n".join(tables)
     write_file(DOCS / "coded_students.md", text)
 
