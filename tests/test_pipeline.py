@@ -18,6 +18,7 @@ from orbit_kd.exporters import read_metadata
 from orbit_kd.models import networks
 from orbit_kd.models.saving import fingerprint
 from orbit_kd.pipeline import compress as pipeline
+from orbit_kd.pipeline import decisions, sections
 from orbit_kd.pipeline.compress import compress
 from orbit_kd.pipeline.recipe import Recipe
 from orbit_kd.pipeline.retraining import Retraining
@@ -437,3 +438,17 @@ def test_a_student_that_does_not_fit_is_refused(few, teacher, data, tmp_path):
     with pytest.raises(InputError, match="max_drop searches from the teacher on"):
         compress(teacher, data, student=few.student, recipe=Recipe(max_drop=0.1), workdir=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_byte_budget_is_about_the_file_that_counts(caplog):
+    recipe = Recipe(max_bytes=1000, max_drop=0.1, targets=("tflite_int8", "tflite_micro_coded"))
+    model = make_teacher()
+    decisions._check_budgets(model, model, recipe, 100, 900)  # the int8 file is far larger
+    with pytest.raises(InputError, match="max_bytes=1000"):
+        decisions._check_budgets(model, model, recipe, 100, 901)
+    files = [{"target": "tflite_int8", "bytes": 5000}, {"target": "tflite_micro_coded", "bytes": 999}]
+    measured = {"artifacts": files, "ratios": {"macs": 1.0}}
+    assert not sections._notes(measured, "dense", recipe)
+    files[1]["bytes"] = 1001
+    assert "tflite_micro_coded file has 1,001 bytes" in sections._notes(measured, "dense", recipe)[0]
+    assert "more than max_bytes=1,000" in caplog.text

@@ -103,7 +103,7 @@ def made(tmp_path_factory) -> Path:
         "decisions.json": json.dumps({"ratios": {"a": 0.5}, "pattern": "magnitude", "sparsities": {"b": 0.5}}),
         "history.json": "{}",
         "part.json": json.dumps({"part": 1.0}),
-        "search.json": json.dumps({"target": 0.5, "file": "tflite_int8", "verdict": "as asked"}),
+        "search.json": json.dumps({"target": 0.5, "file": "tflite_int8", "verdict": "as asked", "bytes": 1}),
         "validation.json": json.dumps({"accuracy": 0.9}),
         "measured.json": "{}",
     }

@@ -366,7 +366,7 @@ def test_a_compressed_file_that_computes_otherwise_is_refused(clustered, tmp_pat
         lambda data: [(k, 0, 7, "x") for k in per_tensor_candidates(data)],
     )
     monkeypatch.setattr(spec, "PerChannel", lambda axis: spec.PerTensor())
-    with pytest.raises(InputError, match=r"computes other outputs|ends before all its values"):
+    with pytest.raises(InputError, match="computes other outputs"):
         export(clustered, "tflm", path=tmp_path / "c", compress=True)
 
 

@@ -202,13 +202,14 @@ def within_drop(job: Retraining, *, note: int) -> tuple[keras.Model, dict[str, A
             )
             log.info("%s\n", found)
             story = {"target": found.target, "images": found.images, "shrink": recipe.shrink or "bytes", "file": target,
-                     "teacher": dataclasses.asdict(found.whole), "verdict": found.verdict,
+                     "teacher": dataclasses.asdict(found.whole), "bytes": found.reached.bytes, "verdict": found.verdict,
                      "trials": [dataclasses.asdict(t) for t in found.trials]}  # fmt: skip
             write_file(folder / "search.json", json.dumps(story))
             save_model(found.model, folder / "student.keras")
         student = load_model(folder / "student.keras")
-    _check_budgets(plain_model(student), teacher, recipe, note)
-    return student, json.loads((folder / "search.json").read_text())
+    told = json.loads((folder / "search.json").read_text())
+    _check_budgets(plain_model(student), teacher, recipe, note, told["bytes"] if is_coded(target) else None)
+    return student, told
 
 
 def target_of(recipe: Recipe) -> str:
@@ -216,12 +217,16 @@ def target_of(recipe: Recipe) -> str:
     return next((name for name in recipe.targets if is_coded(name)), "tflite_int8")
 
 
-def _check_budgets(student: keras.Model, teacher: keras.Model, recipe: Recipe, note: int) -> None:
-    """Raises InputError where the smallest network within `max_drop` is too large for another budget."""
+def _check_budgets(student: keras.Model, teacher: keras.Model, recipe: Recipe, note: int, coded: int | None) -> None:
+    """Raises InputError where the smallest network within `max_drop` is too large for another budget.
+
+    `coded` is what its coded file takes, where that is the file whose bytes count.
+    """
     graph = ChannelGraph(student, unknown=recipe.unknown)
     for limit in budgets.limits(ChannelGraph(teacher, unknown=recipe.unknown), recipe.budgets):
         cost = budgets.costs.get(budgets.absolute(limit.name)).cost(graph, graph.all_stay())
-        cost += note if limit.name == "max_bytes" else 0
+        if limit.name == "max_bytes":
+            cost = note + (cost if coded is None else coded)
         if cost > limit.most:
             raise InputError(
                 f"The smallest network found within max_drop={recipe.max_drop:g} is too large for "

@@ -45,7 +45,8 @@ class Recipe:
             "magnitude" also how many weights of each layer become zero.
         keep_macs: part of the multiply-accumulates that stays, picked likewise.
         max_macs: multiply-accumulates of one image at most.
-        max_bytes: bytes of the int8 TFLite file at most, with class names and preprocessing.
+        max_bytes: bytes of the int8 TFLite file at most, with class names and preprocessing; of the coded file where
+            that is a target: these are predicted, and a file that comes out larger is told of.
         limits: further budgets: name -> what it may be at most, such as max_params, max_activation_bytes, or one of
             your own that is registered with `orbit_kd.budgets.cost` in a module that is imported.
         max_drop: accuracy on the validation images that may be lost, 0.01 for one point: the smallest network within it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Sequence
@@ -12,10 +13,12 @@ import tf_keras as keras
 from orbit_kd.channels.profiles import profile
 from orbit_kd.datasets.augment import Augment
 from orbit_kd.exporters import Artifact
-from orbit_kd.pipeline.decisions import Decisions
+from orbit_kd.pipeline.decisions import Decisions, target_of
 from orbit_kd.pipeline.recipe import Recipe
 from orbit_kd.pipeline.retraining import Retraining
 from orbit_kd.sparsity.table import sparsity_table
+
+log = logging.getLogger("orbit_kd")
 
 
 def report_sections(
@@ -56,10 +59,14 @@ def report_sections(
 
 def _notes(measured: dict[str, Any], pattern: str, recipe: Recipe) -> list[str]:
     notes = []
-    larger = [a for a in measured["artifacts"] if a["target"] == "tflite_int8" and a["bytes"] > (
+    counts = target_of(recipe)
+    larger = [a for a in measured["artifacts"] if a["target"] == counts and a["bytes"] > (
         recipe.max_bytes or math.inf)]  # fmt: skip
-    if larger:
-        notes.append(f"The int8 file has {larger[0]['bytes']:,} bytes, more than max_bytes={recipe.max_bytes:,.0f}.")
+    if larger:  # bytes of a coded file are predicted, and training moves them
+        notes.append(
+            f"The {counts} file has {larger[0]['bytes']:,} bytes, more than max_bytes={recipe.max_bytes:,.0f}."
+        )
+        log.warning("%s", notes[-1])
     if pattern != "dense":
         notes.append(
             f"The {pattern} zeros make no CPU faster and no plain file smaller by themselves: they pay off in "

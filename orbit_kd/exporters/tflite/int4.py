@@ -16,6 +16,7 @@ from orbit_kd import runtimes
 from orbit_kd.errors import InputError
 from orbit_kd.exporters.artifact import Artifact
 from orbit_kd.exporters.metadata import add_metadata
+from orbit_kd.exporters.same_outputs import check_same_outputs, random_inputs
 from orbit_kd.exporters.source import tflite_of
 from orbit_kd.exporters.targets import target
 from orbit_kd.support.files import write_file
@@ -59,16 +60,10 @@ def export_int4(
     original, details = tflite_of(model, calibration=calibration, seed=seed, **options)
     data, kernels = pack_kernels(original)
     before, after = (runtimes.load(file, runtime="litert_reference") for file in (original, data))
-    limits = np.iinfo(before.input.dtype)
-    images = np.random.default_rng(seed).integers(
-        limits.min, limits.max + 1, (_CHECKS, *before.input.shape), before.input.dtype
+    inputs = random_inputs(before, _CHECKS, seed=seed)
+    check_same_outputs(
+        before, after, inputs, file="LiteRT, with kernels of 4 bits,", fix="export tflite_int8, and report the file"
     )
-    if not np.array_equal(before.raw(images), after.raw(images)):
-        raise InputError(
-            "LiteRT computes other outputs from kernels of 4 bits.",
-            expected="the same, bit for bit",
-            fix="export tflite_int8, and report the file",
-        )
     if metadata is not None:
         data = add_metadata(data, metadata)
     details |= {"int4_kernels": kernels, "uncoded_bytes": len(original)}

@@ -17,6 +17,7 @@ from orbit_kd.datasets.samples import calibration_sample
 from orbit_kd.errors import InputError
 from orbit_kd.exporters.artifact import Artifact
 from orbit_kd.exporters.metadata import put_metadata, read_metadata
+from orbit_kd.exporters.same_outputs import check_same_outputs, random_inputs
 from orbit_kd.exporters.source import tflite_of
 from orbit_kd.exporters.targets import target
 from orbit_kd.exporters.tflm.memory import (
@@ -201,21 +202,11 @@ def _compare(before: Any, after: Any, calibration: Any, checks: int, seed: int) 
         runtimes.run(before, images[:1])  # refuses images of another shape
         given = before.input.quantize(images)
     else:
-        rng, origin = np.random.default_rng(seed), "random"
-        kind, shape = before.input.dtype, (checks, *before.input.shape)
-        if np.issubdtype(kind, np.floating):
-            given = rng.standard_normal(shape).astype(kind)
-        else:
-            limits = np.iinfo(kind)
-            given = rng.integers(limits.min, limits.max + 1, shape, kind)
-    expected, found = before.raw(given), after.raw(given)
-    if not np.array_equal(expected, found):
-        wrong = int((expected != found).reshape(len(given), -1).any(axis=1).sum())
-        raise InputError(
-            f"The coded file computes other outputs than the uncoded one on {wrong} of {len(given)} inputs.",
-            expected="the same, bit for bit",
-            fix=f"install the TensorFlow Lite Micro this package knows ({runtimes.MCU_HINT}), or export tflite_int8",
-        )
+        given, origin = random_inputs(before, checks, seed=seed), "random"
+    check_same_outputs(
+        before, after, given, file="The coded file",
+        fix=f"install the TensorFlow Lite Micro this package knows ({runtimes.MCU_HINT}), or export tflite_int8",
+    )  # fmt: skip
     return {"inputs": len(given), "origin": origin}
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from orbit_kd import runtimes
 from orbit_kd.errors import InputError
+from orbit_kd.exporters.same_outputs import check_same_outputs, random_inputs
 from orbit_kd.support.extras import require
 from orbit_kd.support.native_log import native_stderr
 from orbit_kd.tflite.reader import parse
@@ -63,16 +64,10 @@ def compress_weights(data: bytes, *, seed: int = 0) -> tuple[bytes, dict[str, An
         smaller = bytes(compress(data, plan))
     runtimes.trust(smaller)  # it was written here, and is compared right now
     before, after = runtimes.load(data, runtime="tflm"), runtimes.load(smaller, runtime="tflm")
-    limits = np.iinfo(before.input.dtype)
-    images = np.random.default_rng(seed).integers(
-        limits.min, limits.max + 1, (_CHECKS, *before.input.shape), before.input.dtype
+    inputs = random_inputs(before, _CHECKS, seed=seed)
+    check_same_outputs(
+        before, after, inputs, file="The compressed file", fix="export with compress=False, and report the file"
     )
-    if not np.array_equal(before.raw(images), after.raw(images)):
-        raise InputError(
-            "TensorFlow Lite Micro computes other outputs from the compressed file.",
-            expected="the same, bit for bit",
-            fix="export with compress=False, and report the file",
-        )
     return smaller, {
         "uncompressed_bytes": len(data),
         "uncompressed_arena_bytes": getattr(before, "arena_bytes", None),
