@@ -217,7 +217,9 @@ def target_of(recipe: Recipe) -> str:
     return next((name for name in recipe.targets if is_coded(name)), "tflite_int8")
 
 
-def _check_budgets(student: keras.Model, teacher: keras.Model, recipe: Recipe, note: int, coded: int | None) -> None:
+def _check_budgets(
+    student: keras.Model, teacher: keras.Model, recipe: Recipe, note: int, coded: int | None = None
+) -> None:
     """Raises InputError where the smallest network within `max_drop` is too large for another budget.
 
     `coded` is what its coded file takes, where that is the file whose bytes count.
