@@ -66,6 +66,7 @@ class Point:
         coded: export for TFLite Micro's DECODE operator; else the plain int8 file.
         clusters: in place of levels, shared weights in each kernel (tfmot's clustering), stored by TFLM's own look-up
             tables.
+        whole: of the teacher itself, no filter removed; nothing is trained then, and the file runs on LiteRT.
     """
 
     keep: float = 1.0
@@ -74,31 +75,35 @@ class Point:
     epochs: tuple[int, int, int] = (0, 0, 0)
     coded: bool = True
     clusters: int = 0
+    whole: bool = False
 
 
 POINTS: dict[str, dict[str, Point]] = {
     "mstar": {
+        "filters": Point(),
+        "filters, levels": Point(1.0, 0.0, 4, (0, 0, 40)),
         "1500x": Point(1.0, 0.74, 4, (0, 20, 40)),
         "2500x": Point(0.75, 0.70, 3, (50, 25, 50)),
+        "3000x": Point(0.68, 0.70, 3, (50, 25, 50)),
         "4000x": Point(0.58, 0.68, 3, (60, 20, 40)),
-        "6000x": Point(0.42, 0.60, 3, (80, 20, 40)),
-        "8000x": Point(0.30, 0.50, 3, (100, 20, 40)),
+        "6000x": Point(0.36, 0.60, 3, (80, 20, 40)),
+        "8000x": Point(0.22, 0.50, 3, (100, 20, 40)),
     },
     "aid15a": {
-        "400x": Point(1.0, 0.70, 4, (0, 15, 30)),
+        "250x": Point(1.0, 0.50, 5, (0, 10, 25)),
+        "400x": Point(1.0, 0.68, 4, (0, 15, 30)),
     },
 }
-# What each way contributes, on MSTAR: the same trainings, one left out or stored otherwise.
+# What each way contributes, on MSTAR: the same trainings with one left out.
 ALONE = {
-    "filters": Point(coded=False),
-    "filters, coded": Point(),
-    "filters, zeros": Point(1.0, 0.74, 8, (0, 20, 0), coded=False),
-    "filters, zeros, coded": Point(1.0, 0.74, 8, (0, 20, 0)),
-    "filters, levels": Point(1.0, 0.0, 4, (0, 0, 40), coded=False),
-    "filters, levels, coded": Point(1.0, 0.0, 4, (0, 0, 40)),
-    "filters, zeros, levels": Point(1.0, 0.74, 4, (0, 20, 40), coded=False),
-    "filters, zeros, levels, coded": Point(1.0, 0.74, 4, (0, 20, 40)),
-    "filters, tfmot clustering, TFLM's look-up tables": Point(1.0, 0.0, 8, (0, 0, 40), coded=False, clusters=16),
+    "nothing": Point(whole=True),
+    "zeros alone, not retrained": Point(1.0, 0.74, 8, whole=True),
+    "levels alone, not retrained": Point(1.0, 0.0, 4, whole=True),
+    "filters": Point(),
+    "filters, zeros": Point(1.0, 0.74, 8, (0, 20, 0)),
+    "filters, levels": Point(1.0, 0.0, 4, (0, 0, 40)),
+    "filters, zeros, levels": POINTS["mstar"]["1500x"],
+    "filters, tfmot clustering": Point(1.0, 0.0, 8, (0, 0, 40), coded=False, clusters=16),
 }
 
 
@@ -131,7 +136,7 @@ class Students:
 
     def of(self, point: Point, seed: int) -> keras.Model:
         """The student of a point."""
-        student, name = self.first, f"{seed}"
+        student, name = (self.teacher, f"{seed}_whole") if point.whole else (self.first, f"{seed}")
         if point.keep < 1 or point.epochs[0]:
             name += f"_{point.keep:g}"
             student = self._stage(
@@ -139,12 +144,12 @@ class Students:
             )
         if point.sparsity:
             name += f"_{point.sparsity:g}"
-            steps = point.epochs[1] * self.lessons.steps(64)
+            steps = point.epochs[1] and point.epochs[1] * self.lessons.steps(64)
 
             def sparse(student: keras.Model = student) -> keras.Model:
                 return sparsify(
-                    student, "magnitude", sparsity=point.sparsity, scope="lamp", schedule="polynomial",
-                    end_step=max(1, steps // 2),
+                    student, "magnitude", sparsity=point.sparsity, scope="lamp",
+                    schedule="polynomial" if steps else "constant", end_step=max(1, steps // 2),
                 )  # fmt: skip
 
             student = self._stage("zeros", name, sparse, point.epochs[1], seed, strip)
@@ -176,14 +181,17 @@ class Students:
     ) -> keras.Model:  # fmt: skip
         folder = self.folder / f"{kind}_{name}_{epochs}"
         if not (folder / "student.keras").is_file():
-            training = TrainingJob(
-                self.teacher, self.data, losses=[LogitsDistillation(temperature=5.0)], alpha=0.8, seed=seed,
-                learning_rate=_RATE[kind],
-            )  # fmt: skip
             keras.utils.set_random_seed(seed)
-            distiller = training.distiller(make())
-            training.train(distiller, self.lessons, epochs=epochs, folder=folder, label=folder.name)
-            save_model(finish(distiller.student), folder / "student.keras")
+            student = make()
+            if epochs:
+                training = TrainingJob(
+                    self.teacher, self.data, losses=[LogitsDistillation(temperature=5.0)], alpha=0.8, seed=seed,
+                    learning_rate=_RATE[kind],
+                )  # fmt: skip
+                distiller = training.distiller(student)
+                training.train(distiller, self.lessons, epochs=epochs, folder=folder, label=folder.name)
+                student = distiller.student
+            save_model(finish(student), folder / "student.keras")
         return load_model(folder / "student.keras")
 
     def measured(self, point: Point, seed: int) -> dict[str, Any]:
@@ -207,7 +215,7 @@ class Students:
         if point.coded:
             coded = self.folder / f"student_{seed}_coded.tflite"
             file = export(plain, "tflite_micro_coded", path=coded, calibration=self.data.train)
-            given, most = self._on_tflm(path, coded)
+            given, most = (None, None) if point.whole else self._on_tflm(path, coded)
             details = file.details
             row |= {
                 "arena_bytes": details["arena_bytes"],
@@ -215,11 +223,11 @@ class Students:
                 "parts": details["bytes"],
                 "lsb": most,
             }
-        else:
+        if given is None:
             given = logits({"student": str(path)}, self.data.test)[1]["student"]
         test = mcnemar(answers == labels, given.argmax(-1) == labels)
         return row | {
-            "runtime": "tflm" if point.coded else "litert",
+            "runtime": "tflm" if point.coded and not point.whole else "litert",
             "bytes": file.bytes,
             "ratio": teacher_bytes / file.bytes,
             "test_accuracy": accuracy(labels, given),
@@ -241,7 +249,7 @@ def curve(runs: Runs, dataset: str) -> str:
     """Bytes against accuracy: a row a point, over its seeds."""
     rows = []
     for name, point in POINTS[dataset].items():
-        if found := runs.find(dataset=dataset, point=name, **json_of(point)):
+        if found := runs.find(dataset=dataset, **json_of(point)):
             rows.append(
                 (
                     name,
@@ -257,10 +265,15 @@ def curve(runs: Runs, dataset: str) -> str:
 
 
 def alone(runs: Runs, dataset: str) -> str:
-    """What each way contributes."""
-    found = {name: runs.find(dataset=dataset, point=name, **json_of(point)) for name, point in ALONE.items()}
-    rows = [(name, *_figures(rows), f"{rows[0]['gzip']:,}") for name, rows in found.items() if rows]
-    return markdown(("what", *_FIGURES, "int8 file, gzip"), rows)
+    """What each way contributes, and what the same weights take as an int8 file, one through gzip, and a coded one."""
+    rows = []
+    for name, point in ALONE.items():
+        if found := runs.find(dataset=dataset, **json_of(point)):
+            _, fewer, *figures = _figures(found)
+            sizes = (f"{np.mean([r[size] for r in found]):,.0f}" for size in ("int8_bytes", "gzip", "bytes"))
+            rows.append((name, *sizes, fewer, *figures[:-1], len(found)))
+    head = ("what", "int8 file", "int8, gzip", "coded file", *_FIGURES[1:-1], "seeds")
+    return markdown(head, rows)
 
 
 _FIGURES = ("bytes", "fewer", "test accuracy", "difference, points", "McNemar p", "arena, bytes")
@@ -282,7 +295,7 @@ def _figures(found: list[dict[str, Any]]) -> tuple[str, ...]:
 def json_of(point: Point) -> dict[str, Any]:
     """A point as its line in the results has it."""
     found = {**dataclasses.asdict(point), "epochs": list(point.epochs)}
-    return {name: value for name, value in found.items() if name != "clusters" or value}
+    return {name: value for name, value in found.items() if name not in ("clusters", "whole") or value}
 
 
 def main(_: list[str]) -> None:
@@ -290,9 +303,10 @@ def main(_: list[str]) -> None:
     points = POINTS[dataset] | (ALONE if dataset == "mstar" else {})
     for seed in map(int, FLAGS.seeds):
         for name, point in points.items():
-            if not FLAGS.points or name in FLAGS.points:
+            if (not FLAGS.points or name in FLAGS.points) and not (point.whole and seed):
                 settings = {"dataset": dataset, "point": name, **json_of(point), "seed": seed}
-                runs.once(settings, lambda point=point, seed=seed: students.measured(point, seed))
+                if not runs.find(dataset=dataset, **json_of(point), seed=seed):
+                    runs.once(settings, lambda point=point, seed=seed: students.measured(point, seed))
     command = "python benchmarks/coded_students.py --dataset={mstar,aid15a} --data_dir=DATA --models_dir=MODELS"
     tables = [
         f"## Bytes against accuracy: {name}\n\n{curve(runs, name)}\n" for name in POINTS if runs.find(dataset=name)
