@@ -31,7 +31,7 @@ from orbit_kd.clustering.cluster import cluster, strip_clusters
 from orbit_kd.datasets import Data
 from orbit_kd.distillation import LogitsDistillation, TeacherCache
 from orbit_kd.distillation.job import TrainingJob
-from orbit_kd.evaluation.metrics import accuracy, mcnemar
+from orbit_kd.tasks.metrics import accuracy, mcnemar
 from orbit_kd.evaluation.outputs import logits
 from orbit_kd.exporters import export
 from orbit_kd.exporters.metadata import note

@@ -38,7 +38,7 @@ from experiments import (
     written_by,
 )
 
-from orbit_kd.evaluation import metrics
+from orbit_kd.tasks import metrics
 from orbit_kd.exporters import export
 from orbit_kd.models.saving import load_model, save_model
 from orbit_kd.quantization.aware import quantize_aware

@@ -15,7 +15,7 @@ from orbit_kd.datasets import preprocessing
 from orbit_kd.datasets.preprocessing import LOADERS, Preprocess
 from orbit_kd.datasets.renderings import Renderings
 from orbit_kd.errors import InputError
-from orbit_kd.evaluation.metrics import confusion_matrix, wilson
+from orbit_kd.tasks.metrics import confusion_matrix, wilson
 from orbit_kd.models.heads import heads
 from orbit_kd.models.saving import load_model
 from orbit_kd.support.progress import track

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from orbit_kd.evaluation import latency as timing
-from orbit_kd.evaluation.metrics import accuracy, confusion_matrix, mcnemar
+from orbit_kd.tasks.metrics import accuracy, confusion_matrix, mcnemar
 from orbit_kd.evaluation.outputs import model_bytes
 from orbit_kd.exporters import Artifact
 from orbit_kd.reports.summary import main_artifact

@@ -20,7 +20,7 @@ from orbit_kd.datasets.augment import Augment
 from orbit_kd.distillation import TeacherCache
 from orbit_kd.errors import InputError
 from orbit_kd.evaluation.evaluate import evaluate
-from orbit_kd.evaluation.metrics import accuracy
+from orbit_kd.tasks.metrics import accuracy
 from orbit_kd.evaluation.outputs import logits, model_bytes
 from orbit_kd.exporters import Artifact, check, export_all, find
 from orbit_kd.exporters.metadata import bytes_of, note

@@ -13,7 +13,7 @@ import tf_keras as keras
 
 from orbit_kd.channels.graph import ChannelGraph
 from orbit_kd.errors import InputError
-from orbit_kd.evaluation.metrics import accuracy
+from orbit_kd.tasks.metrics import accuracy
 from orbit_kd.evaluation.outputs import logits
 from orbit_kd.exporters import export
 from orbit_kd.quantization.aware import plain_model, quantize_aware

@@ -1,0 +1,7 @@
+"""What a network is for: one class a file, registered by name in `tasks`; `choose` finds the one that fits."""
+
+from orbit_kd.tasks import binary, classification, detection, multi_label, regression, segmentation, several  # noqa: F401
+from orbit_kd.tasks.choice import choose
+from orbit_kd.tasks.task import Metric, Outputs, Records, Task, tasks
+
+__all__ = ["Metric", "Outputs", "Records", "Task", "choose", "tasks"]

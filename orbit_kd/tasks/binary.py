@@ -1,0 +1,77 @@
+"""Yes or no: one output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from orbit_kd.models.heads import head_type, heads
+from orbit_kd.tasks.classification import ClassScores
+from orbit_kd.tasks.metrics import average_precision
+from orbit_kd.tasks.task import Outputs, Records, refuse, tasks
+
+if TYPE_CHECKING:
+    import tf_keras as keras
+
+    from orbit_kd.datasets import Data
+
+
+@tasks.register("binary")
+class Binary(ClassScores):
+    """One sigmoid, or the logit before it. A record is (label, answer, the output): yes is 1.
+
+    Attributes:
+        threshold: the output from which on the answer is yes: 0.5 of a probability, 0 of a logit.
+    """
+
+    name = "binary"
+
+    def __init__(self, *, threshold: float = 0.5) -> None:
+        super().__init__(classes=2)
+        self.threshold = threshold
+
+    @classmethod
+    def of(cls, model: keras.Model, data: Data | None = None) -> Binary:
+        shape = model.outputs[0].shape
+        if len(model.outputs) != 1 or shape[-1] != 1 or len(shape) != 2:
+            told = ", ".join(str(tuple(t.shape)) for t in model.outputs)
+            raise refuse(model, cls.name, f"its outputs have the shapes {told}", expected="one number an image",
+                         fix="let it end in Dense(1, 'sigmoid'); two scores an image are the task classification")  # fmt: skip
+        return cls(threshold=0.5 if _is_probability(model) else 0.0)
+
+    def loss(self, model: keras.Model, data: Data | None = None) -> Any:
+        import tf_keras as keras
+
+        return keras.losses.BinaryCrossentropy(from_logits=not _is_probability(model))
+
+    def keras_metrics(self, model: keras.Model) -> list[Any]:
+        import tf_keras as keras
+
+        return [keras.metrics.BinaryAccuracy(name="accuracy", threshold=self.threshold)]
+
+    def sample_loss(self, model: keras.Model) -> Callable[[Any, Sequence[Any]], Any]:
+        import tensorflow as tf
+        import tf_keras as keras
+
+        loss = keras.losses.BinaryCrossentropy(from_logits=not _is_probability(model), reduction="none")
+        return lambda y, outputs: loss(tf.cast(y, tf.float32)[:, None], tf.reshape(outputs[0], (-1, 1)))
+
+    def predicted(self, outputs: Outputs) -> np.ndarray:
+        return (outputs[0].reshape(-1) > self.threshold).astype(np.int64)
+
+    def records(self, truth: Any, outputs: Outputs) -> Records:
+        return np.stack([truth, self.predicted(outputs), outputs[0].reshape(-1)], axis=1).astype(float)
+
+    def details(self, records: Records) -> dict[str, Any]:
+        found = super().details(records[:, :2].astype(np.int64))
+        return {**found, "average_precision": average_precision(records[:, 0], records[:, 2])}
+
+    def chance(self, records: Records) -> float:
+        share = float(records[:, 0].mean())
+        return max(share, 1 - share)
+
+
+def _is_probability(model: keras.Model) -> bool:
+    return head_type(heads(model)[0]).kind == "labels"

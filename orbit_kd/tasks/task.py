@@ -1,0 +1,148 @@
+"""What a network is for, as a value: the checks, the losses, the metric and the comparison that a job needs of it.
+
+The rest of `compress` knows a task only by the members of `Task`. Of each sample a task keeps a record (a row of an
+array): the label and what the network said about it, as far as the metric needs them. Every figure is made of records,
+so that outputs of any size pass by batch by batch and nothing larger than the records stays.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from orbit_kd.errors import InputError
+from orbit_kd.registry import Registry
+from orbit_kd.tasks.metrics import bootstrap
+
+if TYPE_CHECKING:
+    import tf_keras as keras
+
+    from orbit_kd.datasets import Data
+
+Outputs = tuple[np.ndarray, ...]
+"""What a network gives for a batch: float32 (n, ...), one array an output."""
+
+Records = np.ndarray
+"""(n, ...): what the metric needs of each sample. Records of batches are joined by `np.concatenate`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A figure of merit; higher is better.
+
+    Attributes:
+        key: in reports and histories, such as "accuracy".
+        name: for people, such as "mean IoU".
+        unit: "%" for shares, which are in [0, 1] and told in percent and points; "" for numbers told as they are.
+    """
+
+    key: str
+    name: str
+    unit: str = "%"
+
+    def text(self, value: float) -> str:
+        """A value for people."""
+        return f"{100 * value:.2f}%" if self.unit == "%" else f"{value:.4f}{self.unit}"
+
+
+class Task(abc.ABC):
+    """One kind of problem, and what is known of the network and the data at hand.
+
+    Attributes:
+        name: in the registry.
+        metric: what is measured, searched by, and reported first.
+        losses: names of the distillation losses that fit, where the caller gives none.
+    """
+
+    name: ClassVar[str]
+    metric: Metric
+    losses: tuple[str, ...] = ("logits",)
+
+    @classmethod
+    @abc.abstractmethod
+    def of(cls, model: keras.Model, data: Data | None = None) -> Task:
+        """The task for a network and its data.
+
+        Raises:
+            InputError: a network or labels that this task does not fit, with what would.
+        """
+
+    def check_data(self, data: Data) -> None:
+        """Refuses splits that cannot tell how well a network does.
+
+        Raises:
+            InputError: with what to do.
+        """
+
+    @abc.abstractmethod
+    def loss(self, model: keras.Model, data: Data | None = None) -> Any:
+        """The loss on labels, as `keras.Model.compile` takes it."""
+
+    def keras_metrics(self, model: keras.Model) -> list[Any]:
+        """Metrics that a training shows, as `keras.Model.compile` takes them; none where only the loss is cheap."""
+        return []
+
+    @abc.abstractmethod
+    def sample_loss(self, model: keras.Model) -> Callable[[Any, Sequence[Any]], Any]:
+        """(labels, outputs) -> the loss of each sample (n,), as TensorFlow computes it: what a scan compares."""
+
+    @abc.abstractmethod
+    def truth(self, y: Any) -> Any:
+        """The labels of a batch, checked, in the form that `records` and `sample_loss` take.
+
+        Raises:
+            InputError: labels of another kind, or out of range.
+        """
+
+    @abc.abstractmethod
+    def records(self, truth: Any, outputs: Outputs) -> Records:
+        """What is kept of each sample."""
+
+    @abc.abstractmethod
+    def value(self, records: Records) -> float:
+        """The metric over some records."""
+
+    def right(self, records: Records) -> np.ndarray | None:
+        """1.0 or 0.0 for each sample where the metric is a share of right answers: (n,); None for other metrics."""
+        return None
+
+    @abc.abstractmethod
+    def details(self, records: Records) -> dict[str, Any]:
+        """Further figures for the report, as plain JSON values."""
+
+    def compare(self, first: Records, second: Records) -> dict[str, Any]:
+        """Whether two networks differ on the same samples by more than chance: the paired bootstrap of `value`."""
+        return dataclasses.asdict(bootstrap(self.value, first, second))
+
+    def chance(self, records: Records) -> float | None:
+        """What an answer that never looks at the image would reach; None where nothing is known."""
+        return None
+
+    def picture(self, image: np.ndarray, truth: Any, outputs: Outputs | None) -> np.ndarray | None:
+        """The truth (`outputs` None) or an answer drawn on one image; None where there is nothing to draw.
+
+        Args:
+            image: uint8 (h, w, 3).
+            truth: the sample's label, without the batch axis.
+            outputs: of this sample, without the batch axis.
+
+        Returns:
+            uint8 (h, w, 3).
+        """
+        return None
+
+    def config(self) -> dict[str, Any]:
+        """Plain values that tell this task from others, for keys and reports."""
+        return {"name": self.name, "metric": dataclasses.asdict(self.metric)}
+
+
+tasks: Registry[type[Task]] = Registry("task")
+
+
+def refuse(model: keras.Model, task: str, what: str, *, expected: str, fix: str) -> InputError:
+    """The error for a network that a task does not fit."""
+    return InputError(f"Model {model.name!r} does not fit the task {task!r}: {what}.", expected=expected, fix=fix)
