@@ -31,7 +31,6 @@ from orbit_kd.clustering.cluster import cluster, strip_clusters
 from orbit_kd.datasets import Data
 from orbit_kd.distillation import LogitsDistillation, TeacherCache
 from orbit_kd.distillation.job import TrainingJob
-from orbit_kd.tasks.metrics import accuracy, mcnemar
 from orbit_kd.evaluation.outputs import logits
 from orbit_kd.exporters import export
 from orbit_kd.exporters.metadata import note
@@ -40,9 +39,10 @@ from orbit_kd.models.saving import load_model, save_model
 from orbit_kd.quantization.aware import quantize_aware
 from orbit_kd.removal.planning import plan_removal
 from orbit_kd.removal.surgery import recalibrate_batchnorm, remove_filters
-from orbit_kd.search.evaluator import accuracy_of, batches_of
+from orbit_kd.search.evaluator import batches_of, value_of
 from orbit_kd.sparsity.sparsify import sparsify, strip
 from orbit_kd.support.files import write_file
+from orbit_kd.tasks.metrics import accuracy, mcnemar
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("dataset", "mstar", list(TEACHERS), "Which.")
@@ -202,7 +202,7 @@ class Students:
         plain = export(student, "tflite_int8", path=path, calibration=self.data.train, metadata=about)
         gzipped = len(gzip.compress(plain.path.read_bytes(), 9, mtime=0))
         row: dict[str, Any] = {
-            "val_accuracy": accuracy_of(student, self.val),
+            "val_accuracy": value_of(student, self.val),
             "int8_bytes": plain.bytes,
             "gzip": gzipped,
         }

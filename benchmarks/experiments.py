@@ -25,7 +25,7 @@ from orbit_kd.distillation import DistillationLoss, LogitsDistillation, TeacherC
 from orbit_kd.distillation.job import TrainingJob
 from orbit_kd.models.networks import build
 from orbit_kd.models.saving import load_model
-from orbit_kd.search.evaluator import accuracy_of, batches_of
+from orbit_kd.search.evaluator import batches_of, value_of
 from orbit_kd.training.fit import train
 
 RESULTS = Path(__file__).parent / "results"
@@ -162,7 +162,7 @@ def teach(
 
 def accuracy(model: keras.Model, batches: Any) -> float:
     """Share of right answers, in [0, 1]."""
-    return accuracy_of(model, batches_of(batches, None))
+    return value_of(model, batches_of(batches, None, model=model))
 
 
 def written_by(command: str, name: str) -> str:

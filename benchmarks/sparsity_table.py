@@ -38,13 +38,13 @@ from experiments import (
     written_by,
 )
 
-from orbit_kd.tasks import metrics
 from orbit_kd.exporters import export
 from orbit_kd.models.saving import load_model, save_model
 from orbit_kd.quantization.aware import quantize_aware
 from orbit_kd.runtimes.execution import predict
 from orbit_kd.sparsity.sparsify import keep_zeros, sparsify, strip
 from orbit_kd.sparsity.table import sparsity_table
+from orbit_kd.tasks import metrics
 from orbit_kd.tflite.nm_check import check_n_m
 from orbit_kd.tflite.summary import read
 

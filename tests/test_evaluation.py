@@ -16,10 +16,10 @@ from test_tflite_reader import recount
 from orbit_kd.errors import InputError
 from orbit_kd.evaluation import evaluate as evaluation
 from orbit_kd.evaluation.evaluate import evaluate
-from orbit_kd.tasks.metrics import accuracy, confusion_matrix, mcnemar
 from orbit_kd.evaluation.outputs import logits
 from orbit_kd.evaluation.sections import zeros_added
 from orbit_kd.exporters import export
+from orbit_kd.tasks.metrics import accuracy, confusion_matrix, mcnemar
 from orbit_kd.tflite.summary import read
 
 layers = keras.layers

@@ -18,9 +18,9 @@ from orbit_kd.datasets.augment import Augment
 from orbit_kd.datasets.images import decode
 from orbit_kd.datasets.preprocessing import LOADERS, Preprocess, apply, check
 from orbit_kd.errors import InputError
-from orbit_kd.tasks.metrics import wilson
 from orbit_kd.evaluation.preprocess_check import flags_of, parse_accuracy
 from orbit_kd.exporters.metadata import add_metadata, note, read_metadata
+from orbit_kd.tasks.metrics import wilson
 
 ROOT = Path(__file__).parent.parent
 SIZE = (37, 54)  # odd and even, not square

@@ -75,7 +75,7 @@ def _parse(field: dataclasses.Field, value: Any) -> Any:
             sizes = tuple(int(v) for v in str(value).lower().split("x"))
             return sizes * 2 if len(sizes) == 1 else sizes
         if kind.startswith("Mapping"):
-            number = int if kind.endswith("int]") else float
+            number = int if kind.endswith("int]") else str if kind.endswith("str]") else float
             return {k: number(v) for k, v in (item.rsplit(":", 1) for item in value)}
         if kind.startswith("tuple[float"):
             return tuple(float(v) for v in value)

@@ -72,11 +72,14 @@ def main() -> None:
                                                      "seed", "tensorboard")}  # fmt: skip
     history = teach(student, teacher, data=data, losses=losses, alpha=alpha, augment=augment, strategy=strategy,
                     path=FLAGS.output, **settings)  # fmt: skip
-    print(f"{FLAGS.output}: validation accuracy {history['val_accuracy'][-1]:.4f}")
+    shown = {name: values[-1] for name, values in history.items() if name.startswith("val_")}
+    print(f"{FLAGS.output}: {', '.join(f'{name} {value:.4f}' for name, value in shown.items())}")
     if FLAGS.test:
-        from orbit_kd.search.evaluator import accuracy_of, batches_of
+        from orbit_kd.search.evaluator import examples_of, value_of
+        from orbit_kd.tasks import choose
 
-        print(f"test accuracy {accuracy_of(student, batches_of(data.test, None, what='test data')):.4f}")
+        task, batches = examples_of(data.test, None, model=student, task=choose(student, data), what="test data")
+        print(f"test {task.metric.name} {value_of(student, batches, task=task):.4f}")
 
 
 def make_student(teacher: Any, data: Any) -> Any:

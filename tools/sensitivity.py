@@ -50,12 +50,13 @@ def main() -> None:
 
     data, model = load_data(), load(FLAGS.model)
     budget = given_budgets()
-    check_fit(model, data)
+    task = check_fit(model, data, task=FLAGS.task)
     scan = sensitivity(
         model,
         data.val,
         ratios=ratios_of(FLAGS.ratios) or None,
         train=data.train,
+        task=task,
         path=f"{FLAGS.output}.state.json",
         **{name: FLAGS[name].value for name in ("of", "criterion", "images", "lost", "tolerance", "memory", "exclude",
                                                 "unknown", "seed")},

@@ -32,8 +32,8 @@ def main() -> None:
 
     import tf_keras as keras
 
-    from orbit_kd.tasks.metrics import accuracy
     from orbit_kd.models import networks
+    from orbit_kd.tasks.metrics import accuracy
     from orbit_kd.training import fit as training
 
     keras.utils.set_random_seed(FLAGS.seed)

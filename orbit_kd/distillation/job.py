@@ -20,8 +20,9 @@ from orbit_kd.datasets.augment import Augment
 from orbit_kd.distillation.cache import TeacherCache, cache_teacher
 from orbit_kd.distillation.distiller import Distiller
 from orbit_kd.distillation.losses import DistillationLoss
+from orbit_kd.tasks import Task, choose
 from orbit_kd.training import workers
-from orbit_kd.training.fit import classification_loss, fit
+from orbit_kd.training.fit import fit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,7 @@ class TrainingJob:
         learning_rate: of Adam at the start; it falls to zero on a cosine.
         warmup: part of the steps in which the rate rises from zero first.
         strategy: of several devices or workers; None for one device.
+        task: what the networks are for, see `orbit_kd.tasks.choose`.
     """
 
     teacher: keras.Model
@@ -55,6 +57,7 @@ class TrainingJob:
     learning_rate: float = 2e-3
     warmup: float = 0.0
     strategy: tf.distribute.Strategy | None = None
+    task: str | Task = "auto"
 
     def lessons(
         self, layers: Sequence[str] = (), *, folder: str | os.PathLike[str] | None = None, key: str | None = None
@@ -109,6 +112,8 @@ class TrainingJob:
             epochs=epochs,
             val=self.data.val,
             loss=self._task_loss(distiller),
+            metrics=self._task.keras_metrics(distiller.student),
+            loss_weights=self._task.weights,
             learning_rate=self.learning_rate,
             warmup=self.warmup,
             seed=self.seed,
@@ -120,7 +125,9 @@ class TrainingJob:
     def seconds_an_epoch(self, student: keras.Model, lessons: TeacherCache) -> float:
         """How long an epoch of `train` takes here, from some steps of a copy and one pass over validation images."""
         distiller = self.distiller(keras.models.clone_model(student))
-        distiller.compile(optimizer="adam", loss=self._task_loss(distiller), metrics=["accuracy"])
+        distiller.compile(
+            optimizer="adam", loss=self._task_loss(distiller), metrics=self._task.keras_metrics(distiller.student)
+        )
         batches, whole = self._batches(lessons, 0), self.steps(lessons)
         steps = min(whole, 12)
 
@@ -146,8 +153,12 @@ class TrainingJob:
         batches = lessons.epochs(seed=self.seed, start=start, batch_size=self._own_batch)
         return workers.worker_batches(batches, self._strategy) if self._place[1] > 1 else batches
 
-    def _task_loss(self, distiller: Distiller) -> keras.losses.Loss | None:
-        return None if self.label_free else classification_loss(distiller.student, self.data)
+    def _task_loss(self, distiller: Distiller) -> Any:
+        return None if self.label_free else self._task.loss(distiller.student, self.data)
+
+    @property
+    def _task(self) -> Task:
+        return choose(self.teacher, self.data, task=self.task)
 
     @property
     def _strategy(self) -> tf.distribute.Strategy:

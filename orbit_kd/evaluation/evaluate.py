@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from orbit_kd import runtimes
-from orbit_kd.datasets.labels import check_several
 from orbit_kd.datasets.samples import calibration_sample
 from orbit_kd.errors import InputError
-from orbit_kd.evaluation.outputs import check_widths, logits, model_bytes
+from orbit_kd.evaluation.outputs import model_bytes
 from orbit_kd.evaluation.parity import tflm_parity
+from orbit_kd.evaluation.records import records_of
 from orbit_kd.evaluation.sections import (
-    comparison,
     ratios,
     scores,
     sizes,
@@ -27,9 +26,11 @@ from orbit_kd.evaluation.sections import (
     teacher_section,
     zeros_added,
 )
+from orbit_kd.evaluation.task_of_files import task_of
 from orbit_kd.exporters import Artifact, export, find, open_artifact
 from orbit_kd.reports.report import Report
 from orbit_kd.support.versions import versions
+from orbit_kd.tasks import Records, Task
 from orbit_kd.tflite.summary import read
 
 log = logging.getLogger("orbit_kd")
@@ -51,6 +52,7 @@ def evaluate(
     *,
     teacher: Any = None,
     teacher_artifacts: Sequence[Artifact] = (),
+    task: str | Task = "auto",
     class_names: Sequence[str] | None = None,
     workdir: str | os.PathLike[str] | None = None,
     threads: int = 1,
@@ -64,11 +66,12 @@ def evaluate(
 
     Args:
         artifacts: exported files of the student, as `export` returns them, or paths.
-        test: batches (x, y) as for `logits`.
+        test: batches (x, y): x real numbers (batch, ...) after Preprocess, y labels as the task has them.
         teacher: a model of tf_keras or Keras 3, which is exported to "tflite_float32" and measured there; or that file
             (an Artifact or a path); or None, which leaves the comparison out.
         teacher_artifacts: further files of the teacher. A student's file is timed against the teacher's file of the
             same target.
+        task: what the files are for, a name in `orbit_kd.tasks` or a task; "auto" asks the teacher and the files.
         class_names: for the report.
         workdir: where the teacher's file is kept; None for a temporary folder.
         threads: LiteRT threads for the latencies; accuracy uses all cores.
@@ -76,7 +79,8 @@ def evaluate(
         tflm_images: how many test images (a seeded random sample) TFLite Micro is compared on.
 
     Raises:
-        InputError: no artifacts, a teacher file of another target, class counts that differ, or what `logits` raises.
+        InputError: no artifacts, a teacher file of another target, files and labels of another task, or what
+            `records_of` raises.
     """
     from orbit_kd.datasets.batches import as_batches  # loads TensorFlow
 
@@ -101,18 +105,17 @@ def evaluate(
                 running[file.name] = runtimes.load(
                     file.model or file.artifact.path, runtime=file.runtime, threads=os.cpu_count() or 1
                 )
-        labels, outputs = logits(running, test, threads=os.cpu_count() or 1)
-        check_widths(outputs, class_names)
-        width = next(iter(outputs.values())).shape[1]
-        check_several(labels, what="test data", classes=width)
-        if missing := sorted(set(range(width)) - set(labels.tolist())):
-            log.warning("evaluate: the test data has no example of the classes %s", ", ".join(map(str, missing)))
+        of = task_of(students, teacher, test, task=task)
+        outputs = records_of(running, test, task=of, threads=os.cpu_count() or 1)
+        some = next(iter(outputs.values()))
+        _check_classes(of, some, class_names)
         reference = next((file for file in students if file.artifact.target == "tflite_float32"), None)
         base = reference or min(students, key=lambda file: file.artifact.bytes)
         counted = read(base.model)
         data: dict[str, Any] = {
-            "teacher": teacher_section(teacher_file, running.get("teacher"), labels, outputs),
-            "student": student_section(base.artifact, counted, labels, outputs[base.name]),
+            "teacher": teacher_section(teacher_file, running.get("teacher"), of, outputs),
+            "student": student_section(base.artifact, counted, of, outputs[base.name]),
+            "task": {"name": of.name, **dataclasses.asdict(of.metric)},
             "artifacts": [],
         }
         images = calibration_sample(test, samples=tflm_images)
@@ -121,7 +124,9 @@ def evaluate(
             row = sizes(file.artifact)
             if file.name in outputs:
                 values = outputs[file.name]
-                row |= scores(labels, values) | comparison(labels, outputs.get("teacher"), values)
+                row |= scores(of, values)
+                if "teacher" in outputs:
+                    row |= of.compare(outputs["teacher"], values)
             if file.model:
                 summary = counted if file is base else read(file.model)
                 row |= {"density": summary.density, "params": counted.params, "nonzero_params": counted.nonzero_params,
@@ -135,9 +140,23 @@ def evaluate(
             data["artifacts"].append(row)
     data["ratios"] = ratios(data)
     data["class_names"] = None if class_names is None else list(class_names)
-    data["data"] = {"test": len(labels)}
+    data["data"] = {"test": len(some)}
     data["versions"] = versions()
     return Report(data)
+
+
+def _check_classes(task: Task, records: Records, class_names: Sequence[str] | None) -> None:
+    """Refuses names that are not one a class, and labels that say nothing; warns of classes without an example."""
+    classes = getattr(task, "classes", None)
+    if class_names is not None and classes is not None and task.name != "detection" and len(class_names) != classes:
+        raise InputError(
+            f"There are {len(class_names)} class names, and the network knows {classes} classes.",
+            expected="one name a class",
+            fix="give the names of the data that the network was trained on",
+        )
+    counts = [sum(row) for row in task.details(records).get("confusion", [])]
+    if missing := [str(i) for i, count in enumerate(counts) if not count]:
+        log.warning("evaluate: the test data has no example of the classes %s", ", ".join(missing))
 
 
 def _file(number: int, item: Artifact | str | os.PathLike[str]) -> _File:

@@ -15,10 +15,10 @@ from orbit_kd.datasets import preprocessing
 from orbit_kd.datasets.preprocessing import LOADERS, Preprocess
 from orbit_kd.datasets.renderings import Renderings
 from orbit_kd.errors import InputError
-from orbit_kd.tasks.metrics import confusion_matrix, wilson
 from orbit_kd.models.heads import heads
 from orbit_kd.models.saving import load_model
 from orbit_kd.support.progress import track
+from orbit_kd.tasks.metrics import confusion_matrix, wilson
 
 # What the networks of keras.applications want: modes "tf", "caffe" and "torch" of preprocess_input; and rescale=1/255.
 VALUES: tuple[dict[str, Any], ...] = (

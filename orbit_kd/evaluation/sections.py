@@ -7,13 +7,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from orbit_kd.evaluation import latency as timing
-from orbit_kd.tasks.metrics import accuracy, confusion_matrix, mcnemar
 from orbit_kd.evaluation.outputs import model_bytes
 from orbit_kd.exporters import Artifact
 from orbit_kd.reports.summary import main_artifact
+from orbit_kd.tasks import Records, Task
 from orbit_kd.tflite.summary import TfliteSummary, read
 
 
@@ -46,29 +44,26 @@ def ratios(data: Mapping[str, Any]) -> dict[str, float]:
     return found | ({"float32_bytes": teacher["tflite_bytes"] / float32["bytes"]} if float32 else {})
 
 
-def scores(labels: np.ndarray, values: np.ndarray) -> dict[str, Any]:
-    predictions = values.argmax(-1)
-    matrix = confusion_matrix(labels, predictions, classes=values.shape[1])
-    return {"accuracy": accuracy(labels, values), "confusion": matrix.tolist()}
+def scores(task: Task, records: Records) -> dict[str, Any]:
+    """The task's metric, and what else it tells."""
+    return {"metric": task.value(records), **task.details(records)}
 
 
 def teacher_section(
-    file: Artifact | None, model: bytes | None, labels: np.ndarray, outputs: Mapping[str, np.ndarray]
+    file: Artifact | None, model: bytes | None, task: Task, records: Mapping[str, Records]
 ) -> dict[str, Any] | None:
     if file is None or model is None:
         return None
     summary = read(model)
     sizes = {"params": summary.params, "nonzero_params": summary.nonzero_params, "macs": _known(summary.macs),
              "tflite_bytes": file.bytes, "gzip_bytes": file.gzip_bytes}  # fmt: skip
-    return sizes | scores(labels, outputs["teacher"])
+    return sizes | scores(task, records["teacher"])
 
 
-def student_section(
-    artifact: Artifact, summary: TfliteSummary, labels: np.ndarray, values: np.ndarray
-) -> dict[str, Any]:
+def student_section(artifact: Artifact, summary: TfliteSummary, task: Task, records: Records) -> dict[str, Any]:
     counts = {"params": summary.params, "nonzero_params": summary.nonzero_params, "macs": _known(summary.macs),
               "macs_nonzero": _known(summary.macs_nonzero), "measured_from": artifact.target}  # fmt: skip
-    return counts | scores(labels, values)
+    return counts | scores(task, records)
 
 
 def _known(macs: float) -> float | None:
@@ -80,13 +75,6 @@ def sizes(artifact: Artifact) -> dict[str, Any]:
     """What is known of any file without running it."""
     return {"target": artifact.target, "path": str(artifact.path), "bytes": artifact.bytes,
             "gzip_bytes": artifact.gzip_bytes, "details": artifact.details}  # fmt: skip
-
-
-def comparison(labels: np.ndarray, teacher: np.ndarray | None, values: np.ndarray) -> dict[str, Any]:
-    if teacher is None:
-        return {"mcnemar_p": None, "teacher_only_right": None, "student_only_right": None}
-    test = mcnemar(teacher.argmax(-1) == labels, values.argmax(-1) == labels)
-    return {"mcnemar_p": test.p, "teacher_only_right": test.first_only, "student_only_right": test.second_only}
 
 
 def speed(

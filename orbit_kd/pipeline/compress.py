@@ -9,7 +9,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tf_keras as keras
 
 from orbit_kd import runtimes
@@ -20,8 +19,8 @@ from orbit_kd.datasets.augment import Augment
 from orbit_kd.distillation import TeacherCache
 from orbit_kd.errors import InputError
 from orbit_kd.evaluation.evaluate import evaluate
-from orbit_kd.tasks.metrics import accuracy
-from orbit_kd.evaluation.outputs import logits, model_bytes
+from orbit_kd.evaluation.outputs import model_bytes
+from orbit_kd.evaluation.records import records_of
 from orbit_kd.exporters import Artifact, check, export_all, find
 from orbit_kd.exporters.metadata import bytes_of, note
 from orbit_kd.models.conversion import as_tf_keras
@@ -38,11 +37,12 @@ from orbit_kd.removal.planning import check_names, plan_removal
 from orbit_kd.removal.rounds import ratio_of_round
 from orbit_kd.removal.surgery import recalibrate_batchnorm, remove_filters
 from orbit_kd.reports.report import Report
-from orbit_kd.search.evaluator import accuracy_of, batches_of
+from orbit_kd.search.evaluator import Evaluator, examples_of
 from orbit_kd.sparsity.sparsify import sparsify, strip
 from orbit_kd.support.digests import digest
 from orbit_kd.support.files import write_file
 from orbit_kd.support.stages import Stages, log
+from orbit_kd.tasks import Task, choose
 from orbit_kd.training.fit import check_fit
 
 _OF_THE_TEACHER = ("tflite_float32", "tflite_int8")  # what the student's files are compared with
@@ -74,7 +74,7 @@ def compress(
     the teacher, the data, or a stage before it have changed.
 
     Args:
-        teacher: a trained classifier (logits or softmax), as `load_model` takes it; it is not changed.
+        teacher: a trained network, as `load_model` takes it; it is not changed.
         data: training, validation and test examples; the test split is read once, for the report.
         recipe: what to do; the defaults are moderate.
         augment: random changes to the training images the teacher and the student see.
@@ -90,7 +90,7 @@ def compress(
     teacher = as_tf_keras(load_model(teacher), name="teacher")
     first = teacher if student is None else as_tf_keras(load_model(student), name="student")
     recipe, augment = recipe or Recipe(), augment or Augment()
-    plan = _check(teacher, first, data, recipe)
+    task, plan = _check(teacher, first, data, recipe)
     begun = () if student is None else (fingerprint(first),)
     stages = Stages(workdir, digest(fingerprint(teacher), data.key, *begun))
     if plan:
@@ -98,16 +98,16 @@ def compress(
     seen = recipe.scan_images  # for a line that people read: no result depends on it
     with stages.stage("teacher", **recipe.settings("teacher")) as (folder, done):
         if not done:
-            _tell_of_chance(teacher, data, seen)
+            _tell_of_chance(teacher, data, task, seen)
         originals = _export(teacher, _OF_THE_TEACHER, folder, "teacher", data, done, recipe)
-    about = note(data.class_names, _preprocess(data), recipe=digest(recipe.to_dict()))
+    about = note(data.class_names, _preprocess(data), recipe=digest(recipe.to_dict()), **_told(task))
     extra = bytes_of(about, model_bytes(originals[1]))
     decided = decisions.Decisions.from_recipe(recipe)
     if recipe.budgets and recipe.max_drop is None:
-        decided = decisions.within_budgets(stages, first, data, recipe, note=extra)
+        decided = decisions.within_budgets(stages, first, data, recipe, note=extra, task=task)
         plan = _plan(first, data, recipe, decided)
         log.info("%s\n", plan)
-    job = Retraining(stages, teacher, _lessons(stages, teacher, data, recipe, augment), data, recipe)
+    job = Retraining(stages, teacher, _lessons(stages, teacher, data, recipe, augment, task), data, recipe, task)
     search = None
     if plan is None:
         student, search = decisions.within_drop(job, note=extra)
@@ -124,8 +124,8 @@ def compress(
     with stages.stage("export", after=[last], note=said, **recipe.settings("export")) as (folder, done):
         artifacts = _export(student, recipe.targets, folder, "student", data, done, recipe, about)
     if search is not None:
-        search = _validated(search, artifacts, data, stages)
-    measured = _measured(originals, artifacts, data, stages)
+        search = _validated(search, artifacts, data, task, stages)
+    measured = _measured(originals, artifacts, data, task, stages)
     student = plain_model(student)
     about_run = {"search": search, "title": title or f"{teacher.name}, compressed", "command": command}
     report = Report(measured | report_sections(measured, job, student, artifacts, decided, augment) | about_run)
@@ -134,21 +134,29 @@ def compress(
     return Compressed(student, tuple(artifacts), report)
 
 
-def _check(teacher: keras.Model, first: keras.Model, data: Data, recipe: Recipe) -> RemovalPlan | None:
-    """Refuses before hours are spent what can be; returns the plan, or None where a scan or a search decides."""
+def _check(
+    teacher: keras.Model, first: keras.Model, data: Data, recipe: Recipe
+) -> tuple[Task, RemovalPlan | None]:  # fmt: skip
+    """Refuses before hours are spent what can be.
+
+    Returns:
+        The task, and the plan of what goes; None where a scan or a search decides.
+    """
     if not isinstance(data, Data):
         raise InputError(
             f"compress got a {type(data).__name__} as its data.",
             expected="training, validation and test examples in one okd.Data",
             fix="okd.Data(train, val, test), each as Keras' fit takes it; or okd.load(folder)",
         )
-    check_fit(teacher, data)
+    task = choose(teacher, data, task=recipe.task, outputs=recipe.output_tasks, weights=recipe.output_weights)
+    check_fit(teacher, data, task=task)
+    log.info("task: %s, measured by %s", task.name.replace("_", " "), task.metric.name)
     if first is not teacher:
-        _check_student(teacher, first, data, recipe)
+        _check_student(teacher, first, data, recipe, task)
     criteria.get(recipe.criterion)
     if recipe.shrink is not None:
         budgets.costs.get(f"max_{recipe.shrink}")
-    losses_of(recipe)
+    losses_of(recipe, task)
     check(teacher, (*_OF_THE_TEACHER, *recipe.targets))
     plan, smaller = None, first
     if recipe.budgets or recipe.max_drop is not None:
@@ -163,12 +171,12 @@ def _check(teacher: keras.Model, first: keras.Model, data: Data, recipe: Recipe)
         _sparse(smaller, recipe, as_asked, steps=1)
     if as_asked.few_levels:
         quantize_aware(smaller, bits=as_asked.bits_by_pattern)
-    return plan
+    return task, plan
 
 
-def _check_student(teacher: keras.Model, student: keras.Model, data: Data, recipe: Recipe) -> None:
+def _check_student(teacher: keras.Model, student: keras.Model, data: Data, recipe: Recipe, task: Task) -> None:
     """Raises InputError for a student that was not made of the teacher, or where only the teacher can be begun with."""
-    check_fit(student, data)
+    check_fit(student, data, task=task)
     known = {layer.name for layer in profile(teacher).layers}
     missing = [layer.name for layer in profile(student).layers if layer.params and layer.name not in known]
     if missing:
@@ -185,25 +193,34 @@ def _check_student(teacher: keras.Model, student: keras.Model, data: Data, recip
         )
 
 
-def _tell_of_chance(teacher: keras.Model, data: Data, images: int) -> None:
+def _tell_of_chance(teacher: keras.Model, data: Data, task: Task, images: int) -> None:
     """Says before hours are spent what the teacher knows, and warns of one that only guesses."""
-    batches = batches_of(data.val, images)
-    right = accuracy_of(teacher, batches)
-    labels = np.concatenate([y for _, y in batches])
-    guess = np.bincount(labels).max() / len(labels)
-    log.info("teacher: %.2f%% of %d validation images", 100 * right, len(labels))
-    if right <= guess:
+    _, batches = examples_of(data.val, images, model=teacher, task=task)
+    whole = Evaluator(teacher, batches, memory=0, task=task).measure()
+    said, guess = task.metric.text(whole.accuracy), task.chance(whole.each[0])
+    told = f"{said} of" if task.metric.key == "accuracy" else f"{task.metric.name} {said} on"
+    log.info("teacher: %s %d validation images", told, whole.images)
+    if guess is not None and whole.accuracy <= guess:
         log.warning(
-            "teacher: that is no better than the commonest class for all (%.2f%%). Do the images reach it as in its "
-            "training (tools/evaluate.py --expected_accuracy tells), and are the classes in its order?", 100 * guess,
+            "teacher: that is no better than %s. Do the images reach it as in its training (tools/evaluate.py "
+            "--expected_accuracy tells), and are the classes in its order?",
+            f"the commonest class for all ({task.metric.text(guess)})" if task.metric.key == "accuracy"
+            else f"an answer that never looks at the image ({task.metric.text(guess)})",
         )  # fmt: skip
 
 
-def _lessons(stages: Stages, teacher: keras.Model, data: Data, recipe: Recipe, augment: Augment) -> TeacherCache:
+def _told(task: Task) -> dict[str, Any]:
+    """What a file says of its task; a file without a word is a classifier's, as its shape tells."""
+    return {} if task.name == "classification" else {"task": task.config()}
+
+
+def _lessons(
+    stages: Stages, teacher: keras.Model, data: Data, recipe: Recipe, augment: Augment, task: Task
+) -> TeacherCache:
     """What the teacher says about the training images."""
-    layers = lesson_layers(teacher, recipe)
+    layers = lesson_layers(teacher, recipe, task)
     settings = {"layers": layers, "augment": augment.to_dict(), **recipe.settings("lessons")}
-    training = training_of(recipe, teacher, data=data, augment=augment)
+    training = training_of(recipe, teacher, data=data, task=task, augment=augment)
     with stages.stage("lessons", **settings) as (folder, _):
         return training.lessons(layers, folder=folder, key=stages.keys["lessons"])
 
@@ -310,30 +327,34 @@ def _export(
     return [Artifact.from_dict(a, folder) for a in json.loads((folder / "artifacts.json").read_text())]
 
 
-def _validated(search: dict[str, Any], artifacts: list[Artifact], data: Data, stages: Stages) -> dict[str, Any]:
+def _validated(
+    search: dict[str, Any], artifacts: list[Artifact], data: Data, task: Task, stages: Stages
+) -> dict[str, Any]:
     """The story of the search with what the shipped file reaches on the images it was chosen by."""
     by_target = {file.target: file for file in reversed(artifacts)}
     file = by_target.get(search["file"]) or by_target.get("tflite_int8") or artifacts[0]
     with stages.stage("validation", after=["export"]) as (folder, done):
         if not done:
             runner = runtimes.load(model_bytes(file), runtime=find(file.target)[0].runtime or "litert")
-            labels, outputs = logits({"student": runner}, data.val)
-            write_file(folder / "validation.json", json.dumps({"accuracy": accuracy(labels, outputs["student"])}))
+            reached = task.value(records_of({"student": runner}, data.val, task=task)["student"])
+            write_file(folder / "validation.json", json.dumps({"accuracy": reached}))
         reached = json.loads((folder / "validation.json").read_text())["accuracy"]
     verdict = search["verdict"]
     if reached < search["target"] and not verdict.startswith("below"):
         verdict = "below what was asked, as the exported file reads other than the one of the search"
-    log.info("validation: %.2f%% (%s), %s", 100 * reached, file.target, verdict)
+    log.info("validation: %s (%s), %s", task.metric.text(reached), file.target, verdict)
     return {**search, "reached": reached, "target_file": file.target, "verdict": verdict}
 
 
-def _measured(originals: list[Artifact], artifacts: list[Artifact], data: Data, stages: Stages) -> dict[str, Any]:
+def _measured(
+    originals: list[Artifact], artifacts: list[Artifact], data: Data, task: Task, stages: Stages
+) -> dict[str, Any]:
     """The figures of the exported files on the test split, which is read once."""
     names = list(data.class_names)
-    with stages.stage("report", after=["teacher", "export"], class_names=names) as (folder, done):
+    with stages.stage("report", after=["teacher", "export"], class_names=names, task=task.config()) as (folder, done):
         if not done:
             report = evaluate(artifacts, data.test, teacher=originals[0], teacher_artifacts=originals,
-                              class_names=names or None)  # fmt: skip
+                              class_names=names or None, task=task)  # fmt: skip
             write_file(folder / "measured.json", json.dumps(report.data))
         return json.loads((folder / "measured.json").read_text())
 

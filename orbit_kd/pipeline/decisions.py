@@ -27,6 +27,7 @@ from orbit_kd.search.smallest import smallest
 from orbit_kd.support.digests import digest
 from orbit_kd.support.files import write_file
 from orbit_kd.support.stages import Stages
+from orbit_kd.tasks import Task
 
 log = logging.getLogger("orbit_kd")
 
@@ -86,7 +87,9 @@ class Decisions:
         return {**vars(self), **{k: dict(v) for k, v in vars(self).items() if isinstance(v, Mapping)}}
 
 
-def within_budgets(stages: Stages, teacher: keras.Model, data: Data, recipe: Recipe, *, note: int) -> Decisions:
+def within_budgets(
+    stages: Stages, teacher: keras.Model, data: Data, recipe: Recipe, *, note: int, task: Task
+) -> Decisions:
     """The ratios (and zeros and bits of layers) that meet the recipe's budgets at the least predicted loss.
 
     Args:
@@ -95,6 +98,7 @@ def within_budgets(stages: Stages, teacher: keras.Model, data: Data, recipe: Rec
         data: validation examples for the scans, training examples for the criterion.
         recipe: with a budget.
         note: bytes of max_bytes that class names and preprocessing take in the file.
+        task: what the network is for.
 
     Raises:
         InputError: a budget that cannot be met.
@@ -106,7 +110,7 @@ def within_budgets(stages: Stages, teacher: keras.Model, data: Data, recipe: Rec
         kinds.append("weights")
     if coded:
         kinds.append("bits")
-    scans = _scans(stages, teacher, data, recipe, kinds)
+    scans = _scans(stages, teacher, data, recipe, kinds, task)
     log.info("%s\n", scans[0])
     settings = recipe.settings("budget") | {"note": note, "target": target}
     with stages.stage("budget", after=["sensitivity"], **settings) as (folder, done):
@@ -139,7 +143,9 @@ def _met(scans: Sequence[Scan], teacher: keras.Model, recipe: Recipe, note: int,
     return met
 
 
-def _scans(stages: Stages, teacher: keras.Model, data: Data, recipe: Recipe, kinds: Sequence[str]) -> list[Scan]:
+def _scans(
+    stages: Stages, teacher: keras.Model, data: Data, recipe: Recipe, kinds: Sequence[str], task: Task
+) -> list[Scan]:
     """Scans of these kinds, in one pass."""
     settings = recipe.settings("sensitivity") | {"of": kinds}
     exclude = {"filters": recipe.exclude, "weights": recipe.sparse_exclude, "bits": recipe.sparse_exclude}
@@ -150,7 +156,7 @@ def _scans(stages: Stages, teacher: keras.Model, data: Data, recipe: Recipe, kin
             scans = sensitivities(
                 teacher, data.val, ratios={of: USUAL[of] for of in kinds}, exclude=exclude, criterion=recipe.criterion,
                 train=data.train, images=recipe.scan_images, lost=LOST, tolerance=TOLERANCE, unknown=recipe.unknown,
-                seed=recipe.seed, path=folder / "scans.state.json",
+                task=task, seed=recipe.seed, path=folder / "scans.state.json",
             )  # fmt: skip
             for scan in scans:
                 scan.to_json(folder / f"{scan.of}.json")
@@ -195,6 +201,7 @@ def within_drop(job: Retraining, *, note: int) -> tuple[keras.Model, dict[str, A
                 exclude=recipe.exclude,
                 sparse_exclude=recipe.sparse_exclude,
                 unknown=recipe.unknown,
+                task=job.task,
                 seed=recipe.seed,
                 examples=job.lessons.steps(recipe.batch_size) * recipe.batch_size,
                 seconds=_SURELY * _left(stages, recipe.time_budget or _UNASKED),

@@ -38,6 +38,9 @@ class Recipe:
     A field says which stages it changes; the stages that follow from those run anew with them.
 
     Attributes:
+        task: what the network is for, a name in `orbit_kd.tasks`; "auto" reads it from its outputs and the labels.
+        output_tasks: of several outputs: name -> task, for those that do not tell.
+        output_weights: of several outputs: name -> weight in the metric and in the loss; 1 for the others.
         criterion: importance criterion that picks the filters to remove.
         ratio: part of the filters that goes in each group, in [0, 1), where no budget below decides.
         ratios: the same per group: layer name (shell patterns allowed) -> part that goes.
@@ -49,8 +52,8 @@ class Recipe:
             that is a target: these are predicted, and a file that comes out larger is told of.
         limits: further budgets: name -> what it may be at most, such as max_params, max_activation_bytes, or one of
             your own that is registered with `orbit_kd.budgets.cost` in a module that is imported.
-        max_drop: accuracy on the validation images that may be lost, 0.01 for one point: the smallest network within it
-            is searched for.
+        max_drop: accuracy (or another task's metric) on the validation images that may be lost, 0.01 for one point: the
+            smallest network within it is searched for.
         shrink: what that search makes small, and what steps towards a budget are priced by: bytes, macs, params,
             activation_bytes, or another budget's name without "max_". None for the bytes of the file (of the coded one,
             where that is a target), and for the budgets themselves.
@@ -77,7 +80,8 @@ class Recipe:
         bits: of every kernel, 2 to 8; fewer than 8 are trained for (`quantize_epochs`) and make a coded file smaller.
         layer_bits: the same per layer: layer name (shell patterns allowed) -> bits.
         quantize_epochs: training epochs with the rounding of the int8 file, where a kernel has fewer than 8 bits.
-        losses: what is learned from the teacher: names of `orbit_kd.distillation.distillation_losses`, or name:weight.
+        losses: what is learned from the teacher: names of `orbit_kd.distillation.distillation_losses`, or name:weight;
+            the default gives way to what fits the task (numbers are compared by "mse").
         alpha: weight of the teacher's losses; 1 - alpha is that of the labels.
         temperature: of the losses on logits.
         batch_size: images a step.
@@ -88,6 +92,9 @@ class Recipe:
         seed: of everything random.
     """
 
+    task: str = _setting("auto", "sensitivity", *_TRAININGS)
+    output_tasks: Mapping[str, str] = _setting(dict, "sensitivity", *_TRAININGS)
+    output_weights: Mapping[str, float] = _setting(dict, "sensitivity", *_TRAININGS)
     criterion: str = _setting("l1_norm", "sensitivity", "search", "remove")
     ratio: float = _setting(0.5, "remove")
     ratios: Mapping[str, float] = _setting(dict, "remove")
@@ -145,6 +152,8 @@ class Recipe:
         for name, most in self.limits.items():
             need("limits", most > 0, f"a number above 0 for {name!r}")
             need("limits", name not in _BUDGETS, f"--{name}={most:g}, a setting of its own, in place of {name!r}")
+        for output, weight in self.output_weights.items():
+            need("output_weights", weight >= 0, f"a number of at least 0 for {output!r}")
         need("max_drop", 0 <= (self.max_drop or 0) < 1, "a number in [0, 1): 0.01 is one point")
         few = min(self.bits, *self.layer_bits.values(), 8) < 8
         need("bits", not few or self.max_drop is None, "8 with max_drop, which finds bits where files are coded")
@@ -195,5 +204,5 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; `Recipe(**d)` gives it back."""
-        mappings = ("ratios", "limits", "sparsities", "layer_bits")
+        mappings = ("ratios", "limits", "sparsities", "layer_bits", "output_tasks", "output_weights")
         return dataclasses.asdict(self) | {name: dict(getattr(self, name)) for name in mappings}

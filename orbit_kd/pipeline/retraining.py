@@ -18,6 +18,7 @@ from orbit_kd.models.saving import load_model, save_model
 from orbit_kd.pipeline.recipe import Recipe
 from orbit_kd.support.files import write_file
 from orbit_kd.support.stages import Stages
+from orbit_kd.tasks import Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Retraining:
         lessons: what it said about the training images.
         data: the images; validation accuracy is shown.
         recipe: losses, rates, seed.
+        task: what the networks are for.
         history: one entry a finished `stage`: its name, epochs, and a list of values a metric.
     """
 
@@ -38,6 +40,7 @@ class Retraining:
     lessons: TeacherCache
     data: Data
     recipe: Recipe
+    task: Task
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def stage(
@@ -99,36 +102,40 @@ class Retraining:
     @property
     def training(self) -> TrainingJob:
         """What trains one student: its losses are new."""
-        return training_of(self.recipe, self.teacher, data=self.data)
+        return training_of(self.recipe, self.teacher, data=self.data, task=self.task)
 
 
-def training_of(recipe: Recipe, teacher: keras.Model, *, data: Data, augment: Augment | None = None) -> TrainingJob:
+def training_of(
+    recipe: Recipe, teacher: keras.Model, *, data: Data, task: Task, augment: Augment | None = None
+) -> TrainingJob:
     """The training that a recipe describes, with losses of its own."""
     return TrainingJob(
         teacher,
         data,
-        losses=losses_of(recipe),
+        losses=losses_of(recipe, task),
         alpha=recipe.alpha,
         views=recipe.views,
         augment=augment,
         seed=recipe.seed,
         batch_size=recipe.batch_size,
         learning_rate=recipe.learning_rate,
+        task=task,
     )
 
 
-def losses_of(recipe: Recipe) -> list[DistillationLoss]:
-    """The recipe's distillation losses.
+def losses_of(recipe: Recipe, task: Task) -> list[DistillationLoss]:
+    """The recipe's distillation losses; those of the task where the recipe leaves it at the default.
 
     Raises:
         InputError: a name that no loss has, or a bad weight.
     """
-    return [get_loss(text, temperature=recipe.temperature) for text in recipe.losses]
+    names = recipe.losses if recipe.losses != Recipe().losses else task.losses
+    return [get_loss(text, temperature=recipe.temperature) for text in names]
 
 
-def lesson_layers(teacher: keras.Model, recipe: Recipe) -> list[str]:
+def lesson_layers(teacher: keras.Model, recipe: Recipe, task: Task) -> list[str]:
     """The teacher's layers that these losses look at, in a student that has its layer names."""
-    losses = losses_of(recipe)
+    losses = losses_of(recipe, task)
     for loss in losses:
         loss.build(teacher, teacher)
     return layers_of(losses)

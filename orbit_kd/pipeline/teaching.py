@@ -38,6 +38,7 @@ def teach(
     batch_size: int = 64,
     views: int = 8,
     augment: Augment | None = None,
+    task: str = "auto",
     seed: int = 0,
     strategy: tf.distribute.Strategy | None = None,
     tensorboard: str | None = None,
@@ -46,7 +47,7 @@ def teach(
     """Trains the student in place and saves it; the same call goes on after a kill, a changed one starts anew.
 
     Args:
-        student: a classifier, outside any strategy's scope.
+        student: a network, outside any strategy's scope.
         teacher: of the same outputs; it is not changed.
         data: from `datasets.load`.
         losses: distillation losses.
@@ -58,6 +59,7 @@ def teach(
         views: augmented renderings that the teacher sees once, each worker its own share of the images; 0: fresh ones
             in each epoch, and the teacher runs at each step.
         augment: random changes to the images.
+        task: what the networks are for, see `orbit_kd.tasks.choose`.
         seed: of order, views and dropout.
         strategy: from `workers.strategies`; None for one device.
         tensorboard: folder for its logs.
@@ -73,14 +75,14 @@ def teach(
     strategy = strategy or tf.distribute.get_strategy()
     with workers.watch_workers(strategy):
         for model in (teacher, student):
-            check_fit(model, data, labels=not label_free)
+            check_fit(model, data, task=task, labels=not label_free)
         index, count = shard = workers.index_and_count(strategy)
         if batch_size % strategy.num_replicas_in_sync:
             raise InputError(f"batch_size={batch_size} for {strategy.num_replicas_in_sync} replicas.",
                              expected="equal parts", fix="give a multiple of their number")  # fmt: skip
         training = TrainingJob(
             teacher, data, losses=losses, alpha=alpha, label_free=label_free, views=views, augment=augment or Augment(),
-            seed=seed, batch_size=batch_size, learning_rate=learning_rate, strategy=strategy,
+            seed=seed, batch_size=batch_size, learning_rate=learning_rate, strategy=strategy, task=task,
         )  # fmt: skip
         copy = workers.copy_into(student, strategy)
         distiller = training.distiller(copy)

@@ -12,7 +12,10 @@ from html import escape
 from typing import Any, NamedTuple
 
 from orbit_kd.reports.axes import HEIGHT, WIDTH, Axes, polyline, svg
+from orbit_kd.reports.merit import Merit
 from orbit_kd.reports.words import number, percent, seconds, size
+
+_ACCURACY = Merit()
 
 
 def shorten(text: str, limit: int) -> str:
@@ -115,12 +118,15 @@ def stage_times(stages: Sequence[dict[str, Any]]) -> str:
                   caption=f"{seconds(total)} in all.")  # fmt: skip
 
 
-def curves(history: Sequence[dict[str, Any]], *, metric: str, reference: float | None = None) -> str:
+def curves(
+    history: Sequence[dict[str, Any]], *, metric: str, told: Merit = _ACCURACY, reference: float | None = None
+) -> str:
     """One metric over all epochs of all stages: training thin, validation bold, each stage a band.
 
     Args:
         history: the `history` section of the report.
-        metric: "accuracy" (drawn in percent) or "loss" (logarithmic where it spans more than a factor of 20).
+        metric: key of the metric, or "loss" (logarithmic where it spans more than a factor of 20).
+        told: how the metric is told: a share is drawn in percent.
         reference: a level drawn as a dashed line, such as the teacher's accuracy.
     """
     stages = [(str(h.get("stage", "")), series(h, metric), series(h, f"val_{metric}")) for h in history]
@@ -128,21 +134,22 @@ def curves(history: Sequence[dict[str, Any]], *, metric: str, reference: float |
     values = [v for _, train, val in stages for v in train + val if v is not None]
     if not values:
         return ""
-    is_accuracy = metric == "accuracy"
-    levels = [*values, reference] if is_accuracy and reference is not None else values
+    is_metric = metric != "loss"
+    is_share = is_metric and told.unit == "%"
+    levels = [*values, reference] if is_metric and reference is not None else values
     low, high = min(levels), max(levels)
-    log = not is_accuracy and low > 0 and high / low > 20
+    log = not is_metric and low > 0 and high / low > 20
     pad = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
     if log:
         y = (low / 1.2, high * 1.2)
     else:
         y = (
             max(0.0, low - pad) if low >= 0 else low - pad,
-            min(1.0, high + pad) if is_accuracy and high <= 1 else high + pad,
+            min(1.0, high + pad) if is_share and high <= 1 else high + pad,
         )
     lengths = [max(len(train), len(val)) for _, train, val in stages]
     axes = Axes(x=(0.5, sum(lengths) + 0.5), y=y, log_y=log)
-    y_text = _percent_tick if is_accuracy else lambda v: f"{v:g}" if 1e-3 <= abs(v) < 1e4 or v == 0 else f"{v:.0e}"
+    y_text = _percent_tick if is_share else lambda v: f"{v:g}" if 1e-3 <= abs(v) < 1e4 or v == 0 else f"{v:.0e}"
     names = _band_names([name for name, _, _ in stages], [axes.px(n) - axes.px(0) for n in lengths])
     bands, lines, start = [], [], 0
     for i, (_, train, val) in enumerate(stages):
@@ -154,20 +161,21 @@ def curves(history: Sequence[dict[str, Any]], *, metric: str, reference: float |
         bands.append(f'<text class="mid stage" x="{(x0 + x1) / 2:.1f}" y="22">{escape(names[i])}</text>')
         lines.append(polyline(axes, start, train, "train") + polyline(axes, start, val, "val"))
         start += lengths[i]
-    if is_accuracy and reference is not None:
+    if is_metric and reference is not None:
         at = axes.py(reference)
         lines.append(f'<line class="level" x1="{axes.left}" x2="{WIDTH - axes.right}" y1="{at:.1f}" y2="{at:.1f}"/>')
     body = svg("".join(bands) + axes.draw(lambda v: f"{v:.0f}", y_text, whole_x=True) + "".join(lines))
     keys = _key("train", "training") + _key("val", "validation")
-    if is_accuracy and reference is not None:
-        keys += _key("level", f"teacher, test {percent(reference)}")
+    if is_metric and reference is not None:
+        keys += _key("level", f"teacher, test {told.text(reference)}")
     numbered = names != [name for name, _, _ in stages]
     legend = "; ".join(f"{i}: {name}" for i, (name, _, _) in enumerate(stages, 1)) + ". " if numbered else ""
     last = [v for v in (stages[-1][2] or stages[-1][1]) if v is not None]
-    ending = (percent(last[-1]) if is_accuracy else f"{last[-1]:.4g}") if last else "unknown"
-    alt = f"{metric} over {sum(lengths)} epochs in {len(stages)} stages; it ends at {ending}."
+    ending = (told.text(last[-1]) if is_metric else f"{last[-1]:.4g}") if last else "unknown"
+    name = told.name if is_metric else metric
+    alt = f"{name} over {sum(lengths)} epochs in {len(stages)} stages; it ends at {ending}."
     scale = " Logarithmic scale." if log else ""
-    title = f"Training: {metric}"
+    title = f"Training: {name}"
     return figure(
         title, f'<p class="keys">{keys}</p>{body}', alt=alt, caption=f"{legend}Epochs, all stages in a row.{scale}"
     )
@@ -215,30 +223,35 @@ def confusion(matrix: Sequence[Sequence[float]], names: Sequence[str], *, title:
     return figure(title, f'<div class="scroll">{body}</div>', alt=alt, caption=caption)
 
 
-def accuracy_bytes(points: Sequence[tuple[str, float, float]]) -> str:
-    """Accuracy against file size on a logarithmic scale.
+def merit_bytes(told: Merit, points: Sequence[tuple[str, float, float]]) -> str:
+    """The metric against file size on a logarithmic scale.
 
     Args:
-        points: (label, bytes, accuracy in 0..1); the first is the teacher.
+        told: the metric.
+        points: (label, bytes, value); the first is the teacher.
     """
     if len(points) < 2:
         return ""
     low, high = min(p[2] for p in points), max(p[2] for p in points)
     pad = max((high - low) * 0.35, 0.004)
     span = [p[1] for p in points]
-    axes = Axes(x=(min(span) / 2, max(span) * 2), y=(max(0.0, low - pad), min(1.0, high + pad)), log_x=True)
-    out = [axes.draw(_size_tick, _percent_tick)]
-    for i, (label, n_bytes, accuracy) in enumerate(sorted(points, key=lambda p: p[1])):
-        x, y = axes.px(n_bytes), axes.py(accuracy)
+    axes = Axes(x=(min(span) / 2, max(span) * 2), y=_span(low, high, pad, share=told.unit == "%"), log_x=True)
+    out = [axes.draw(_size_tick, _percent_tick if told.unit == "%" else lambda v: f"{v:g}")]
+    for i, (label, n_bytes, value) in enumerate(sorted(points, key=lambda p: p[1])):
+        x, y = axes.px(n_bytes), axes.py(value)
         kind = "teacher" if label == points[0][0] else "student"
-        hint = escape(f"{label}: {n_bytes:,.0f} bytes, {percent(accuracy)}")
+        hint = escape(f"{label}: {n_bytes:,.0f} bytes, {told.text(value)}")
         out.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="7"><title>{hint}</title></circle>')
         anchor = "end" if x > WIDTH * 0.6 else "start" if x < WIDTH * 0.35 else "mid"
         at = y + 24 if i % 2 and y < HEIGHT - axes.bottom - 30 else y - 14
         shift = {"end": 8, "start": -8, "mid": 0}[anchor]
         out.append(f'<text class="{anchor} strong" x="{x + shift:.1f}" y="{at:.1f}">{escape(label)}</text>')
-    alt = "; ".join(f"{label}: {size(b)}, {percent(a)}" for label, b, a in points) + "."
-    return figure("Accuracy against bytes", svg("".join(out)), alt=alt, caption="File size, logarithmic scale.")
+    alt = "; ".join(f"{label}: {size(b)}, {told.text(v)}" for label, b, v in points) + "."
+    return figure(f"{told.title} against bytes", svg("".join(out)), alt=alt, caption="File size, logarithmic scale.")
+
+
+def _span(low: float, high: float, pad: float, *, share: bool) -> tuple[float, float]:
+    return (max(0.0, low - pad), min(1.0, high + pad)) if share else (low - pad, high + pad)
 
 
 def _cell(x: float, y: float, cell: float, value: float, total: float, labels: Sequence[str], at: tuple[int, int],

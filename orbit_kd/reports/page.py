@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from orbit_kd.reports import figures, summary, tables
 from orbit_kd.reports import words as text
+from orbit_kd.reports.merit import merit
 from orbit_kd.reports.summary import section
 from orbit_kd.reports.tables import Table
 from orbit_kd.reports.words import NONE, number
@@ -106,9 +107,10 @@ def _tiles(data: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _curves(data: dict[str, Any], history: list[dict[str, Any]]) -> list[str]:
-    level = number(section(data, "teacher").get("accuracy"))
+    told = merit(data)
+    level = told.of(section(data, "teacher"))
     return [
-        figures.curves(history, metric="accuracy", reference=level),
+        figures.curves(history, metric=told.key, told=told, reference=level),
         figures.curves(history, metric="loss"),
     ]
 
@@ -176,12 +178,13 @@ def _mistakes(data: dict[str, Any]) -> Table | None:
 
 def _accuracy_bytes(data: dict[str, Any]) -> str:
     teacher = section(data, "teacher")
-    found: list[tuple[str, Any, Any]] = [("teacher float32", teacher.get("tflite_bytes"), teacher.get("accuracy"))]
+    told = merit(data)
+    found: list[tuple[str, Any, Any]] = [("teacher float32", teacher.get("tflite_bytes"), told.of(teacher))]
     for a in rows(data, "artifacts"):
         if str(a.get("target", "")).startswith("tflite"):
             kind = str(a["target"]).removeprefix("tflite_")
-            found.append((f"student {kind}", a.get("bytes"), a.get("accuracy")))
-    return figures.accuracy_bytes([p for p in found if number(p[1]) and number(p[2]) is not None])
+            found.append((f"student {kind}", a.get("bytes"), told.of(a)))
+    return figures.merit_bytes(told, [p for p in found if number(p[1]) and number(p[2]) is not None])
 
 
 def _made(data: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -18,8 +18,8 @@ from orbit_kd.errors import InputError
 from orbit_kd.reports.summary import before_after, headline, table
 
 SCHEMA = 1
-DICTS = ("teacher", "student", "ratios", "recipe", "preprocess", "data", "versions", "search", "chosen")
-RECORDS = ("artifacts", "layers", "history", "stages")
+DICTS = ("teacher", "student", "ratios", "recipe", "preprocess", "data", "versions", "search", "chosen", "task")
+RECORDS = ("artifacts", "layers", "history", "stages", "pictures")
 LISTS = (*RECORDS, "class_names", "notes")
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from orbit_kd.reports.merit import Merit, merit
 from orbit_kd.reports.words import (
     NONE,
     arena,
@@ -18,7 +19,6 @@ from orbit_kd.reports.words import (
     number,
     p_value,
     percent,
-    points,
     quotient,
     size,
     times,
@@ -28,6 +28,7 @@ from orbit_kd.support.text_table import aligned
 TEACHER_TARGET = "tflite_float32"
 
 
+PAIRED = {"McNemar": "mcnemar_p", "paired bootstrap": "paired_p"}  # tests of teacher against student -> where p is
 SAME_TYPE = "the teacher in a file of the same type"
 
 
@@ -45,11 +46,12 @@ def main_artifact(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def accuracies(data: dict[str, Any]) -> tuple[float | None, float | None]:
-    """(teacher, student): the student's is the shipped file's where that was measured."""
-    after = number(main_artifact(data).get("accuracy"))
+    """The metric of (teacher, student): the student's is the shipped file's where that was measured."""
+    of = merit(data).of
+    after = of(main_artifact(data))
     if after is None:
-        after = number(section(data, "student").get("accuracy"))
-    return number(section(data, "teacher").get("accuracy")), after
+        after = of(section(data, "student"))
+    return of(section(data, "teacher")), after
 
 
 def headline(data: dict[str, Any]) -> tuple[str, str]:
@@ -60,30 +62,32 @@ def headline(data: dict[str, Any]) -> tuple[str, str]:
         smaller = fewer(data["ratios"]["bytes"], 1)
     if smaller != NONE:
         claims.append("the same bytes" if smaller == "same" else f"{smaller} bytes")
-    before, after = accuracies(data)
+    before, after, told = *accuracies(data), merit(data)
     if before is not None and after is not None:
-        claims.append(f"accuracy {percent(before)} → {percent(after)}")
+        claims.append(f"{told.name} {told.text(before)} → {told.text(after)}")
     elif after is not None:
-        claims.append(f"accuracy {percent(after)}")
+        claims.append(f"{told.name} {told.text(after)}")
     return ", ".join(claims) or "Nothing was measured", _verdict(data, before, after)
 
 
 def _verdict(data: dict[str, Any], before: float | None, after: float | None) -> str:
     if before is None or after is None:
-        return "Accuracy was not measured for both the teacher and the student."
-    file, images = main_artifact(data), number(section(data, "data").get("test"))
-    name = f"the {file['target']} file" if number(file.get("accuracy")) is not None else "the student"
+        return f"{merit(data).title} was not measured for both the teacher and the student."
+    file, images, told = main_artifact(data), number(section(data, "data").get("test")), merit(data)
+    name = f"the {file['target']} file" if told.of(file) is not None else "the student"
     where = f" on {images:,.0f} test images" if images else ""
     if after == before:
-        text = f"{name} is exactly as accurate as its teacher{where}"
+        text = f"{name} is exactly as {'accurate' if told.key == 'accuracy' else 'good'} as its teacher{where}"
     else:
-        change = f"{abs(100 * (after - before)):.2f} points of accuracy"
+        change = f"{abs(100 * (after - before)):.2f} points of {told.name}" if told.unit == "%" else (
+            f"{abs(after - before):.4f}{told.unit} of {told.name}")  # fmt: skip
         text = f"{name} {'gains' if after > before else 'loses'} {change}{where}"
-    p = number(file.get("mcnemar_p"))
-    if p is None:
+    paired = [(test, number(file.get(key))) for test, key in PAIRED.items() if number(file.get(key)) is not None]
+    if not paired:
         return text[0].upper() + text[1:] + "."
-    verdict = "more than chance explains" if p < 0.05 else "small enough to be chance"
-    return f"{text[0].upper()}{text[1:]} (McNemar {p_value(p)}: {verdict})."
+    test, p = paired[0]
+    verdict = "more than chance explains" if (p or 0.0) < 0.05 else "small enough to be chance"
+    return f"{text[0].upper()}{text[1:]} ({test} {p_value(p)}: {verdict})."
 
 
 class Row(NamedTuple):
@@ -122,14 +126,13 @@ def before_after(data: dict[str, Any]) -> list[Row]:
     if rows[3].before == NONE and not counted:
         ratio = quotient(teacher.get("macs"), student.get("macs_nonzero"))
         rows[3] = rows[3]._replace(change=NONE if ratio is None else fewer(ratio, 1))
-    if number(file.get("accuracy")) is None:
-        rows.append(_accuracy("Accuracy", teacher.get("accuracy"), student.get("accuracy")))
+    told = merit(data)
+    if told.of(file) is None:
+        rows.append(_merit(told, "", teacher, student))
     else:
         if source != target:
-            rows.append(
-                _accuracy(f"Accuracy ({measured_in(source)})", teacher.get("accuracy"), student.get("accuracy"))
-            )
-        rows.append(_accuracy(f"Accuracy ({files})", teacher.get("accuracy"), file.get("accuracy")))
+            rows.append(_merit(told, f" ({measured_in(source)})", teacher, student))
+        rows.append(_merit(told, f" ({files})", teacher, file))
     rows = [r for r in rows if (r.before, r.after) != (NONE, NONE)]
     if file:
         measured = file.get("latency") or {}
@@ -176,8 +179,10 @@ def table(rows: list[Row]) -> str:
     return "\n".join([head, "-" * len(head), *lines])
 
 
-def _accuracy(label: str, before: Any, after: Any) -> Row:
-    return Row(label, percent(before), percent(after), points(before, after), f"{before} → {after}")
+def _merit(told: Merit, where: str, first: dict[str, Any], second: dict[str, Any]) -> Row:
+    before, after = told.of(first), told.of(second)
+    change = told.change(before, after)
+    return Row(f"{told.title}{where}", told.text(before), told.text(after), change, f"{before} → {after}")
 
 
 def _source(student: dict[str, Any]) -> str:

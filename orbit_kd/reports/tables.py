@@ -8,6 +8,7 @@ from pathlib import PurePath
 from typing import Any
 
 from orbit_kd.reports import words as text
+from orbit_kd.reports.merit import Merit, merit
 from orbit_kd.reports.words import NONE, number
 
 
@@ -41,7 +42,7 @@ def artifacts(data: dict[str, Any]) -> Table | None:
     files = data.get("artifacts") or []
     if not files:
         return None
-    teacher = data.get("teacher") or {}
+    teacher, told = data.get("teacher") or {}, merit(data)
     lines: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
         ("File", lambda a: PurePath(str(a.get("path", ""))).name),
         ("Bytes", lambda a: text.exact(a.get("bytes"))),
@@ -50,9 +51,11 @@ def artifacts(data: dict[str, Any]) -> Table | None:
             "Against the teacher's float32 file",
             lambda a: text.fewer(teacher.get("tflite_bytes"), a.get("bytes"), "smaller", "larger"),
         ),
-        ("Accuracy", lambda a: text.percent(a.get("accuracy"))),
-        ("Change to the teacher", lambda a: text.points(teacher.get("accuracy"), a.get("accuracy"))),
+        (told.title, lambda a: told.text(told.of(a))),
+        ("Change to the teacher", lambda a: told.change(told.of(teacher), told.of(a))),
         ("McNemar p", lambda a: text.p_value(a.get("mcnemar_p"))),
+        ("Paired bootstrap p", lambda a: text.p_value(a.get("paired_p"))),
+        ("95% interval of the change", lambda a: _interval(told, a)),
         ("Only the teacher right", lambda a: text.exact(a.get("teacher_only_right"), "images")),
         ("Only the student right", lambda a: text.exact(a.get("student_only_right"), "images")),
         ("Density", lambda a: text.percent(a.get("density"))),
@@ -64,6 +67,13 @@ def artifacts(data: dict[str, Any]) -> Table | None:
     body = [[label, *(tell(a) for a in files)] for label, tell in lines]
     kept = [r for r in body if any(c not in (NONE, "") for c in r[1:])]
     return Table(["", *(str(a.get("target", "")) for a in files)], kept)
+
+
+def _interval(told: Merit, file: dict[str, Any]) -> str:
+    low, high = number(file.get("difference_low")), number(file.get("difference_high"))
+    if low is None or high is None:
+        return NONE
+    return f"{told.change(0.0, low)} to {told.change(0.0, high)}"
 
 
 def layers(found: Sequence[dict[str, Any]]) -> Table | None:
@@ -86,21 +96,23 @@ def search(data: dict[str, Any]) -> Search | None:
     trials, own, reached = found.get("trials") or [], found.get("teacher") or {}, number(found.get("reached"))
     if not trials and reached is None:
         return None
-    asked = f"At least {text.percent(found.get('target'))} of {found.get('images')} validation images"
+    told = merit(data)
+    of = "of" if told.key == "accuracy" else f"{told.name} on"
+    asked = f"At least {told.text(found.get('target'))} {of} {found.get('images')} validation images"
     if found.get("shrink"):
         asked += f", as few {str(found['shrink']).replace('_', ' ')} as that allows"
     asked += "." if not own else (
-        f". The teacher's own int8 file: {text.exact(own.get('bytes'))} bytes, {text.percent(own.get('accuracy'))}."
+        f". The teacher's own int8 file: {text.exact(own.get('bytes'))} bytes, {told.text(own.get('accuracy'))}."
     )  # fmt: skip
     verdict = "" if reached is None else (
-        f" The {found.get('target_file')} file reaches {text.percent(reached)} there: {found.get('verdict')}."
+        f" The {found.get('target_file')} file reaches {told.text(reached)} there: {found.get('verdict')}."
     )  # fmt: skip
     body = [
         [str(i), text.exact(t.get("params")), text.exact(t.get("macs")), text.exact(t.get("bytes")),
-         text.exact(t.get("epochs")), text.percent(t.get("accuracy")), _verdict(t), text.seconds(t.get("seconds"))]
+         text.exact(t.get("epochs")), told.text(t.get("accuracy")), _verdict(t), text.seconds(t.get("seconds"))]
         for i, t in enumerate(trials, 1)
     ]  # fmt: skip
-    titles = ["trial", "parameters", "MACs", "bytes", "epochs", "accuracy after them", "verdict", "time"]
+    titles = ["trial", "parameters", "MACs", "bytes", "epochs", f"{told.name} after them", "verdict", "time"]
     return Search(f"{asked}{verdict}", Table(titles, body))
 
 

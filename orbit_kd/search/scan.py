@@ -25,8 +25,8 @@ class Curve:
         members: layers that make its channels.
         width: channels of the first member (weights of the kernel, for a scan of weights).
         ratios: parts that went, ascending; of bits the part of eight.
-        accuracy: share of right answers at each ratio.
-        loss: mean cross-entropy at each ratio.
+        accuracy: the metric at each ratio; of a classifier the share of right answers.
+        loss: mean loss at each ratio.
         images: how many images each point saw; fewer than the scan's where it was clearly lost, 0 where a lower ratio
             was.
         reason: why the group was not scanned; empty where it was.
@@ -57,6 +57,7 @@ class Scan:
         accuracy, loss: of the whole network on the same images.
         images: how many.
         curves: one a group, in network order.
+        metric: the name of what `accuracy` is.
     """
 
     of: str
@@ -64,6 +65,7 @@ class Scan:
     loss: float
     images: int
     curves: tuple[Curve, ...]
+    metric: str = "accuracy"
 
     @property
     def ratios(self) -> tuple[float, ...]:
@@ -121,4 +123,5 @@ class Scan:
             points = {r: f"{a:.1%}" if n else "lost" for r, a, n in zip(c.ratios, c.accuracy, c.images, strict=True)}
             rows.append((c.name, *(points.get(r, "") for r in ratios), "") if points else (c.name, c.reason))
         lines = aligned(rows, "<" + ">" * len(ratios) + "<")
-        return "\n".join([*lines, f"whole network: {self.accuracy:.1%} of {self.images} images"])
+        told = f"{self.accuracy:.1%} of" if self.metric == "accuracy" else f"{self.metric} {self.accuracy:.1%} on"
+        return "\n".join([*lines, f"whole network: {told} {self.images} images"])

@@ -19,17 +19,17 @@ import tf_keras as keras
 from orbit_kd.channels.graph import ChannelGraph
 from orbit_kd.errors import InputError
 from orbit_kd.models.conversion import as_tf_keras
-from orbit_kd.models.label_losses import check_classes
 from orbit_kd.models.outputs import compiled_loss
 from orbit_kd.models.saving import fingerprint
 from orbit_kd.removal.surgery import rebuild
 from orbit_kd.search.changes import Change, bit_changes, bits_left, filter_changes, weight_changes
-from orbit_kd.search.evaluator import Evaluator, batches_of, digest_of, mixed
+from orbit_kd.search.evaluator import Evaluator, compiled_with, digest_of, examples_of, mixed
 from orbit_kd.search.points import Point, Question
 from orbit_kd.search.scan import Curve, Scan
 from orbit_kd.support.digests import digest
 from orbit_kd.support.files import write_file
 from orbit_kd.support.progress import track
+from orbit_kd.tasks import Task
 
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 BITS = (6, 5, 4, 3, 2)
@@ -51,17 +51,18 @@ def sensitivity(
     memory: int = 1 << 30,
     exclude: Sequence[str] = (),
     unknown: str = "error",
+    task: str | Task = "auto",
     seed: int = 0,
     path: str | os.PathLike[str] | None = None,
 ) -> Scan:
-    """Accuracy and loss of a classifier as ever more of one coupled group (or layer) goes, for every one in turn.
+    """Accuracy (or another task's metric) and loss as ever more of one coupled group (or layer) goes, for every one.
 
     Groups that layers share (residual sums) are removed as a whole: a single layer of one would read as "no effect".
     Group and layer normalizations take statistics over channels, so that groups they touch are rebuilt, not masked.
 
     Args:
-        model: Functional or Sequential, logits or softmax out; it is not changed.
-        data: batches (x, y), class numbers or one-hot rows: validation images, not test images.
+        model: Functional or Sequential; it is not changed.
+        data: batches (x, y), labels as the task has them: validation images, not test images.
         ratios: parts that go, each in (0, 1); 0.1, 0.2, ... 0.9 where none are given. Of bits the part 1 - bits/8
             goes: 6, 5, 4, 3 and 2 bits where none are given.
         of: "filters"; or "weights": the smallest weights of each layer by themselves, unstructured; or "bits": each
@@ -78,6 +79,7 @@ def sensitivity(
         memory: bytes that kept activations may take; where they would take more, more is computed again.
         exclude: layers (shell patterns) whose groups are left out.
         unknown: as in `plan_removal`.
+        task: what the network is for, a name in `orbit_kd.tasks` or a task; "auto" reads it from outputs and labels.
         seed: for criteria that draw.
         path: JSON file that each finished curve is written to; the same call goes on from it.
 
@@ -85,12 +87,12 @@ def sensitivity(
         The scan.
 
     Raises:
-        InputError: bad ratios or options, an excluded layer that is not there, no data, labels that are no classes of
-            this network, a network that is no classifier.
+        InputError: bad ratios or options, an excluded layer that is not there, no data, labels or a network that the
+            task does not fit.
     """
     how: dict[str, Any] = {
         "criterion": criterion, "train": train, "loss": loss, "images": images, "lost": lost, "tolerance": tolerance,
-        "memory": memory, "unknown": unknown, "seed": seed, "path": path,
+        "memory": memory, "unknown": unknown, "task": task, "seed": seed, "path": path,
     }  # fmt: skip
     return sensitivities(model, data, ratios={of: ratios}, exclude={of: exclude}, **how)[0]
 
@@ -109,6 +111,7 @@ def sensitivities(
     tolerance: float | None = None,
     memory: int = 1 << 30,
     unknown: str = "error",
+    task: str | Task = "auto",
     seed: int = 0,
     path: str | os.PathLike[str] | None = None,
 ) -> list[Scan]:
@@ -118,7 +121,7 @@ def sensitivities(
         model, data: as in `sensitivity`.
         ratios: of each kind that is to be scanned, None for the usual ones.
         exclude: layers (shell patterns) that a kind leaves out.
-        criterion, train, loss, images, lost, tolerance, memory, unknown, seed, path: as in `sensitivity`.
+        criterion, train, loss, images, lost, tolerance, memory, unknown, task, seed, path: as in `sensitivity`.
 
     Returns:
         One scan a kind, in the order of `ratios`.
@@ -140,12 +143,11 @@ def sensitivities(
             f"tolerance={tolerance!r}.", expected="a number above 0, or None", fix="use for example tolerance=0.05"
         )
     loss = loss if loss is not None else compiled_loss(model)  # the copy below is not compiled
-    kind = check_classes(model, loss=loss)
-    batches = batches_of(data, images, model=model)
+    found_task, batches = examples_of(data, images, model=compiled_with(model, loss), task=task)
     batches = mixed(batches) if lost or tolerance else batches
     graph = ChannelGraph(model, unknown=unknown)
     graph = ChannelGraph(rebuild(graph, graph.all_stay()), unknown=unknown)  # a copy, whose weights may be masked
-    evaluator = Evaluator(graph.model, batches, memory, loss=loss)
+    evaluator = Evaluator(graph.model, batches, memory, task=found_task, loss=loss)
     segments, changes = evaluator.segments, list[tuple[str, Change]]()
     for of in points:
         left_out = exclude.get(of, ())
@@ -156,9 +158,11 @@ def sensitivities(
             found = (weight_changes if of == "weights" else bit_changes)(graph, segments, exclude=left_out)
         changes += [(of, change) for change in found]
     evaluator.cut(change.position for _, change in changes if not change.curve.reason)
-    question = Question(evaluator.measure(), lost, tolerance)
+    question = Question(evaluator.task, evaluator.measure(), lost, tolerance)
     about = [(of, c.curve.name, c.curve.reason, c.about) for of, c in changes]
-    key = digest(fingerprint(model), digest_of(batches), list(points.items()), kind, lost, tolerance, about)
+    key = digest(
+        fingerprint(model), digest_of(batches), list(points.items()), evaluator.task.config(), lost, tolerance, about
+    )
     done = _known(path, key)
     for of, change in track(sorted(changes, key=lambda c: c[1].position), f"sensitivity of {', '.join(points)}"):
         curve = change.curve
@@ -171,7 +175,8 @@ def sensitivities(
     whole = question.whole
     return [
         Scan(kind, whole.accuracy, whole.loss, whole.images,
-             tuple(done[of, change.curve.name] for of, change in changes if of == kind))
+             tuple(done[of, change.curve.name] for of, change in changes if of == kind),
+             evaluator.task.metric.name)
         for kind in points
     ]  # fmt: skip
 

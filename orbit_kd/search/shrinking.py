@@ -67,7 +67,7 @@ class Shrinking:
         """Goes on from where the state is, to the end."""
         self._start = time.monotonic() - self.state.spent
         unknown = self.removal["unknown"]
-        right, self._forward = _accuracy_and_pace(self.teacher, self.judge.batches)
+        right, self._forward = _accuracy_and_pace(self.teacher, self.judge)
         self.images_seen = sum(len(y) for _, y in self.judge.batches)
         self.target = right - self.max_drop - 1e-9  # a drop of just max_drop is within it
         copy = remove_filters(self.teacher, plan_removal(self.teacher, ratio=0.0, unknown=unknown))
@@ -178,8 +178,8 @@ class Shrinking:
             kinds += ["weights", "bits"] if self.pattern == "magnitude" else ["bits"]
         scans = sensitivities(
             base, self.judge.batches, ratios={kind: USUAL[kind] for kind in kinds}, images=images, lost=LOST,
-            tolerance=TOLERANCE, exclude={"filters": self.removal["exclude"], "weights": self.sparse_exclude,
-                                          "bits": self.sparse_exclude},
+            tolerance=TOLERANCE, task=self.judge.task,
+            exclude={"filters": self.removal["exclude"], "weights": self.sparse_exclude, "bits": self.sparse_exclude},
             **{n: self.removal[n] for n in ("criterion", "train", "loss", "unknown", "seed")},
         )  # fmt: skip
         return steps_of(base, scans, target=self.judge.target, shrink=self.judge.shrink, bits=bits,
@@ -217,11 +217,11 @@ class Shrinking:
         return part * self.seconds - (time.monotonic() - self._start)
 
 
-def _accuracy_and_pace(model: keras.Model, batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
-    """Share of right answers on all images, and seconds for one of them."""
-    evaluator = Evaluator(model, batches, memory=0)
+def _accuracy_and_pace(model: keras.Model, judge: Judge) -> tuple[float, float]:
+    """The metric on all images, and seconds for one of them."""
+    evaluator = Evaluator(model, judge.batches, memory=0, task=judge.task)
     whole, begun = evaluator.measure(), time.monotonic()
-    some = evaluator.measure(Question(whole, tolerance=math.inf))
+    some = evaluator.measure(Question(evaluator.task, whole, tolerance=math.inf))
     return whole.accuracy, (time.monotonic() - begun) / some.images
 
 

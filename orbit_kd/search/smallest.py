@@ -12,22 +12,21 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import tf_keras as keras
 
 from orbit_kd.datasets.batches import as_batches, inputs_of
 from orbit_kd.errors import InputError
 from orbit_kd.models.conversion import as_tf_keras
-from orbit_kd.models.label_losses import check_classes
 from orbit_kd.models.outputs import compiled_loss, loss_name
 from orbit_kd.models.saving import fingerprint
 from orbit_kd.removal import budgets
 from orbit_kd.removal.importance import needs_data
-from orbit_kd.search.evaluator import batches_of, digest_of
+from orbit_kd.search.evaluator import compiled_with, digest_of, examples_of, joined
 from orbit_kd.search.shrinking import Shrinking
 from orbit_kd.search.trial import Judge
 from orbit_kd.search.trials import Found, State
 from orbit_kd.support.digests import digest
+from orbit_kd.tasks import Task, choose
 
 
 def smallest(
@@ -51,6 +50,7 @@ def smallest(
     exclude: Sequence[str] = (),
     sparse_exclude: Sequence[str] = (),
     unknown: str = "error",
+    task: str | Task = "auto",
     seed: int = 0,
     examples: int = 0,
     seconds: float | None = None,
@@ -66,11 +66,12 @@ def smallest(
     training, too, only counts where it is better.
 
     Args:
-        teacher: Functional or Sequential classifier; it is not changed.
+        teacher: Functional or Sequential; it is not changed.
         retrain: (network, epochs, rate) trains in place, at `rate` times the usual learning rate: a network that has
             changed little does not survive the whole of it.
         data: validation batches (x, y) as in `sensitivity`: the search chooses on them.
-        max_drop: accuracy that may be lost, in [0, 1): 0.01 is one point below the teacher as it is, in float.
+        max_drop: accuracy (or the task's metric) that may be lost, in [0, 1): 0.01 is one point below the teacher as it
+            is, in float.
         shrink: what is to be small: "bytes" of the target's file, "macs", "params", "activation_bytes", or another
             budget's name without "max_".
         target: "tflite_int8", or "tflite_micro_coded", whose constants are entropy-coded.
@@ -83,6 +84,7 @@ def smallest(
         samples: examples that set the ranges of activations.
         pattern: of the zeros: "magnitude" chooses how many, layer by layer; "2:4" and others hold in every trial.
         criterion, round_to, min_channels, exclude, unknown, seed: as in `plan_removal`.
+        task: as in `sensitivity`.
         sparse_exclude: layers (shell patterns) whose kernels stay as they are.
         examples: that an epoch of `retrain` goes through, for a first estimate of its time.
         seconds: time for all of it; None for as long as steps succeed.
@@ -107,16 +109,16 @@ def smallest(
         )
     budgets.costs.get(f"max_{shrink}")
     loss = loss if loss is not None else compiled_loss(teacher)  # the students are not compiled
-    check_classes(teacher, loss=loss)
-    batches = batches_of(data, None, model=teacher)
+    of, batches = examples_of(data, None, model=compiled_with(teacher, loss), task=task)
+    of = of or choose(teacher)
     if train is not None:
         train = as_batches(train, what="training data", again=True, inputs=inputs_of(teacher))
     learned = digest_of(train) if train is not None and needs_data(criterion) else ""
     key = digest(fingerprint(teacher), digest_of(batches), learned, max_drop, shrink, target, epochs, longest,
                  criterion, pattern, round_to, min_channels, list(exclude), list(sparse_exclude), unknown, images,
-                 samples, seed, loss_name(loss) if learned and loss else "")  # fmt: skip
-    calibration = train if train is not None else np.concatenate([x for x, _ in batches])
-    judge = Judge(batches, calibration, samples, target, shrink, unknown)
+                 samples, seed, of.config(), loss_name(loss) if learned and loss else "")  # fmt: skip
+    calibration = train if train is not None else joined([x for x, _ in batches])
+    judge = Judge(of, batches, calibration, samples, target, shrink, unknown)
     removal = {"criterion": criterion, "train": train, "loss": loss, "round_to": round_to,
                "min_channels": min_channels, "exclude": exclude, "unknown": unknown, "seed": seed}  # fmt: skip
     return Shrinking(

@@ -8,20 +8,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tf_keras as keras
 
 from orbit_kd.channels.graph import ChannelGraph
 from orbit_kd.errors import InputError
-from orbit_kd.tasks.metrics import accuracy
-from orbit_kd.evaluation.outputs import logits
+from orbit_kd.evaluation.records import records_of
 from orbit_kd.exporters import export
 from orbit_kd.quantization.aware import plain_model, quantize_aware
 from orbit_kd.removal import budgets
 from orbit_kd.removal.planning import plan_removal
 from orbit_kd.removal.surgery import remove_filters
 from orbit_kd.search.allocation import Allocation, is_coded
+from orbit_kd.search.evaluator import Examples
 from orbit_kd.sparsity.sparsify import keep_zeros, sparsify, strip
+from orbit_kd.tasks import Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Reached:
     """What a network's file is.
 
     Attributes:
-        accuracy: on the validation images, in [0, 1].
+        accuracy: the task's metric on the validation images; of a classifier the share of right answers.
         cost: what is to be small.
         bytes: of the file.
         params: of the network.
@@ -48,6 +48,7 @@ class Judge:
     """Measures networks as the files that they become.
 
     Attributes:
+        task: what the networks are for.
         batches: validation images and labels.
         calibration: inputs that set the ranges of a network that has none.
         samples: how many of them.
@@ -56,7 +57,8 @@ class Judge:
         unknown: as in `plan_removal`.
     """
 
-    batches: Sequence[tuple[np.ndarray, np.ndarray]]
+    task: Task
+    batches: Examples
     calibration: Any
     samples: int
     target: str
@@ -65,11 +67,13 @@ class Judge:
 
     def __call__(self, model: keras.Model) -> Reached:
         """What the file of a plain or quantization-aware network reaches and costs."""
-        size = {"input_shape": self.batches[0][0].shape[1:]} if None in model.input_shape[1:] else {}
+        x = self.batches[0][0]
+        open_size = len(model.inputs) == 1 and None in model.input_shape[1:]
+        size = {"input_shape": x.shape[1:]} if open_size else {}
         with tempfile.TemporaryDirectory() as folder:
             file = export(model, "tflite_int8", path=Path(folder, "int8.tflite"), calibration=self.calibration,
                           samples=self.samples, **size)  # fmt: skip
-            labels, outputs = logits({"student": file.path.read_bytes()}, list(self.batches))
+            records = records_of({"student": file.path.read_bytes()}, list(self.batches), task=self.task)["student"]
             if is_coded(self.target):  # compared with the plain file on one image: the last one is, on more
                 file = export(file, self.target, path=Path(folder, "coded.tflite"), checks=1)
         graph = ChannelGraph(plain_model(model), unknown=self.unknown)
@@ -78,7 +82,7 @@ class Judge:
             cost = float(file.bytes)
         else:
             cost = budgets.costs.get(f"max_{self.shrink}").cost(graph, stays)
-        return Reached(accuracy(labels, outputs["student"]), cost, file.bytes, graph.parameters(stays),
+        return Reached(self.task.value(records), cost, file.bytes, graph.parameters(stays),
                        graph.macs(stays))  # fmt: skip
 
 

@@ -2,6 +2,6 @@
 
 from orbit_kd.tasks import binary, classification, detection, multi_label, regression, segmentation, several  # noqa: F401
 from orbit_kd.tasks.choice import choose
-from orbit_kd.tasks.task import Metric, Outputs, Records, Task, tasks
+from orbit_kd.tasks.task import Metric, Outputs, Records, Task, from_config, tasks
 
-__all__ = ["Metric", "Outputs", "Records", "Task", "choose", "tasks"]
+__all__ = ["Metric", "Outputs", "Records", "Task", "choose", "from_config", "tasks"]

@@ -38,7 +38,7 @@ class Binary(ClassScores):
         if len(model.outputs) != 1 or shape[-1] != 1 or len(shape) != 2:
             told = ", ".join(str(tuple(t.shape)) for t in model.outputs)
             raise refuse(model, cls.name, f"its outputs have the shapes {told}", expected="one number an image",
-                         fix="let it end in Dense(1, 'sigmoid'); two scores an image are the task classification")  # fmt: skip
+                         fix="let it end in Dense(1, 'sigmoid'); two scores are the task classification")  # fmt: skip
         return cls(threshold=0.5 if _is_probability(model) else 0.0)
 
     def loss(self, model: keras.Model, data: Data | None = None) -> Any:
@@ -51,12 +51,12 @@ class Binary(ClassScores):
 
         return [keras.metrics.BinaryAccuracy(name="accuracy", threshold=self.threshold)]
 
-    def sample_loss(self, model: keras.Model) -> Callable[[Any, Sequence[Any]], Any]:
+    def sample_loss(self, model: keras.Model, *, loss: Any = None) -> Callable[[Any, Sequence[Any]], Any]:
         import tensorflow as tf
         import tf_keras as keras
 
-        loss = keras.losses.BinaryCrossentropy(from_logits=not _is_probability(model), reduction="none")
-        return lambda y, outputs: loss(tf.cast(y, tf.float32)[:, None], tf.reshape(outputs[0], (-1, 1)))
+        each = keras.losses.BinaryCrossentropy(from_logits=not _is_probability(model), reduction="none")
+        return lambda y, outputs: each(tf.cast(y, tf.float32)[:, None], tf.reshape(outputs[0], (-1, 1)))
 
     def predicted(self, outputs: Outputs) -> np.ndarray:
         return (outputs[0].reshape(-1) > self.threshold).astype(np.int64)
@@ -67,6 +67,9 @@ class Binary(ClassScores):
     def details(self, records: Records) -> dict[str, Any]:
         found = super().details(records[:, :2].astype(np.int64))
         return {**found, "average_precision": average_precision(records[:, 0], records[:, 2])}
+
+    def arguments(self) -> dict[str, Any]:
+        return {"threshold": self.threshold}
 
     def chance(self, records: Records) -> float:
         share = float(records[:, 0].mean())

@@ -36,6 +36,14 @@ class ClassScores(Task):
         return ["accuracy"]
 
     def check_data(self, data: Data) -> None:
+        found = len(data.class_names) or 1 + max(_largest_label(data, split) for split in ("train", "val", "test"))
+        if found > self.classes or (data.class_names and found != self.classes):
+            raise InputError(
+                f"The data has {found} classes and the network has {self.classes} outputs.",
+                expected="one output a class",
+                fix="use the data set the model was trained on, or train a teacher for this one (tools/train.py); "
+                "labels that begin at 1: .map(lambda x, y: (x, y - 1))",
+            )
         data.check_classes()
 
     def truth(self, y: Any) -> np.ndarray:
@@ -73,13 +81,19 @@ class ClassScores(Task):
     def chance(self, records: Records) -> float:
         return float(np.bincount(records[:, 0]).max() / len(records))
 
-    def check_labels(self, truth: np.ndarray, *, what: str) -> None:
-        """Refuses labels of one class only.
-
-        Raises:
-            InputError: such labels.
-        """
+    def check_labels(self, truth: Any, *, what: str) -> None:
         check_several(truth, what=what, classes=self.classes)
+
+    def arguments(self) -> dict[str, Any]:
+        return {"classes": self.classes}
+
+
+def _largest_label(data: Data, split: str) -> int:
+    """Of class numbers, or rows (soft ones too, in training); -1 for an empty data set."""
+    told = data.contents[split]
+    if told.problem is not None:
+        raise told.problem
+    return told.width - 1 if told.width else max(told.classes or (), default=-1)
 
 
 @tasks.register("classification")
@@ -98,7 +112,7 @@ class Classification(ClassScores):
                 fix="name the task it is for (--task); where it is a classifier, let its last layer give one number a "
                 "class",
             )
-        if check_classes(model) == "labels":
+        if check_classes(model) == "labels" and data is not None:
             raise InputError(
                 f"Model {model.name!r} ends in {heads(model)[0]}: independent labels, each yes or no.",
                 expected="a classifier: one class an image, a softmax over the classes or the scores before it",
@@ -111,6 +125,6 @@ class Classification(ClassScores):
     def loss(self, model: keras.Model, data: Data | None = None) -> Any:
         return cross_entropy(model, one_hot=data is not None and are_rows(data.val.element_spec[1].shape))
 
-    def sample_loss(self, model: keras.Model) -> Callable[[Any, Sequence[Any]], Any]:
-        loss = class_loss(model)
-        return lambda y, outputs: loss(y, outputs[0])
+    def sample_loss(self, model: keras.Model, *, loss: Any = None) -> Callable[[Any, Sequence[Any]], Any]:
+        each = class_loss(model, loss=loss)
+        return lambda y, outputs: each(y, outputs[0])

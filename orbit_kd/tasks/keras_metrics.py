@@ -19,7 +19,9 @@ class MeanIoU(keras.metrics.Metric):
         name: of the metric.
     """
 
-    def __init__(self, classes: int, *, threshold: float | None, ignore: int, name: str = "mean_iou", **kwargs: Any) -> None:
+    def __init__(
+        self, classes: int, *, threshold: float | None, ignore: int, name: str = "mean_iou", **kwargs: Any
+    ) -> None:
         super().__init__(name=name, **kwargs)
         self.classes, self.threshold, self.ignore = classes, threshold, ignore
         self._counts = self.add_weight(name="counts", shape=(classes, classes), initializer="zeros", dtype=tf.float64)

@@ -96,7 +96,7 @@ def bootstrap(
     low, high = np.nanquantile(drawn, [0.025, 0.975])
     if not drawn.any():
         return Bootstrap(float(difference), 0.0, 0.0, 1.0)
-    beyond = min(np.mean(drawn <= 0), np.mean(drawn >= 0))
+    beyond = min(float(np.mean(drawn <= 0)), float(np.mean(drawn >= 0)))
     return Bootstrap(float(difference), float(low), float(high), float(min(1.0, max(2 * beyond, 1 / draws))))
 
 

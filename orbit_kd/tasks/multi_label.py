@@ -41,7 +41,7 @@ class MultiLabel(Task):
         if len(model.outputs) != 1 or len(shape) != 2 or heads(model)[0] == "softmax":
             told = f"it ends in {heads(model)[0]} of shape {tuple(shape)}"
             raise refuse(model, cls.name, told, expected="one sigmoid (or its logit) for each label",
-                         fix="let it end in Dense(labels, 'sigmoid'); a softmax is the task classification")  # fmt: skip
+                         fix="let it end in Dense(labels, 'sigmoid'); a softmax is for classification")  # fmt: skip
         return cls(int(shape[-1]), threshold=0.5 if _is_probability(model) else 0.0)
 
     def loss(self, model: keras.Model, data: Data | None = None) -> Any:
@@ -54,12 +54,12 @@ class MultiLabel(Task):
 
         return [keras.metrics.BinaryAccuracy(name="accuracy", threshold=self.threshold)]
 
-    def sample_loss(self, model: keras.Model) -> Callable[[Any, Sequence[Any]], Any]:
+    def sample_loss(self, model: keras.Model, *, loss: Any = None) -> Callable[[Any, Sequence[Any]], Any]:
         import tensorflow as tf
         import tf_keras as keras
 
-        loss = keras.losses.BinaryCrossentropy(from_logits=not _is_probability(model), reduction="none")
-        return lambda y, outputs: loss(tf.cast(y, tf.float32), outputs[0])
+        each = keras.losses.BinaryCrossentropy(from_logits=not _is_probability(model), reduction="none")
+        return lambda y, outputs: each(tf.cast(y, tf.float32), outputs[0])
 
     def truth(self, y: Any) -> np.ndarray:
         found = np.asarray(y, np.float32)
@@ -92,6 +92,9 @@ class MultiLabel(Task):
             "mean_f1": float(np.nanmean(f1)) if not np.isnan(f1).all() else None,
             "labels_right": float((truth == given).mean()),
         }
+
+    def arguments(self) -> dict[str, Any]:
+        return {"labels": self.labels, "threshold": self.threshold}
 
     def chance(self, records: Records) -> float:
         shares = records[:, 0].mean(0)

@@ -49,13 +49,13 @@ class Regression(Task):
     def keras_metrics(self, model: keras.Model) -> list[Any]:
         return ["mae"]
 
-    def sample_loss(self, model: keras.Model) -> Callable[[Any, Sequence[Any]], Any]:
+    def sample_loss(self, model: keras.Model, *, loss: Any = None) -> Callable[[Any, Sequence[Any]], Any]:
         import tensorflow as tf
 
-        def loss(y: Any, outputs: Sequence[Any]) -> Any:
+        def squared(y: Any, outputs: Sequence[Any]) -> Any:
             return tf.reduce_mean(tf.math.squared_difference(tf.cast(y, tf.float32), outputs[0]), -1)
 
-        return loss
+        return squared
 
     def truth(self, y: Any) -> np.ndarray:
         found = np.asarray(y, np.float32)
@@ -87,6 +87,9 @@ class Regression(Task):
             "rmse": float(np.sqrt(np.square(errors).mean())),
             "maes": np.abs(errors).mean(0).tolist(),
         }
+
+    def arguments(self) -> dict[str, Any]:
+        return {"numbers": self.numbers}
 
     def chance(self, records: Records) -> float:
         return 0.0

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 IGNORE = 255
 """The label of pixels that count for nothing."""
 
-# Of the classes, in pictures (Okabe and Ito's palette, told apart by people with any colour vision); class 0 stays bare.
+# Of the classes, in pictures: Okabe and Ito's, which people with any colour vision tell apart; class 0 stays bare.
 COLOURS = np.array(
     [[0, 0, 0], [0, 114, 178], [230, 159, 0], [0, 158, 115], [204, 121, 167], [213, 94, 0], [240, 228, 66],
      [86, 180, 233]], np.uint8,
@@ -44,8 +44,8 @@ class Segmentation(Task):
     name = "segmentation"
     metric = Metric("mean_iou", "mean IoU")
 
-    def __init__(self, classes: int, size: tuple[int | None, int | None], *, threshold: float | None = None) -> None:
-        self.classes, self.size, self.threshold = classes, size, threshold
+    def __init__(self, classes: int, size: Sequence[int | None], *, threshold: float | None = None) -> None:
+        self.classes, self.size, self.threshold = classes, (size[0], size[1]), threshold
 
     @classmethod
     def of(cls, model: keras.Model, data: Data | None = None) -> Segmentation:
@@ -61,7 +61,9 @@ class Segmentation(Task):
             raise refuse(model, cls.name, f"it ends in {head} of {shape[-1]} channels",
                          expected="a softmax over the classes, the scores before it, or one sigmoid a pixel",
                          fix="give the last layer activation=None: the largest score stays the same")  # fmt: skip
-        found = cls(max(2, int(shape[-1])), tuple(shape[1:3]), threshold=(0.5 if probability else 0.0) if single else None)
+        found = cls(
+            max(2, int(shape[-1])), tuple(shape[1:3]), threshold=(0.5 if probability else 0.0) if single else None
+        )
         if data is not None:
             _check_sizes(model, data)
         return found
@@ -108,16 +110,16 @@ class Segmentation(Task):
 
         return [MeanIoU(self.classes, threshold=self.threshold, ignore=IGNORE, name=self.metric.key)]
 
-    def sample_loss(self, model: keras.Model) -> Callable[[Any, Sequence[Any]], Any]:
-        loss = self.loss(model)
-        return lambda y, outputs: loss(y, outputs[0])
+    def sample_loss(self, model: keras.Model, *, loss: Any = None) -> Callable[[Any, Sequence[Any]], Any]:
+        each = self.loss(model)
+        return lambda y, outputs: each(y, outputs[0])
 
     def truth(self, y: Any) -> np.ndarray:
         found = np.asarray(y)
         found = found[..., 0] if found.ndim == 4 and found.shape[-1] == 1 else found
         if found.ndim == 4 and found.shape[-1] == self.classes and np.isin(found, (0, 1)).all():
             found = found.argmax(-1)
-        if found.ndim != 3 or any(n not in (m, None) and m is not None for n, m in zip(found.shape[1:], self.size, strict=True)):
+        if found.ndim != 3 or any(m not in (n, None) for n, m in zip(found.shape[1:], self.size, strict=True)):
             raise InputError(
                 f"The labels have shape {found.shape[1:]}, and the network gives a map of {self.size} pixels.",
                 expected="a class number for each pixel of that map: (n, height, width)",
@@ -163,6 +165,9 @@ class Segmentation(Task):
             "confusion": matrix.tolist(),
         }
 
+    def arguments(self) -> dict[str, Any]:
+        return {"classes": self.classes, "size": list(self.size), "threshold": self.threshold}
+
     def chance(self, records: Records) -> float:
         """Of the commonest class for every pixel."""
         pixels = records.sum(0).sum(1)
@@ -180,5 +185,6 @@ def _check_sizes(model: keras.Model, data: Data) -> None:
     spec = data.train.element_spec[1]
     labels, output = tuple(getattr(spec, "shape", ())), tuple(model.output_shape)
     if len(labels) >= 3 and any(a and b and a != b for a, b in zip(labels[1:3], output[1:3], strict=True)):
-        raise refuse(model, "segmentation", f"its map has {output[1]}x{output[2]} pixels, the masks {labels[1]}x{labels[2]}",
+        told = f"it gives {output[1]}x{output[2]} pixels, the masks have {labels[1]}x{labels[2]}"
+        raise refuse(model, "segmentation", told,
                      expected="masks of the size of its output", fix="give --resize the network's size")  # fmt: skip

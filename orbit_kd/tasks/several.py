@@ -10,7 +10,8 @@ import numpy as np
 from orbit_kd.errors import InputError
 from orbit_kd.models.heads import output_names
 from orbit_kd.models.outputs import part_of
-from orbit_kd.tasks.task import Metric, Outputs, Records, Task, tasks
+from orbit_kd.tasks.fitting import fitting
+from orbit_kd.tasks.task import Metric, Outputs, Records, Task, from_config, tasks
 
 if TYPE_CHECKING:
     import tf_keras as keras
@@ -32,9 +33,12 @@ class Several(Task):
     name = "several"
     metric = Metric("mean_metric", "mean of the outputs' metrics")
 
-    def __init__(self, parts: Mapping[str, Task], *, weights: Mapping[str, float] | None = None) -> None:
-        self.parts, self.weights = dict(parts), {name: float((weights or {}).get(name, 1.0)) for name in parts}
-        self.losses = tuple(dict.fromkeys(loss for part in parts.values() for loss in part.losses))
+    def __init__(
+        self, parts: Mapping[str, Task | Mapping[str, Any]], *, weights: Mapping[str, float] | None = None
+    ) -> None:
+        self.parts = {name: part if isinstance(part, Task) else from_config(part) for name, part in parts.items()}
+        self.weights: dict[str, float] = {name: float((weights or {}).get(name, 1.0)) for name in parts}
+        self.losses = ()  # each output gets the one that fits it
         if strange := set(weights or ()) - set(parts):
             raise InputError(
                 f"There are weights for {', '.join(sorted(strange))}, and no such outputs.",
@@ -62,8 +66,6 @@ class Several(Task):
         Raises:
             InputError: an output that fits no task, or whose labels are missing.
         """
-        from orbit_kd.tasks.choice import fitting
-
         ends, found = output_names(model), {}
         labels = None if data is None else data.val.element_spec[1]
         for i, name in enumerate(ends):
@@ -88,7 +90,7 @@ class Several(Task):
     def keras_metrics(self, model: keras.Model) -> list[Any]:
         return {name: part.keras_metrics(_alone(model, i)) for i, (name, part) in enumerate(self.parts.items())}  # type: ignore[return-value]
 
-    def sample_loss(self, model: keras.Model) -> Callable[[Any, Sequence[Any]], Any]:
+    def sample_loss(self, model: keras.Model, *, loss: Any = None) -> Callable[[Any, Sequence[Any]], Any]:
         losses = [part.sample_loss(_alone(model, i)) for i, part in enumerate(self.parts.values())]
         weights = list(self.weights.values())
 
@@ -119,7 +121,7 @@ class Several(Task):
 
     def value(self, records: Records) -> float:
         values = [part.value(self._of(records, i)) for i, part in enumerate(self.parts.values())]
-        return float(np.average(values, weights=list(self.weights.values())))
+        return float(np.average(np.array(values), weights=np.array(list(self.weights.values()))))
 
     def details(self, records: Records) -> dict[str, Any]:
         return {
@@ -129,8 +131,8 @@ class Several(Task):
             }
         }
 
-    def config(self) -> dict[str, Any]:
-        return {**super().config(), "parts": {n: p.config() for n, p in self.parts.items()}, "weights": self.weights}
+    def arguments(self) -> dict[str, Any]:
+        return {"parts": {name: part.config() for name, part in self.parts.items()}, "weights": self.weights}
 
 
 def _alone(model: keras.Model, i: int) -> Any:

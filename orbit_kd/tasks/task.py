@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -55,12 +55,14 @@ class Task(abc.ABC):
     Attributes:
         name: in the registry.
         metric: what is measured, searched by, and reported first.
-        losses: names of the distillation losses that fit, where the caller gives none.
+        losses: names of the distillation losses that fit, where the caller gives none; empty to choose by output.
+        weights: of the outputs in the loss, by name; None for one output.
     """
 
     name: ClassVar[str]
     metric: Metric
     losses: tuple[str, ...] = ("logits",)
+    weights: Mapping[str, float] | None = None
 
     @classmethod
     @abc.abstractmethod
@@ -71,7 +73,7 @@ class Task(abc.ABC):
             InputError: a network or labels that this task does not fit, with what would.
         """
 
-    def check_data(self, data: Data) -> None:
+    def check_data(self, data: Data) -> None:  # noqa: B027 (not every task has something to refuse)
         """Refuses splits that cannot tell how well a network does.
 
         Raises:
@@ -87,8 +89,13 @@ class Task(abc.ABC):
         return []
 
     @abc.abstractmethod
-    def sample_loss(self, model: keras.Model) -> Callable[[Any, Sequence[Any]], Any]:
-        """(labels, outputs) -> the loss of each sample (n,), as TensorFlow computes it: what a scan compares."""
+    def sample_loss(self, model: keras.Model, *, loss: Any = None) -> Callable[[Any, Sequence[Any]], Any]:
+        """(labels, outputs) -> the loss of each sample (n,), as TensorFlow computes it: what a scan compares.
+
+        Args:
+            model: whose outputs they are.
+            loss: that it was trained with, where the model does not tell.
+        """
 
     @abc.abstractmethod
     def truth(self, y: Any) -> Any:
@@ -115,8 +122,12 @@ class Task(abc.ABC):
         """Further figures for the report, as plain JSON values."""
 
     def compare(self, first: Records, second: Records) -> dict[str, Any]:
-        """Whether two networks differ on the same samples by more than chance: the paired bootstrap of `value`."""
-        return dataclasses.asdict(bootstrap(self.value, first, second))
+        """Whether two networks differ on the same samples by more than chance, as plain JSON values.
+
+        Here the paired bootstrap of `value`: its p, and the 95% interval of the second's metric less the first's.
+        """
+        found = bootstrap(self.value, first, second)
+        return {"paired_p": found.p, "difference_low": found.low, "difference_high": found.high}
 
     def chance(self, records: Records) -> float | None:
         """What an answer that never looks at the image would reach; None where nothing is known."""
@@ -135,12 +146,33 @@ class Task(abc.ABC):
         """
         return None
 
+    def check_labels(self, truth: Any, *, what: str) -> None:  # noqa: B027 (as above)
+        """Refuses labels of a whole split on which the metric would say nothing.
+
+        Args:
+            truth: all of them, as `truth` gives them.
+            what: the split's name in messages.
+
+        Raises:
+            InputError: such labels.
+        """
+
+    @abc.abstractmethod
+    def arguments(self) -> dict[str, Any]:
+        """Plain values of the constructor, for the files that a network is exported to: see `from_config`."""
+
     def config(self) -> dict[str, Any]:
-        """Plain values that tell this task from others, for keys and reports."""
-        return {"name": self.name, "metric": dataclasses.asdict(self.metric)}
+        """Plain values that tell this task from others."""
+        return {"name": self.name, **self.arguments()}
 
 
 tasks: Registry[type[Task]] = Registry("task")
+
+
+def from_config(config: Mapping[str, Any]) -> Task:
+    """The task that `Task.config` described."""
+    arguments = dict(config)
+    return tasks.get(arguments.pop("name"))(**arguments)
 
 
 def refuse(model: keras.Model, task: str, what: str, *, expected: str, fix: str) -> InputError:

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,11 @@ import tensorflow as tf
 import tf_keras as keras
 
 from orbit_kd.datasets import Data, preprocessing
-from orbit_kd.datasets.labels import are_rows
 from orbit_kd.datasets.preprocessing import Preprocess
-from orbit_kd.errors import InputError
-from orbit_kd.models.heads import heads
-from orbit_kd.models.label_losses import check_classes, cross_entropy
 from orbit_kd.models.saving import save_model
 from orbit_kd.support.files import write_file
 from orbit_kd.support.progress import duration
+from orbit_kd.tasks import Task, choose
 from orbit_kd.training.monitor import StopOnNonFinite
 from orbit_kd.training.resume import Resume
 from orbit_kd.training.variables import create_variables
@@ -29,13 +26,8 @@ from orbit_kd.training.variables import create_variables
 log = logging.getLogger("orbit_kd")
 
 
-def classification_loss(model: keras.Model, data: Data) -> keras.losses.Loss:
-    """Cross-entropy that fits the model's output (logits or softmax) and the labels (integers or one-hot)."""
-    return cross_entropy(model, one_hot=are_rows(data.val.element_spec[1].shape))
-
-
 class Progress(keras.callbacks.Callback):
-    """Logs a line at most every few seconds: epoch, loss, validation accuracy, time left."""
+    """Logs a line at most every few seconds: epoch, loss, metrics on validation data, time left."""
 
     def __init__(self, label: str, *, every: float = 10.0) -> None:
         super().__init__()
@@ -56,7 +48,8 @@ class Progress(keras.callbacks.Callback):
             return
         self._now["shown"] = now
         left = (now - self._now["start"]) / (epoch + 1 - self._now["first"]) * (total - epoch - 1)
-        said = {k: float(v) for k, v in (logs or {}).items() if k in ("loss", "val_accuracy")}
+        shown = {k for k in logs or {} if k == "loss" or (k.startswith("val_") and not k.endswith("loss"))}
+        said = {k: float(v) for k, v in (logs or {}).items() if k in shown}
         log.info(
             "%s: epoch %d/%d, %s, %s left",
             self.label,
@@ -74,7 +67,9 @@ def fit(
     steps: int,
     epochs: int,
     val: tf.data.Dataset,
-    loss: keras.losses.Loss | None,
+    loss: Any,
+    metrics: Any = ("accuracy",),
+    loss_weights: Mapping[str, float] | None = None,
     learning_rate: float,
     warmup: float = 0.0,
     seed: int,
@@ -90,7 +85,9 @@ def fit(
         steps: steps an epoch.
         epochs: in all.
         val: validation batches.
-        loss: of the task; None for a Distiller that learns from the teacher alone.
+        loss: of the task, as `compile` takes it; None for a Distiller that learns from the teacher alone.
+        metrics: to show, as `compile` takes them.
+        loss_weights: of several outputs, by name.
         learning_rate: at the start; 0 at the end.
         warmup: part of the steps in which the rate rises from 0 first.
         seed: of dropout.
@@ -108,8 +105,9 @@ def fit(
     rate = {"initial_learning_rate": 0.0, "warmup_target": learning_rate} if rising else {
         "initial_learning_rate": learning_rate}  # fmt: skip
     schedule = keras.optimizers.schedules.CosineDecay(decay_steps=epochs * steps - rising, warmup_steps=rising, **rate)
+    about = {} if loss_weights is None or loss is None else {"loss_weights": dict(loss_weights)}
     with model.distribute_strategy.scope():
-        model.compile(optimizer=keras.optimizers.Adam(schedule), loss=loss, metrics=["accuracy"])
+        model.compile(optimizer=keras.optimizers.Adam(schedule), loss=loss, metrics=_metrics(metrics), **about)
         resume = Resume(folder / "training", seed=seed, callbacks=callbacks)
     create_variables(model, val, outputs=getattr(model, "outputs", None))
     history = model.fit(
@@ -123,6 +121,10 @@ def fit(
     return {key: [float(v) for v in values] for key, values in history.history.items()}
 
 
+def _metrics(given: Any) -> Any:
+    return given if isinstance(given, dict) else list(given)
+
+
 def train(
     model: keras.Model,
     data: Data,
@@ -131,6 +133,7 @@ def train(
     learning_rate: float = 2e-3,
     batch_size: int = 64,
     augment: Any = None,
+    task: str | Task = "auto",
     seed: int = 0,
     path: str | os.PathLike[str],
 ) -> keras.Model:
@@ -143,6 +146,7 @@ def train(
         learning_rate: of Adam at the start; it falls to zero on a cosine.
         batch_size: images a step.
         augment: an `Augment`, or None.
+        task: what the network is for, see `orbit_kd.tasks.choose`.
         seed: of order, augmentation and dropout.
         path: .keras file to write; the state of the training lies beside it while it runs, the history after it.
 
@@ -153,14 +157,16 @@ def train(
         InputError: data that do not fit the model, a loss that is not finite, an unwritable path.
     """
     path = Path(path)
-    check_fit(model, data)
+    of = check_fit(model, data, task=task)
     history = fit(
         model,
         lambda start: data.epochs(seed=seed, augment=augment, start=start, batch_size=batch_size),
         steps=data.steps(batch_size),
         epochs=epochs,
         val=data.val,
-        loss=classification_loss(model, data),
+        loss=of.loss(model, data),
+        metrics=of.keras_metrics(model),
+        loss_weights=of.weights,
         learning_rate=learning_rate,
         seed=seed,
         folder=path.with_suffix(".state"),
@@ -171,54 +177,22 @@ def train(
     return model
 
 
-def check_fit(model: keras.Model, data: Data, *, labels: bool = True) -> None:
-    """Refuses data that do not fit a classifier: image size, channels, number of classes (unless `labels` is False).
+def check_fit(
+    model: keras.Model, data: Data, *, task: str | Task = "auto", labels: bool = True
+) -> Task:  # fmt: skip
+    """Refuses data that do not fit a network: sizes, channels, labels of another task (unless `labels` is False).
 
     Also splits that lack classes, see `Data.check_classes`.
+
+    Returns:
+        The task.
 
     Raises:
         InputError: with the flag that resolves it.
     """
-
-    if len(model.inputs) != 1 or len(model.outputs) != 1 or len(model.output_shape) != 2:
-        raise InputError(
-            f"Model {model.name!r} has {len(model.inputs)} inputs and outputs of shape {model.output_shape}.",
-            expected="one image in, one vector of class scores out",
-            fix="compress another kind of network with the functions that `compress` is made of (see README)",
-        )
-    if model.output_shape[-1] == 1:
-        raise InputError(
-            f"Model {model.name!r} has one output.",
-            expected="one output a class, two or more",
-            fix="put a Dense(2, 'softmax') with kernel [0, w], bias [0, b] in place of Dense(1, 'sigmoid') with w, b",
-        )
-    if check_classes(model) == "labels":
-        raise InputError(
-            f"Model {model.name!r} ends in {heads(model)[0]}: independent labels, each yes or no.",
-            expected="a classifier: one class an image, a softmax over the classes or the scores before it",
-            fix="if one class an image is right, give the last layer activation=None in place of the sigmoid: the "
-            "largest output stays the same; else use the functions that `compress` is made of (see README)",
-        )
-    shape = data.shape
-    if None not in shape:
-        preprocessing.check(Preprocess(), [int(n) for n in shape if n], model.input_shape[1:])
-    classes = model.output_shape[-1]
-    if not labels:
-        return
-    found = len(data.class_names) or 1 + max(_largest_label(data, split) for split in ("train", "val", "test"))
-    if found > classes or (data.class_names and found != classes):
-        raise InputError(
-            f"The data has {found} classes and model {model.name!r} has {classes} outputs.",
-            expected="one output a class",
-            fix="use the data set the model was trained on, or train a teacher for this one (tools/train.py); "
-            "labels that begin at 1: .map(lambda x, y: (x, y - 1))",
-        )
-    data.check_classes()
-
-
-def _largest_label(data: Data, split: str) -> int:
-    """Of class numbers, or rows (soft ones too, in training); -1 for an empty data set."""
-    told = data.contents[split]
-    if told.problem is not None:
-        raise told.problem
-    return told.width - 1 if told.width else max(told.classes or (), default=-1)
+    of = choose(model, data, task=task)
+    if len(model.inputs) == 1 and not isinstance(data.shape, (dict, list)) and None not in data.shape:
+        preprocessing.check(Preprocess(), [int(n) for n in data.shape if n], model.input_shape[1:])
+    if labels:
+        of.check_data(data)
+    return of
