@@ -164,7 +164,7 @@ def test_without_a_teacher_and_without_a_float_file(made, images):
     assert data["teacher"] is None and data["ratios"] == {}
     assert data["student"]["measured_from"] == "tflite_int8"
     row = data["artifacts"][0]
-    assert row["mcnemar_p"] is None and row["zeros_from_int8"] is None and row["latency"] is None
+    assert "mcnemar_p" not in row and row["zeros_from_int8"] is None and row["latency"] is None
     assert "no tflite_int8 file of the teacher" in row["latency_why"]
 
 
@@ -262,11 +262,16 @@ def test_bad_files_are_refused(made, images, tmp_path):
     refused("numbers of classes differ.*7", made, test, teacher=other)
 
 
-def test_a_single_output_is_refused(tmp_path, images):
+def test_a_file_that_does_not_say_what_its_one_output_is_asks(tmp_path, images):
     model = keras.Sequential([layers.Input((10, 10, 2)), layers.Flatten(), layers.Dense(1, activation="sigmoid")])
     file = export(model, "tflite_float32", path=tmp_path / "m.tflite")
-    with pytest.raises(InputError, match="1 outputs"):
-        evaluate(file, [(images[0], images[1] * 0)])
+    test = [(images[0], images[1] % 2)]
+    with pytest.raises(InputError, match=r"does not say what it is for[\s\S]*--task"):
+        evaluate(file, test, latency_runs=1, tflm_images=1)
+    expected = np.mean((model.predict(images[0], verbose=0)[:, 0] > 0.5) == images[1] % 2)
+    for about in ({"task": "binary"}, {"teacher": model}):
+        found = evaluate(file, test, latency_runs=1, tflm_images=1, **about)
+        assert found.artifacts[0]["accuracy"] == expected and found.task["kind"] == "binary"
 
 
 def test_a_runtime_that_aborts_is_told_before_anything_is_measured(made, images, monkeypatch):

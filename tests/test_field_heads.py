@@ -479,11 +479,11 @@ def test_scans_use_the_loss_that_fits_or_refuse():
         lambda m: okd.sensitivity(m, [(IMAGES, y)], ratios=(0.5,)),
         lambda m: okd.smallest(m, lambda student, epochs, rate: None, data=[(IMAGES, y)], max_drop=0.1),
     ):
-        with pytest.raises(InputError, match="trained with mean_squared_error"):
+        with pytest.raises(InputError, match="4 finite numbers an image"):
             call(conv(4, loss="mse"))
 
 
-def test_what_compress_and_train_take_is_a_classifier():
+def test_what_compress_and_train_take_fits_its_labels():
     def data(y):
         return okd.Data((IMAGES, y), (IMAGES, y), (IMAGES, y))
 
@@ -492,8 +492,11 @@ def test_what_compress_and_train_take_is_a_classifier():
     check_fit(conv(3), data(y))
     with pytest.raises(InputError, match=r"ends in sigmoid[\s\S]*activation=None"):
         check_fit(conv(3, "sigmoid"), data(y))
-    with pytest.raises(InputError, match="trained with mean_squared_error"):
+    with pytest.raises(InputError, match="3 finite numbers an image"):
         check_fit(conv(3, loss="mse"), data(y))
+    assert check_fit(conv(3, loss="mse"), data(np.eye(3)[y])).name == "regression"
+    assert check_fit(conv(3, "sigmoid"), data(np.eye(3)[y])).name == "multi_label"
+    assert check_fit(conv(1, "sigmoid"), data(y % 2)).name == "binary"
 
 
 def test_label_loss_gives_the_value_keras_gives():

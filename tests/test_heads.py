@@ -10,7 +10,7 @@ import tf_keras as keras
 import orbit_kd as okd
 from orbit_kd.models.heads import heads, logits_of
 from orbit_kd.models.label_losses import cross_entropy
-from orbit_kd.training.fit import classification_loss
+from orbit_kd.tasks import choose
 
 layers = keras.layers
 
@@ -68,7 +68,7 @@ def test_a_softmax_in_a_nested_model_or_under_a_sparsity_wrapper_trains_on_the_r
     x, y = np.random.default_rng(0).normal(size=(8, 4, 4, 4)).astype("float32"), np.arange(8) % 3
     data = okd.Data((x, y), (x, y), (x, y))
     for model in (nested, okd.sparsify(nested, "2:4")):
-        assert not classification_loss(model, data).get_config()["from_logits"]
+        assert not choose(model, data).loss(model, data).get_config()["from_logits"]
 
 
 def test_gradient_criteria_take_one_hot_labels():

@@ -24,6 +24,7 @@ from orbit_kd.pipeline.recipe import Recipe
 from orbit_kd.pipeline.retraining import Retraining
 from orbit_kd.support.digests import digest
 from orbit_kd.support.stages import Stages
+from orbit_kd.tasks import choose
 
 RECIPE = Recipe(ratio=0.5, rounds=2, epochs=16, pattern="2:4", sparse_epochs=6, views=2, batch_size=16, calibration=32)
 
@@ -237,10 +238,10 @@ def test_a_softmax_teacher_and_one_hot_labels(tmp_path):
 
 def test_a_teacher_that_only_guesses_is_told_of_at_once(teacher, data, caplog):
     with caplog.at_level("INFO", "orbit_kd"):
-        pipeline._tell_of_chance(teacher, data, 48)
+        pipeline._tell_of_chance(teacher, data, choose(teacher, data), 48)
     assert "of 48 validation images" in caplog.text and "commonest" not in caplog.text
     x, y = stripes(48, 1)
-    pipeline._tell_of_chance(teacher, Data((x, y), (x * 0, y), (x, y)), 48)
+    pipeline._tell_of_chance(teacher, Data((x, y), (x * 0, y), (x, y)), choose(teacher, data), 48)
     assert "no better than the commonest class" in caplog.text and "--expected_accuracy" in caplog.text
 
 

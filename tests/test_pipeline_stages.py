@@ -122,7 +122,7 @@ def go(teacher, data, tmp_path_factory):
         patch.setattr(pipeline, "export_all", export_all)
         patch.setattr(pipeline, "model_bytes", lambda artifact: file)
         patch.setattr("orbit_kd.distillation.job.cache_teacher", lambda *_, **__: SimpleNamespace(steps=lambda size: 4))
-        patch.setattr(pipeline, "logits", lambda *_: (np.arange(2), {"student": np.eye(2)}))
+        patch.setattr(pipeline, "records_of", lambda *_, **k: {"student": np.array([[0, 0], [1, 1]])})
         patch.setattr(pipeline, "recalibrate_batchnorm", lambda *_: None)
         patch.setattr(pipeline, "remove_filters", lambda model, plan: model)
         patch.setattr(pipeline, "sparsify", lambda model, pattern, **how: sparse.update(how) or model)

@@ -283,15 +283,21 @@ def test_labels_that_are_no_classes_are_refused(network, y):
 
 
 def test_a_label_that_the_network_has_no_output_for_is_refused(network):
-    with pytest.raises(InputError, match="label 4 and the network has 4 outputs"):
+    with pytest.raises(InputError, match="labels from 0 to 4, and the network knows 4 classes"):
         okd.sensitivity(network, [(np.zeros((2, 12, 12, 2), "float32"), np.array([0, 4]))])
 
 
-def test_a_network_with_one_score_is_refused():
+def test_a_network_with_one_score_says_yes_or_no():
     image = keras.Input((8, 8, 1))
-    model = keras.Model(image, layers.Dense(1, activation="sigmoid")(layers.Flatten()(layers.Conv2D(4, 3)(image))))
-    with pytest.raises(InputError, match="two or more classes"):
-        okd.sensitivity(model, [(np.zeros((2, 8, 8, 1), "float32"), np.array([0, 1]))])
+    x = layers.Flatten()(layers.Conv2D(4, 3, name="conv")(image))
+    model = randomize(keras.Model(image, layers.Dense(1, activation="sigmoid")(x)))
+    x = np.random.default_rng(0).normal(size=(12, 8, 8, 1)).astype("float32")
+    y = (model(x).numpy()[:, 0] > 0.5).astype(int)
+    y[0] = 1 - y[0]
+    scan = okd.sensitivity(model, [(x, y)], ratios=(0.5,))
+    assert scan.accuracy == pytest.approx(11 / 12) and scan["conv"].images == (12,)
+    with pytest.raises(InputError, match="labels from 0 to 2, and the network knows 2 classes"):
+        okd.sensitivity(model, [(x, np.arange(12) % 3)])
 
 
 def test_images_of_bytes_are_read_as_the_network_reads_them():
@@ -366,6 +372,7 @@ CHANGES = {
     "memory": ({}, {"memory": 1}, False),
     "exclude": ({"exclude": ("one",)}, {}, True),
     "unknown": ({}, {"unknown": "keep"}, False),  # every layer here has a rule
+    "task": ({}, {"task": "classification"}, False),  # which "auto" finds
     "seed": ({"criterion": "random"}, {"criterion": "random", "seed": 1}, True),
 }
 

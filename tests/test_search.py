@@ -244,7 +244,19 @@ OTHERS = {"max_drop": 0.2, "epochs": 7, "longest": 8, "images": 9, "criterion": 
 def test_every_argument_of_the_search_makes_it_another_one(teacher, val, graded, tmp_path):
     """A search that has no time shows what it would go on from: the trials of the same question, or nothing."""
     named = set(inspect.signature(whole_search).parameters)
-    assert named == {*ASKED, *OTHERS, "teacher", "retrain", "data", "train", "loss", "seconds", "examples", "path"}
+    assert named == {
+        *ASKED,
+        *OTHERS,
+        "teacher",
+        "retrain",
+        "data",
+        "train",
+        "loss",
+        "seconds",
+        "examples",
+        "path",
+        "task",
+    }
     (x, y), first = val[0], graded(0)
 
     def stopped(student, epochs, rate):
@@ -398,7 +410,7 @@ def test_the_time_for_training_is_measured_for_each_recipe_and_leaves_an_epoch_a
         recipe, stages = okd.Recipe(epochs=100, time_budget=50, **settings), Stages(tmp_path, "k")
         with stages.stage("lessons"):
             pass
-        job = Retraining(stages, None, None, None, recipe)
+        job = Retraining(stages, None, None, None, recipe, None)
         return decisions.within_time(job, student, decisions.Decisions.from_recipe(recipe))
 
     assert fit().epochs == 4

@@ -26,6 +26,7 @@ from orbit_kd.pipeline.recipe import Recipe
 from orbit_kd.search.scan import Scan
 from orbit_kd.support.files import write_file
 from orbit_kd.support.stages import Stages
+from orbit_kd.tasks import choose
 
 PAGE = Path(__file__).parent.parent / "docs" / "recipe_stages.md"
 
@@ -40,6 +41,9 @@ KINDS = {
     "max_drop": Recipe(max_drop=0.1, time_budget=60.0, epochs=4, pattern="2:4"),
 }
 OTHER = {
+    "task": "classification",
+    "output_tasks": {"a": "binary"},
+    "output_weights": {"a": 2.0},
     "criterion": "l2_norm",
     "ratio": 0.25,
     "ratios": {"a": 0.5},
@@ -134,6 +138,7 @@ def keys(made, tmp_path_factory):
     for name in ("save_model", "report_sections", "_sparse"):
         patch.setattr(pipeline, name, lambda *a, **k: {})
     patch.setattr(pipeline, "remove_filters", lambda model, plan: model)
+    patch.setattr(pipeline, "choose", lambda model, data, **_: choose(model, data))
     small = load_model(made / "student.keras")
     for module in (pipeline, decisions, retraining):
         patch.setattr(module, "load_model", lambda model: model if isinstance(model, keras.Model) else small)

@@ -115,7 +115,7 @@ def evaluate(
         data: dict[str, Any] = {
             "teacher": teacher_section(teacher_file, running.get("teacher"), of, outputs),
             "student": student_section(base.artifact, counted, of, outputs[base.name]),
-            "task": {"name": of.name, **dataclasses.asdict(of.metric)},
+            "task": {"kind": of.name, **dataclasses.asdict(of.metric)},
             "artifacts": [],
         }
         images = calibration_sample(test, samples=tflm_images)
@@ -150,7 +150,7 @@ def _check_classes(task: Task, records: Records, class_names: Sequence[str] | No
     classes = getattr(task, "classes", None)
     if class_names is not None and classes is not None and task.name != "detection" and len(class_names) != classes:
         raise InputError(
-            f"There are {len(class_names)} class names, and the network knows {classes} classes.",
+            f"The numbers of classes differ: {len(class_names)} class names, {classes} classes of the network.",
             expected="one name a class",
             fix="give the names of the data that the network was trained on",
         )

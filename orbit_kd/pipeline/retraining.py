@@ -20,6 +20,8 @@ from orbit_kd.support.files import write_file
 from orbit_kd.support.stages import Stages
 from orbit_kd.tasks import Task
 
+_USUAL = Recipe.losses  # what a recipe has where nobody chose
+
 
 @dataclasses.dataclass(frozen=True)
 class Retraining:
@@ -129,7 +131,7 @@ def losses_of(recipe: Recipe, task: Task) -> list[DistillationLoss]:
     Raises:
         InputError: a name that no loss has, or a bad weight.
     """
-    names = recipe.losses if recipe.losses != Recipe().losses else task.losses
+    names = task.losses if recipe.losses == _USUAL else recipe.losses
     return [get_loss(text, temperature=recipe.temperature) for text in names]
 
 

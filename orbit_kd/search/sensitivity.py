@@ -19,7 +19,7 @@ import tf_keras as keras
 from orbit_kd.channels.graph import ChannelGraph
 from orbit_kd.errors import InputError
 from orbit_kd.models.conversion import as_tf_keras
-from orbit_kd.models.outputs import compiled_loss
+from orbit_kd.models.outputs import compiled_loss, kinds_of
 from orbit_kd.models.saving import fingerprint
 from orbit_kd.removal.surgery import rebuild
 from orbit_kd.search.changes import Change, bit_changes, bits_left, filter_changes, weight_changes
@@ -160,9 +160,8 @@ def sensitivities(
     evaluator.cut(change.position for _, change in changes if not change.curve.reason)
     question = Question(evaluator.task, evaluator.measure(), lost, tolerance)
     about = [(of, c.curve.name, c.curve.reason, c.about) for of, c in changes]
-    key = digest(
-        fingerprint(model), digest_of(batches), list(points.items()), evaluator.task.config(), lost, tolerance, about
-    )
+    asked = [list(points.items()), evaluator.task.config(), kinds_of([model], loss=loss), lost, tolerance, about]
+    key = digest(fingerprint(model), digest_of(batches), *asked)
     done = _known(path, key)
     for of, change in track(sorted(changes, key=lambda c: c[1].position), f"sensitivity of {', '.join(points)}"):
         curve = change.curve

@@ -62,6 +62,12 @@ class ClassScores(Task):
         return outputs[0].reshape(len(outputs[0]), -1).argmax(-1)
 
     def records(self, truth: Any, outputs: Outputs) -> Records:
+        if (width := int(np.prod(outputs[0].shape[1:]))) != self.classes:
+            raise InputError(
+                f"The numbers of classes differ: {self.classes}, and {width} outputs of a network.",
+                expected="the same number everywhere",
+                fix="compare networks of the same task",
+            )
         return np.stack([truth, self.predicted(outputs)], axis=1).astype(np.int64)
 
     def right(self, records: Records) -> np.ndarray:

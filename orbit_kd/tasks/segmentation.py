@@ -68,11 +68,6 @@ class Segmentation(Task):
             _check_sizes(model, data)
         return found
 
-    def check_data(self, data: Data) -> None:
-        for split in ("train", "val", "test"):
-            for _, y, *_ in getattr(data, split).as_numpy_iterator():
-                self.truth(y)
-
     def loss(self, model: keras.Model, data: Data | None = None) -> Any:
         each = self._pixel_loss(model)
 

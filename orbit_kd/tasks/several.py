@@ -80,10 +80,6 @@ class Several(Task):
             found[name] = tasks.get(names.get(name) or fitting(alone, part)).of(alone)
         return cls(found, weights=weights)
 
-    def check_data(self, data: Data) -> None:
-        for _, y, *_ in data.val.as_numpy_iterator():
-            self.truth(y)
-
     def loss(self, model: keras.Model, data: Data | None = None) -> Any:
         return {name: part.loss(_alone(model, i)) for i, (name, part) in enumerate(self.parts.items())}
 

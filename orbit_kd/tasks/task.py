@@ -73,12 +73,15 @@ class Task(abc.ABC):
             InputError: a network or labels that this task does not fit, with what would.
         """
 
-    def check_data(self, data: Data) -> None:  # noqa: B027 (not every task has something to refuse)
-        """Refuses splits that cannot tell how well a network does.
+    def check_data(self, data: Data) -> None:
+        """Refuses labels that the task cannot take, and splits that cannot tell how well a network does.
 
         Raises:
             InputError: with what to do.
         """
+        for split in (data.train, data.val, data.test):
+            for _, y, *_ in split.as_numpy_iterator():
+                self.truth(y)
 
     @abc.abstractmethod
     def loss(self, model: keras.Model, data: Data | None = None) -> Any:
@@ -146,7 +149,7 @@ class Task(abc.ABC):
         """
         return None
 
-    def check_labels(self, truth: Any, *, what: str) -> None:  # noqa: B027 (as above)
+    def check_labels(self, truth: Any, *, what: str) -> None:  # noqa: B027 (not every task has something to refuse)
         """Refuses labels of a whole split on which the metric would say nothing.
 
         Args:
