@@ -19,7 +19,7 @@ from orbit_kd.datasets import Data
 from orbit_kd.datasets.preprocessing import Preprocess
 from orbit_kd.exporters import Artifact, export
 from orbit_kd.pipeline import compress as pipeline
-from orbit_kd.pipeline import decisions, retraining
+from orbit_kd.pipeline import decisions, retraining, trainings
 from orbit_kd.pipeline.compress import compress
 from orbit_kd.pipeline.recipe import Recipe
 from orbit_kd.removal.planning import plan_removal
@@ -123,10 +123,11 @@ def go(teacher, data, tmp_path_factory):
         patch.setattr(pipeline, "model_bytes", lambda artifact: file)
         patch.setattr("orbit_kd.distillation.job.cache_teacher", lambda *_, **__: SimpleNamespace(steps=lambda size: 4))
         patch.setattr(pipeline, "records_of", lambda *_, **k: {"student": np.array([[0, 0], [1, 1]])})
-        patch.setattr(pipeline, "recalibrate_batchnorm", lambda *_: None)
-        patch.setattr(pipeline, "remove_filters", lambda model, plan: model)
-        patch.setattr(pipeline, "sparsify", lambda model, pattern, **how: sparse.update(how) or model)
-        patch.setattr(pipeline, "strip", lambda model, **_: model)
+        patch.setattr(trainings, "recalibrate_batchnorm", lambda *_: None)
+        for module in (pipeline, trainings):
+            patch.setattr(module, "remove_filters", lambda model, plan: model)
+        patch.setattr(trainings, "sparsify", lambda model, pattern, **how: sparse.update(how) or model)
+        patch.setattr(trainings, "strip", lambda model, **_: model)
         patch.setattr(retraining.Retraining, "distil", distil)
         patch.setattr(retraining.Retraining, "seconds_an_epoch", lambda *_: 1e-3)
         patch.setattr(pipeline, "bytes_of", lambda *_: 0)
@@ -136,9 +137,9 @@ def go(teacher, data, tmp_path_factory):
         patch.setattr(decisions, "smallest", lambda *_, **__: found)
         patch.setattr("orbit_kd.exporters.export", lambda *_, **__: SimpleNamespace(bytes=1000))
         patch.setattr(Scan, "plot", lambda self, path: path)
-        for module in (pipeline, retraining, decisions):
+        for module in (pipeline, trainings, retraining, decisions):
             patch.setattr(module, "save_model", lambda model, path: None)
-        for module in (retraining, decisions, pipeline):
+        for module in (retraining, decisions, pipeline, trainings):
             patch.setattr(module, "load_model", lambda m: m if isinstance(m, keras.Model) else found.student)
 
         def run(workdir, recipe, *, network=teacher, images=data, **how) -> list[str]:

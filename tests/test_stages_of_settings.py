@@ -20,8 +20,8 @@ from orbit_kd.datasets.preprocessing import Preprocess
 from orbit_kd.errors import InputError
 from orbit_kd.exporters import export_all
 from orbit_kd.models.saving import load_model, save_model
+from orbit_kd.pipeline import checks, decisions, retraining, trainings
 from orbit_kd.pipeline import compress as pipeline
-from orbit_kd.pipeline import decisions, retraining
 from orbit_kd.pipeline.recipe import Recipe
 from orbit_kd.search.scan import Scan
 from orbit_kd.support.files import write_file
@@ -135,12 +135,14 @@ def keys(made, tmp_path_factory):
     patch.setattr(Stages, "stage", stage)
     patch.setattr(Data, "renderings", lambda *a, **k: None)
     patch.setattr("orbit_kd.distillation.job.cache_teacher", lambda *a, **k: SimpleNamespace(steps=lambda n: 1))
-    for name in ("save_model", "report_sections", "_sparse"):
-        patch.setattr(pipeline, name, lambda *a, **k: {})
-    patch.setattr(pipeline, "remove_filters", lambda model, plan: model)
-    patch.setattr(pipeline, "choose", lambda model, data, **_: choose(model, data))
+    for module, name in ((pipeline, "save_model"), (trainings, "save_model"), (pipeline, "report_sections"),
+                         (trainings, "sparse_student"), (checks, "sparse_student")):  # fmt: skip
+        patch.setattr(module, name, lambda *a, **k: {})
+    for module in (pipeline, trainings, checks):
+        patch.setattr(module, "remove_filters", lambda model, plan: model)
+    patch.setattr(checks, "choose", lambda model, data, **_: choose(model, data))
     small = load_model(made / "student.keras")
-    for module in (pipeline, decisions, retraining):
+    for module in (pipeline, decisions, retraining, trainings):
         patch.setattr(module, "load_model", lambda model: model if isinstance(model, keras.Model) else small)
     patch.setattr(pipeline, "Report", lambda data: SimpleNamespace(data=data, save=lambda folder: None))
 

@@ -116,7 +116,7 @@ def compressed(model, c):
     def check(teacher, *_):
         raise Seen(outputs(teacher))
 
-    c.monkeypatch.setattr(pipeline, "_check", check)
+    c.monkeypatch.setattr(pipeline, "check_job", check)
     try:
         okd.compress(model, None, workdir=c.folder)
     except Seen as seen:

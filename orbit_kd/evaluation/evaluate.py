@@ -154,6 +154,7 @@ def _check_classes(task: Task, records: Records, class_names: Sequence[str] | No
             expected="one name a class",
             fix="give the names of the data that the network was trained on",
         )
+    task.check_labels(task.truth_in(records), what="test data")
     counts = [sum(row) for row in task.details(records).get("confusion", [])]
     if missing := [str(i) for i, count in enumerate(counts) if not count]:
         log.warning("evaluate: the test data has no example of the classes %s", ", ".join(missing))

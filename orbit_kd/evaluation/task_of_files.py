@@ -43,7 +43,7 @@ def task_of(files: Sequence[File], teacher: Any, test: Any, *, task: str | Task)
     if hasattr(teacher, "get_weights"):
         from orbit_kd.models.conversion import as_tf_keras  # loads TensorFlow
 
-        return choose(as_tf_keras(teacher), task=task, labels=labels)
+        return choose(as_tf_keras(teacher, refuse=()), task=task, labels=labels)
     note = read_metadata(files[0].model).get("task")
     if note and task in ("auto", note["name"]):
         return from_config(note)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import os
 from pathlib import Path
@@ -12,40 +11,30 @@ from typing import Any
 import tf_keras as keras
 
 from orbit_kd import runtimes
-from orbit_kd.channels.graph import ChannelGraph
-from orbit_kd.channels.profiles import profile
 from orbit_kd.datasets import Data
 from orbit_kd.datasets.augment import Augment
 from orbit_kd.distillation import TeacherCache
-from orbit_kd.errors import InputError
 from orbit_kd.evaluation.evaluate import evaluate
 from orbit_kd.evaluation.outputs import model_bytes
 from orbit_kd.evaluation.records import records_of
-from orbit_kd.exporters import Artifact, check, export_all, find
+from orbit_kd.exporters import Artifact, export_all, find
 from orbit_kd.exporters.metadata import bytes_of, note
 from orbit_kd.models.conversion import as_tf_keras
 from orbit_kd.models.saving import fingerprint, load_model, save_model
 from orbit_kd.pipeline import decisions
+from orbit_kd.pipeline.checks import OF_THE_TEACHER, check_job
 from orbit_kd.pipeline.recipe import Recipe
-from orbit_kd.pipeline.retraining import Retraining, lesson_layers, losses_of, training_of
+from orbit_kd.pipeline.retraining import Retraining, lesson_layers, training_of
 from orbit_kd.pipeline.sections import report_sections
-from orbit_kd.quantization.aware import plain_model, quantize_aware
-from orbit_kd.removal import budgets
-from orbit_kd.removal.importance import criteria
-from orbit_kd.removal.plan import RemovalPlan
-from orbit_kd.removal.planning import check_names, plan_removal
-from orbit_kd.removal.rounds import ratio_of_round
-from orbit_kd.removal.surgery import recalibrate_batchnorm, remove_filters
+from orbit_kd.pipeline.trainings import few_levels, in_rounds, plan_of, sparse_training
+from orbit_kd.quantization.aware import plain_model
+from orbit_kd.removal.surgery import remove_filters
 from orbit_kd.reports.report import Report
 from orbit_kd.search.evaluator import Evaluator, examples_of
-from orbit_kd.sparsity.sparsify import sparsify, strip
 from orbit_kd.support.digests import digest
 from orbit_kd.support.files import write_file
 from orbit_kd.support.stages import Stages, log
-from orbit_kd.tasks import Task, choose
-from orbit_kd.training.fit import check_fit
-
-_OF_THE_TEACHER = ("tflite_float32", "tflite_int8")  # what the student's files are compared with
+from orbit_kd.tasks import Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +79,7 @@ def compress(
     teacher = as_tf_keras(load_model(teacher), name="teacher")
     first = teacher if student is None else as_tf_keras(load_model(student), name="student")
     recipe, augment = recipe or Recipe(), augment or Augment()
-    task, plan = _check(teacher, first, data, recipe)
+    task, plan = check_job(teacher, first, data, recipe)
     begun = () if student is None else (fingerprint(first),)
     stages = Stages(workdir, digest(fingerprint(teacher), data.key, *begun))
     if plan:
@@ -99,13 +88,13 @@ def compress(
     with stages.stage("teacher", **recipe.settings("teacher")) as (folder, done):
         if not done:
             _tell_of_chance(teacher, data, task, seen)
-        originals = _export(teacher, _OF_THE_TEACHER, folder, "teacher", data, done, recipe)
+        originals = _export(teacher, OF_THE_TEACHER, folder, "teacher", data, done, recipe)
     about = note(data.class_names, _preprocess(data), recipe=digest(recipe.to_dict()), **_told(task))
     extra = bytes_of(about, model_bytes(originals[1]))
     decided = decisions.Decisions.from_recipe(recipe)
     if recipe.budgets and recipe.max_drop is None:
         decided = decisions.within_budgets(stages, first, data, recipe, note=extra, task=task)
-        plan = _plan(first, data, recipe, decided)
+        plan = plan_of(first, data, recipe, decided)
         log.info("%s\n", plan)
     job = Retraining(stages, teacher, _lessons(stages, teacher, data, recipe, augment, task), data, recipe, task)
     search = None
@@ -115,11 +104,11 @@ def compress(
     else:
         if recipe.time_budget:
             decided = decisions.within_time(job, remove_filters(first, plan), decided)
-        student, last = _in_rounds(job, first, plan, decided)
+        student, last = in_rounds(job, first, plan, decided)
         if decided.pattern != "dense":
-            student, last = _sparse_training(job, student, decided, after=last), "sparsify"
+            student, last = sparse_training(job, student, decided, after=last), "sparsify"
         if decided.few_levels:
-            student, last = _few_levels(job, student, decided, after=last), "quantize"
+            student, last = few_levels(job, student, decided, after=last), "quantize"
     said = {name: value for name, value in about.items() if name != "versions"}
     with stages.stage("export", after=[last], note=said, **recipe.settings("export")) as (folder, done):
         artifacts = _export(student, recipe.targets, folder, "student", data, done, recipe, about)
@@ -132,65 +121,6 @@ def compress(
     save_model(student, stages.workdir / "student.keras")
     report.save(stages.workdir)
     return Compressed(student, tuple(artifacts), report)
-
-
-def _check(
-    teacher: keras.Model, first: keras.Model, data: Data, recipe: Recipe
-) -> tuple[Task, RemovalPlan | None]:  # fmt: skip
-    """Refuses before hours are spent what can be.
-
-    Returns:
-        The task, and the plan of what goes; None where a scan or a search decides.
-    """
-    if not isinstance(data, Data):
-        raise InputError(
-            f"compress got a {type(data).__name__} as its data.",
-            expected="training, validation and test examples in one okd.Data",
-            fix="okd.Data(train, val, test), each as Keras' fit takes it; or okd.load(folder)",
-        )
-    task = choose(teacher, data, task=recipe.task, outputs=recipe.output_tasks, weights=recipe.output_weights)
-    check_fit(teacher, data, task=task)
-    log.info("task: %s, measured by %s", task.name.replace("_", " "), task.metric.name)
-    if first is not teacher:
-        _check_student(teacher, first, data, recipe, task)
-    criteria.get(recipe.criterion)
-    if recipe.shrink is not None:
-        budgets.costs.get(f"max_{recipe.shrink}")
-    losses_of(recipe, task)
-    check(teacher, (*_OF_THE_TEACHER, *recipe.targets))
-    plan, smaller = None, first
-    if recipe.budgets or recipe.max_drop is not None:
-        graph = ChannelGraph(first, unknown=recipe.unknown)
-        check_names(graph, recipe.exclude)
-        budgets.limits(graph, recipe.budgets)
-    else:
-        plan = _plan(first, data, recipe, decisions.Decisions.from_recipe(recipe))
-        smaller = remove_filters(first, plan)
-    as_asked = decisions.Decisions.from_recipe(recipe)
-    if recipe.pattern != "dense":
-        _sparse(smaller, recipe, as_asked, steps=1)
-    if as_asked.few_levels:
-        quantize_aware(smaller, bits=as_asked.bits_by_pattern)
-    return task, plan
-
-
-def _check_student(teacher: keras.Model, student: keras.Model, data: Data, recipe: Recipe, task: Task) -> None:
-    """Raises InputError for a student that was not made of the teacher, or where only the teacher can be begun with."""
-    check_fit(student, data, task=task)
-    known = {layer.name for layer in profile(teacher).layers}
-    missing = [layer.name for layer in profile(student).layers if layer.params and layer.name not in known]
-    if missing:
-        raise InputError(
-            f"The student has layers that the teacher has not: {', '.join(missing[:5])}.",
-            expected="a network that remove_filters or compress made of this teacher",
-            fix="give that one, or leave the student out; any other pair is taught by tools/distill.py",
-        )
-    if recipe.max_drop is not None:
-        raise InputError(
-            "max_drop searches from the teacher on, and a student was given.",
-            expected="one of the two",
-            fix="leave the student out, or give ratios or budgets in place of max_drop",
-        )
 
 
 def _tell_of_chance(teacher: keras.Model, data: Data, task: Task, images: int) -> None:
@@ -223,90 +153,6 @@ def _lessons(
     training = training_of(recipe, teacher, data=data, task=task, augment=augment)
     with stages.stage("lessons", **settings) as (folder, _):
         return training.lessons(layers, folder=folder, key=stages.keys["lessons"])
-
-
-def _plan(
-    model: keras.Model, data: Data, recipe: Recipe, decided: decisions.Decisions, *, rounds: int = 1
-) -> RemovalPlan:
-    """What goes in one of so many equal rounds."""
-    return plan_removal(
-        model,
-        criterion=recipe.criterion,
-        ratio=ratio_of_round(decided.ratio, rounds),
-        ratios={name: ratio_of_round(ratio, rounds) for name, ratio in decided.ratios.items()},
-        round_to=recipe.round_to,
-        min_channels=recipe.min_channels,
-        exclude=recipe.exclude,
-        unknown=recipe.unknown,
-        data=data.train,
-        seed=recipe.seed,
-    )
-
-
-def _in_rounds(
-    job: Retraining, first: keras.Model, plan: RemovalPlan, decided: decisions.Decisions
-) -> tuple[keras.Model, str]:
-    """The student after all rounds of removal, each with its training, and the name of its last stage."""
-    recipe, student, last = job.recipe, first, ""
-    removal = recipe.settings("remove") | {"ratio": decided.ratio, "ratios": dict(decided.ratios)}
-    for number in range(1, recipe.rounds + 1):
-        name, after = f"remove_{number}", [last] if last else []
-        with job.stages.stage(name, after=after, round=number, **removal) as (folder, done):
-            if not done:
-                if recipe.rounds > 1:  # the given plan is that of all rounds at once
-                    plan = _plan(student, job.data, recipe, decided, rounds=recipe.rounds)
-                smaller = remove_filters(student, plan)
-                recalibrate_batchnorm(smaller, job.data.train)
-                write_file(folder / "plan.json", plan.to_json())
-                save_model(smaller, folder / "student.keras")
-            path = folder / "student.keras"
-        epochs = decided.epochs * number // recipe.rounds - decided.epochs * (number - 1) // recipe.rounds
-        last = f"distill_{number}"
-        student = job.stage(last, functools.partial(load_model, path), after=[name],
-                            settings=recipe.settings("distill"), epochs=epochs)  # fmt: skip
-    return student, last
-
-
-def _sparse_training(job: Retraining, student: keras.Model, decided: decisions.Decisions, *, after: str) -> keras.Model:
-    epochs = decided.sparse_epochs
-    steps = max(1, epochs * job.lessons.steps(job.recipe.batch_size))
-    return job.stage(
-        "sparsify",
-        lambda: _sparse(student, job.recipe, decided, steps=steps),
-        after=[after],
-        settings=job.recipe.settings("sparsify")
-        | {"pattern": decided.pattern, "sparsities": dict(decided.sparsities), "sparse_epochs": epochs},
-        epochs=epochs,
-        finish=lambda sparse: strip(sparse, finish=epochs == 0),
-    )
-
-
-def _sparse(student: keras.Model, recipe: Recipe, decided: decisions.Decisions, *, steps: int) -> keras.Model:
-    """The student under its pattern; a gradual schedule is through after half of the steps."""
-    gradual = recipe.schedule not in ("constant", "one_shot", "sr_ste")
-    return sparsify(
-        student,
-        decided.pattern,
-        sparsity=(decided.sparsities or recipe.sparsity) if decided.pattern == "magnitude" else None,
-        scope="layer" if decided.sparsities else recipe.sparsity_scope,
-        schedule=recipe.schedule,
-        end_step=max(1, steps // 2) if gradual else None,
-        exclude=recipe.sparse_exclude,
-    )
-
-
-def _few_levels(job: Retraining, student: keras.Model, decided: decisions.Decisions, *, after: str) -> keras.Model:
-    """The student trained with the rounding of its int8 file: quantization-aware."""
-    recipe = job.recipe
-
-    def make() -> keras.Model:
-        return quantize_aware(
-            student, bits=decided.bits_by_pattern, calibration=job.data.train, samples=recipe.calibration,
-            seed=recipe.seed,
-        )  # fmt: skip
-
-    settings = recipe.settings("quantize") | {"bits": decided.bits_by_pattern}
-    return job.stage("quantize", make, after=[after], settings=settings, epochs=decided.quantize_epochs)
 
 
 def _export(

@@ -90,6 +90,9 @@ class ClassScores(Task):
     def check_labels(self, truth: Any, *, what: str) -> None:
         check_several(truth, what=what, classes=self.classes)
 
+    def truth_in(self, records: Records) -> np.ndarray:
+        return records[:, 0].astype(np.int64)
+
     def arguments(self) -> dict[str, Any]:
         return {"classes": self.classes}
 

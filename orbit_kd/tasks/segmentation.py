@@ -69,36 +69,9 @@ class Segmentation(Task):
         return found
 
     def loss(self, model: keras.Model, data: Data | None = None) -> Any:
-        each = self._pixel_loss(model)
+        from orbit_kd.tasks.pixel_loss import PixelLoss
 
-        def segmentation_loss(y: Any, outputs: Any) -> Any:
-            import tensorflow as tf
-
-            values, counts = each(y, outputs)
-            return tf.reduce_sum(values, (1, 2)) / tf.maximum(tf.reduce_sum(counts, (1, 2)), 1.0)
-
-        return segmentation_loss
-
-    def _pixel_loss(self, model: keras.Model) -> Callable[[Any, Any], tuple[Any, Any]]:
-        """(labels, outputs) -> the cross-entropy of each pixel, and 1 where it counts, both (n, h, w)."""
-        import tensorflow as tf
-        import tf_keras as keras
-
-        head = heads(model)[0]
-
-        def loss(y: Any, outputs: Any) -> tuple[Any, Any]:
-            y = tf.reshape(tf.cast(y, tf.int32), tf.shape(outputs)[:3])
-            counts = tf.cast(y != IGNORE, tf.float32)
-            y = tf.where(y == IGNORE, 0, y)
-            if self.threshold is None:
-                values = keras.losses.sparse_categorical_crossentropy(y, outputs, from_logits=head != "softmax")
-            else:
-                values = keras.losses.binary_crossentropy(
-                    tf.cast(y, tf.float32)[..., None], outputs, from_logits=head_type(head).kind != "labels"
-                )
-            return values * counts, counts
-
-        return loss
+        return PixelLoss(heads(model)[0], ignore=IGNORE)
 
     def keras_metrics(self, model: keras.Model) -> list[Any]:
         from orbit_kd.tasks.keras_metrics import MeanIoU
@@ -107,7 +80,7 @@ class Segmentation(Task):
 
     def sample_loss(self, model: keras.Model, *, loss: Any = None) -> Callable[[Any, Sequence[Any]], Any]:
         each = self.loss(model)
-        return lambda y, outputs: each(y, outputs[0])
+        return lambda y, outputs: each.call(y, outputs[0])
 
     def truth(self, y: Any) -> np.ndarray:
         found = np.asarray(y)

@@ -160,6 +160,10 @@ class Task(abc.ABC):
             InputError: such labels.
         """
 
+    def truth_in(self, records: Records) -> Any:
+        """The truth within records, where `check_labels` looks at it."""
+        return None
+
     @abc.abstractmethod
     def arguments(self) -> dict[str, Any]:
         """Plain values of the constructor, for the files that a network is exported to: see `from_config`."""

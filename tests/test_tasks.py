@@ -1,0 +1,186 @@
+"""Each task from a model to the evaluated int8 file, its figures against ones counted by hand, and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tf_keras as keras
+
+import orbit_kd as okd
+from orbit_kd.errors import InputError
+from orbit_kd.pipeline.recipe import Recipe
+from orbit_kd.tasks import choose, from_config, tasks
+from orbit_kd.tasks.metrics import average_precision, bootstrap, intersection_over_union
+from orbit_kd.training.fit import train
+
+layers = keras.layers
+RECIPE = Recipe(
+    ratio=0.5, epochs=2, views=1, batch_size=16, calibration=16, targets=("tflite_int8",), learning_rate=1e-2
+)
+
+
+def body(filters: int = 8, bands: int = 2):
+    image = keras.Input((12, 12, bands))
+    x = layers.Conv2D(filters, 3, padding="same", activation="relu", name="a")(image)
+    return image, layers.Conv2D(filters, 3, padding="same", activation="relu", name="b")(x)
+
+
+def network(width: int, activation: str | None = None) -> keras.Model:
+    keras.utils.set_random_seed(0)
+    image, x = body()
+    return keras.Model(image, layers.Dense(width, activation, name="out")(layers.GlobalAveragePooling2D()(x)))
+
+
+def map_network(classes: int, activation: str | None = None) -> keras.Model:
+    keras.utils.set_random_seed(0)
+    image, x = body()
+    return keras.Model(image, layers.Conv2D(classes, 1, activation=activation, name="out")(x))
+
+
+def images(count: int = 48) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(count, 12, 12, 2)).astype("float32")
+    return x + rng.normal(size=(count, 1, 1, 2)).astype("float32")
+
+
+def data_of(y: np.ndarray) -> okd.Data:
+    x = images(len(y))
+    parts = np.split(np.arange(len(y)), [24, 36])
+    return okd.Data(*((x[p], y[p]) for p in parts))
+
+
+X = images()
+LEVELS = X.mean((1, 2))
+KINDS = {
+    "binary": (lambda: network(1, "sigmoid"), (LEVELS[:, 0] > 0).astype("int32")),
+    "multi_label": (lambda: network(3, "sigmoid"), np.stack([LEVELS[:, 0] > 0, LEVELS[:, 1] > 0, LEVELS.sum(1) > 0], 1)
+                    .astype("float32")),
+    "regression": (lambda: network(2), LEVELS.astype("float32")),
+    "segmentation": (lambda: map_network(3), np.digitize(X[..., 0], (-0.5, 0.5)).astype("int32")),
+    "segmentation, one sigmoid": (lambda: map_network(1, "sigmoid"), (X[..., 0] > 0).astype("int32")),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def done(request, tmp_path_factory):
+    make, y = KINDS[request.param]
+    model, data = make(), data_of(y)
+    if request.param == "regression":
+        model.compile(loss="mse")
+    folder = tmp_path_factory.mktemp("task")
+    train(model, data, epochs=12, learning_rate=2e-2, batch_size=12, path=folder / "t.keras")
+    return request.param.split(",")[0], model, data, okd.compress(model, data, recipe=RECIPE, workdir=folder)
+
+
+def test_a_task_goes_from_the_model_to_the_measured_int8_file(done):
+    name, model, data, result = done
+    report, row = result.report, result.report.artifacts[0]
+    assert report.task["kind"] == name
+    (x, y) = next(iter(data.test.unbatch().batch(100)))
+    outputs = okd.predict(result.artifacts[0], x.numpy())
+    task = choose(model, data)
+    records = task.records(task.truth(y), (outputs,))
+    assert row["metric"] == pytest.approx(task.value(records))
+    assert row["metric"] > (task.chance(records) or 0.0), "it learned nothing"
+    assert result.student.count_params() < model.count_params()
+    assert str(report).count(task.metric.name) or task.metric.name in str(report).lower()
+    page = (result.artifacts[0].path.parent.parent / "report.html").read_text()
+    assert task.metric.name[1:] in page
+
+
+def test_the_file_alone_says_what_it_is_for(done):
+    name, _, data, result = done
+    found = okd.evaluate(result.artifacts[0], data.test, latency_runs=1, tflm_images=1)
+    assert found.task["kind"] == name
+    assert found.artifacts[0]["metric"] == pytest.approx(result.report.artifacts[0]["metric"])
+
+
+def test_scans_budgets_and_the_search_take_every_task(done, tmp_path):
+    _, model, data, _ = done
+    scan = okd.sensitivity(model, data.val, ratios=(0.5,))
+    task = choose(model, data)
+    (x, y) = next(iter(data.val.unbatch().batch(100)))
+    assert scan.accuracy == pytest.approx(task.value(task.records(task.truth(y), (model(x).numpy(),))), rel=1e-3)
+    recipe = Recipe(max_drop=0.5, epochs=1, search_epochs=1, views=1, batch_size=12, calibration=12, time_budget=8.0,
+                    targets=("tflite_int8",))  # fmt: skip
+    found = okd.compress(model, data, recipe=recipe, workdir=tmp_path).report
+    assert found.search["reached"] >= found.search["target"] - 1e-9 or "below" in found.search["verdict"]
+
+
+def test_figures_by_hand():
+    task = from_config({"name": "segmentation", "classes": 3, "size": [1, 4], "threshold": None})
+    truth = task.truth(np.array([[[0, 1, 1, 255]], [[0, 0, 1, 1]]]))
+    answers = np.eye(3)[np.array([[[0, 1, 0, 2]], [[0, 1, 1, 1]]])]
+    records = task.records(truth, (answers,))
+    # class 0: 2 of both, union {2 right, 1 missed, 1 wrong}; class 1: 3 of both, one missed, one wrong; 2 not there
+    assert task.value(records) == pytest.approx((2 / 4 + 3 / 5) / 2)
+    assert task.details(records)["pixel_accuracy"] == pytest.approx(5 / 7)
+    assert np.isnan(task.details(records)["ious"][2])
+    regression = from_config({"name": "regression", "numbers": 1})
+    records = regression.records(np.array([[0.0], [1], [2]]), (np.array([[0.0], [1], [1]]),))
+    assert regression.value(records) == pytest.approx(0.5)
+    assert regression.details(records)["mae"] == pytest.approx(1 / 3)
+    labels = from_config({"name": "multi_label", "labels": 2})
+    records = labels.records(np.array([[1.0, 0], [0, 0], [1, 0]]), (np.array([[0.9, 0.1], [0.6, 0.2], [0.4, 0.1]]),))
+    assert labels.value(records) == pytest.approx((1 + 2 / 3) / 2)  # the label that no image has is left out
+    assert labels.details(records)["f1"][0] == pytest.approx(0.5)
+
+
+def test_average_precision_counts_equal_scores_as_one_step():
+    truth, scores = np.array([1, 0, 1, 0]), np.array([0.5, 0.5, 0.5, 0.1])
+    assert average_precision(truth, scores) == pytest.approx(2 / 3)
+    assert np.isnan(average_precision(np.zeros(3), np.arange(3.0)))
+    assert np.isnan(intersection_over_union(np.diag([3, 0]))[1])
+
+
+def test_the_paired_bootstrap_tells_chance_from_difference():
+    rng = np.random.default_rng(0)
+    same, better = rng.integers(0, 2, 400).astype(float), np.ones(400)
+    assert bootstrap(np.mean, same, same).p == 1.0
+    found = bootstrap(np.mean, same, better)
+    assert found.p < 0.01 and found.low <= found.difference <= found.high and found.low > 0
+    noisy = np.where(rng.uniform(size=400) < 0.05, 1 - same, same)
+    assert bootstrap(np.mean, same, noisy).p > 0.05
+
+
+@pytest.mark.parametrize(
+    ("make", "y", "message"),
+    [
+        (lambda: map_network(3), np.full((48, 12, 12), 3), "labels from 3 to 3, and the network knows 3 classes"),
+        (lambda: map_network(3), np.zeros((48, 6, 6), int), r"12x12 pixels[\s\S]*6x6"),
+        (lambda: map_network(1, "sigmoid"), np.full((48, 12, 12), 200), "two classes: .mask > 0"),
+        (lambda: network(3, "sigmoid"), np.eye(4)[np.arange(48) % 4], "3 numbers an image"),
+        (lambda: network(1, "sigmoid"), np.arange(48) % 3, "The data has 3 classes and the network has 2 outputs"),
+        (lambda: network(1, "sigmoid"), np.linspace(0, 1, 48), "not one class an image"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused_before_anything_is_trained(make, y, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        okd.compress(make(), data_of(y), recipe=RECIPE, workdir=tmp_path)
+    assert not list(tmp_path.rglob("*.keras"))
+
+
+def test_labels_that_are_no_numbers_are_refused(tmp_path):
+    model = network(2)
+    model.compile(loss="mse")
+    y = LEVELS.astype("float32").copy()
+    y[3, 1] = np.nan
+    with pytest.raises(InputError, match="finite numbers an image"):
+        okd.compress(model, data_of(y), recipe=RECIPE, workdir=tmp_path)
+
+
+def test_a_head_that_fits_no_task_is_refused(tmp_path):
+    image, x = body()
+    odd = keras.Model(image, layers.Reshape((144, 8))(x))
+    with pytest.raises(InputError, match="no task fits that"):
+        okd.compress(odd, data_of(np.arange(48) % 2), recipe=RECIPE, workdir=tmp_path)
+    for name in tasks:
+        if name not in ("several", "detection"):
+            with pytest.raises(InputError):
+                choose(odd, task=name)
+
+
+def test_one_output_has_no_tasks_of_outputs(tmp_path):
+    with pytest.raises(InputError, match="several outputs"):
+        okd.compress(network(1, "sigmoid"), data_of(np.arange(48) % 2),
+                     recipe=Recipe(output_weights={"out": 2.0}), workdir=tmp_path)  # fmt: skip
