@@ -115,7 +115,7 @@ def test_figures_by_hand():
     # class 0: 2 of both, union {2 right, 1 missed, 1 wrong}; class 1: 3 of both, one missed, one wrong; 2 not there
     assert task.value(records) == pytest.approx((2 / 4 + 3 / 5) / 2)
     assert task.details(records)["pixel_accuracy"] == pytest.approx(5 / 7)
-    assert np.isnan(task.details(records)["ious"][2])
+    assert np.isnan(task.details(records)["per_class"]["IoU"][2])
     regression = from_config({"name": "regression", "numbers": 1})
     records = regression.records(np.array([[0.0], [1], [2]]), (np.array([[0.0], [1], [1]]),))
     assert regression.value(records) == pytest.approx(0.5)
@@ -123,7 +123,7 @@ def test_figures_by_hand():
     labels = from_config({"name": "multi_label", "labels": 2})
     records = labels.records(np.array([[1.0, 0], [0, 0], [1, 0]]), (np.array([[0.9, 0.1], [0.6, 0.2], [0.4, 0.1]]),))
     assert labels.value(records) == pytest.approx((1 + 2 / 3) / 2)  # the label that no image has is left out
-    assert labels.details(records)["f1"][0] == pytest.approx(0.5)
+    assert labels.details(records)["per_class"]["F1"][0] == pytest.approx(0.5)
 
 
 def test_average_precision_counts_equal_scores_as_one_step():

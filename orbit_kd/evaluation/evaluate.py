@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from orbit_kd.datasets.samples import calibration_sample
 from orbit_kd.errors import InputError
 from orbit_kd.evaluation.outputs import model_bytes
 from orbit_kd.evaluation.parity import tflm_parity
+from orbit_kd.evaluation.pictures import Worst
 from orbit_kd.evaluation.records import records_of
 from orbit_kd.evaluation.sections import (
     ratios,
@@ -29,6 +30,7 @@ from orbit_kd.evaluation.sections import (
 from orbit_kd.evaluation.task_of_files import task_of
 from orbit_kd.exporters import Artifact, export, find, open_artifact
 from orbit_kd.reports.report import Report
+from orbit_kd.reports.summary import main_artifact
 from orbit_kd.support.versions import versions
 from orbit_kd.tasks import Records, Task
 from orbit_kd.tflite.summary import read
@@ -106,11 +108,13 @@ def evaluate(
                     file.model or file.artifact.path, runtime=file.runtime, threads=os.cpu_count() or 1
                 )
         of = task_of(students, teacher, test, task=task)
-        outputs = records_of(running, test, task=of, threads=os.cpu_count() or 1)
-        some = next(iter(outputs.values()))
-        _check_classes(of, some, class_names)
         reference = next((file for file in students if file.artifact.target == "tflite_float32"), None)
         base = reference or min(students, key=lambda file: file.artifact.bytes)
+        shown = main_artifact({"artifacts": [dataclasses.asdict(file.artifact) for file in students]})
+        worst = Worst(of, student=_named(students, shown), teacher="teacher" if teacher_file else "")
+        outputs = records_of(running, test, task=of, threads=os.cpu_count() or 1, watch=worst if of.draws else None)
+        some = next(iter(outputs.values()))
+        _check_classes(of, some, class_names)
         counted = read(base.model)
         data: dict[str, Any] = {
             "teacher": teacher_section(teacher_file, running.get("teacher"), of, outputs),
@@ -138,6 +142,7 @@ def evaluate(
                     row |= {"latency": None, "latency_why": "only TensorFlow Lite Micro runs the file"}
                 row["tflm"] = dataclasses.asdict(tflm_parity(file.model, images))
             data["artifacts"].append(row)
+    data["pictures"] = worst.rows()
     data["ratios"] = ratios(data)
     data["class_names"] = None if class_names is None else list(class_names)
     data["data"] = {"test": len(some)}
@@ -158,6 +163,11 @@ def _check_classes(task: Task, records: Records, class_names: Sequence[str] | No
     counts = [sum(row) for row in task.details(records).get("confusion", [])]
     if missing := [str(i) for i, count in enumerate(counts) if not count]:
         log.warning("evaluate: the test data has no example of the classes %s", ", ".join(missing))
+
+
+def _named(files: Sequence[_File], artifact: Mapping[str, Any]) -> str:
+    """The name among the outputs of the file that a report's headline is about."""
+    return next(file.name for file in files if file.artifact.target == artifact["target"])
 
 
 def _file(number: int, item: Artifact | str | os.PathLike[str]) -> _File:

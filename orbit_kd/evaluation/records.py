@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,13 +11,14 @@ import numpy as np
 from orbit_kd import runtimes
 from orbit_kd.errors import InputError
 from orbit_kd.support.progress import track
-from orbit_kd.tasks import Records, Task
+from orbit_kd.tasks import Outputs, Records, Task
 from orbit_kd.tflite.reader import read_bytes
 
 
 def records_of(
-    models: Mapping[str, runtimes.Model | runtimes.Runner], test: Any, *, task: Task, threads: int = 1
-) -> dict[str, Records]:
+    models: Mapping[str, runtimes.Model | runtimes.Runner], test: Any, *, task: Task, threads: int = 1,
+    watch: Callable[[Any, Any, dict[str, Outputs], dict[str, Records]], None] | None = None,
+) -> dict[str, Records]:  # fmt: skip
     """Runs several files on a data set in one pass, so that their records belong to the same samples in any order.
 
     Outputs are dropped batch by batch: a record is all that stays of a sample.
@@ -28,6 +29,7 @@ def records_of(
             the task's `truth` takes it.
         task: what the files are for.
         threads: LiteRT threads.
+        watch: is told of each batch: inputs, truth, and by name outputs and records.
 
     Returns:
         Name -> records (n, ...).
@@ -47,13 +49,17 @@ def records_of(
         x = tuple(np.asarray(part) for part in in_order(given, None))
         truth = task.truth(y)
         count += len(x[0])
+        said: dict[str, Outputs] = {}
         for name, runner in runners.items():
             out = runtimes.run(runner, x[0] if len(x) == 1 else x)
             outputs = out if isinstance(out, tuple) else (out,)
             if not all(np.isfinite(values).all() for values in outputs):
                 raise InputError(f"Model {name} puts out NaN or Inf.", expected="finite outputs",
                                  fix="the training diverged: train again")  # fmt: skip
+            said[name] = outputs
             found[name].append(task.records(truth, outputs))
+        if watch is not None:
+            watch(x, truth, said, {name: parts[-1] for name, parts in found.items()})
     if not count:
         raise InputError("The test data is empty.", expected="at least one batch (x, y)", fix="check the test split")
     return {name: np.concatenate(parts) for name, parts in found.items()}

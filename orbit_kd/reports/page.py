@@ -63,7 +63,9 @@ def page(data: dict[str, Any]) -> str:
         training=_drawn(_curves(data, history)),
         last_values=_last_values(history),
         confusions=_drawn(_confusions(data)),
-        mistakes=_mistakes(data),
+        mistakes=_mistakes(data) if merit(data).key == "accuracy" else None,
+        per_class=tables.per_class(data),
+        pictures=_pictures(data),
         size_and_time=_drawn([_accuracy_bytes(data), figures.stage_times(rows(data, "stages"))]),
         artifacts=tables.artifacts(data),
         devices=tables.devices(data),
@@ -90,6 +92,17 @@ def _drawn(svgs: Sequence[str]) -> list[Markup]:
 def rows(data: dict[str, Any], name: str) -> list[dict[str, Any]]:
     """The records of a section of the report; none where it is missing."""
     return data.get(name) or []
+
+
+def _pictures(data: dict[str, Any]) -> list[tuple[str, str]]:
+    """(PNG as a data URI, caption) of the samples that the student does worst on."""
+    told, teacher = merit(data), bool(section(data, "teacher"))
+    found = []
+    for row in rows(data, "pictures"):
+        if str(row.get("image", "")).startswith("data:image/png;base64,"):
+            beside = f", teacher {told.text(row.get('teacher'))}" if teacher else ""
+            found.append((str(row["image"]), f"student {told.text(row.get('metric'))}{beside}"))
+    return found
 
 
 def _tiles(data: dict[str, Any]) -> list[tuple[str, str]]:

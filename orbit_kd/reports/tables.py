@@ -9,6 +9,7 @@ from typing import Any
 
 from orbit_kd.reports import words as text
 from orbit_kd.reports.merit import Merit, merit
+from orbit_kd.reports.summary import main_artifact
 from orbit_kd.reports.words import NONE, number
 
 
@@ -74,6 +75,23 @@ def _interval(told: Merit, file: dict[str, Any]) -> str:
     if low is None or high is None:
         return NONE
     return f"{told.change(0.0, low)} to {told.change(0.0, high)}"
+
+
+def per_class(data: dict[str, Any]) -> Table | None:
+    """The figures of each class, of the teacher and of the file that the headline is about."""
+    names = [str(n) for n in data.get("class_names") or []]
+    before = (data.get("teacher") or {}).get("per_class") or {}
+    after = main_artifact(data).get("per_class") or (data.get("student") or {}).get("per_class") or {}
+    if not after:
+        return None
+    count = max(len(values) for values in after.values())
+    titles = ["", *(f"{who}, {figure}" for figure in after for who in ("teacher", "student"))]
+    body = []
+    for i in range(count):
+        cells = [values[i] if i < len(values) else None
+                 for figure in after for values in (before.get(figure) or [], after[figure])]  # fmt: skip
+        body.append([names[i] if i < len(names) else str(i), *map(text.percent, cells)])
+    return Table(titles, body)
 
 
 def layers(found: Sequence[dict[str, Any]]) -> Table | None:

@@ -87,8 +87,7 @@ class MultiLabel(Task):
         f1 = np.divide(2 * both, sizes, out=np.full(len(sizes), np.nan), where=sizes > 0)
         return {
             "mean_average_precision": self.value(records),
-            "average_precisions": self._precisions(records).tolist(),
-            "f1": f1.tolist(),
+            "per_class": {"average precision": self._precisions(records).tolist(), "F1": f1.tolist()},
             "mean_f1": float(np.nanmean(f1)) if not np.isnan(f1).all() else None,
             "labels_right": float((truth == given).mean()),
         }

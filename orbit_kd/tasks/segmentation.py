@@ -43,6 +43,7 @@ class Segmentation(Task):
 
     name = "segmentation"
     metric = Metric("mean_iou", "mean IoU")
+    draws = True
 
     def __init__(self, classes: int, size: Sequence[int | None], *, threshold: float | None = None) -> None:
         self.classes, self.size, self.threshold = classes, (size[0], size[1]), threshold
@@ -128,7 +129,7 @@ class Segmentation(Task):
         matrix = records.sum(0)
         return {
             "mean_iou": self.value(records),
-            "ious": intersection_over_union(matrix).tolist(),
+            "per_class": {"IoU": intersection_over_union(matrix).tolist()},
             "pixel_accuracy": float(np.trace(matrix) / max(1, matrix.sum())),
             "confusion": matrix.tolist(),
         }
@@ -144,6 +145,9 @@ class Segmentation(Task):
     def picture(self, image: np.ndarray, truth: Any, outputs: Outputs | None) -> np.ndarray:
         classes = np.asarray(truth) if outputs is None else self.predicted(outputs[0])
         shown = np.where(classes == IGNORE, 0, classes)
+        if shown.shape != image.shape[:2]:  # a map at a stride of the image
+            rows, columns = (np.arange(n) * m // n for n, m in zip(image.shape[:2], shown.shape, strict=True))
+            shown = shown[rows][:, columns]
         colour = COLOURS[shown % len(COLOURS)]
         mixed = (0.45 * image + 0.55 * colour).astype(np.uint8)
         return np.where((shown > 0)[..., None], mixed, image)

@@ -122,7 +122,11 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def details(self, records: Records) -> dict[str, Any]:
-        """Further figures for the report, as plain JSON values."""
+        """Further figures for the report, as plain JSON values.
+
+        `confusion` (a square matrix of counts) and `per_class` (name of a figure -> one value a class) are shown as
+        such.
+        """
 
     def compare(self, first: Records, second: Records) -> dict[str, Any]:
         """Whether two networks differ on the same samples by more than chance, as plain JSON values.
@@ -136,8 +140,10 @@ class Task(abc.ABC):
         """What an answer that never looks at the image would reach; None where nothing is known."""
         return None
 
-    def picture(self, image: np.ndarray, truth: Any, outputs: Outputs | None) -> np.ndarray | None:
-        """The truth (`outputs` None) or an answer drawn on one image; None where there is nothing to draw.
+    draws: ClassVar[bool] = False
+
+    def picture(self, image: np.ndarray, truth: Any, outputs: Outputs | None) -> np.ndarray:
+        """The truth (`outputs` None) or an answer drawn on one image, of a task that `draws`.
 
         Args:
             image: uint8 (h, w, 3).
@@ -147,7 +153,7 @@ class Task(abc.ABC):
         Returns:
             uint8 (h, w, 3).
         """
-        return None
+        return image
 
     def check_labels(self, truth: Any, *, what: str) -> None:  # noqa: B027 (not every task has something to refuse)
         """Refuses labels of a whole split on which the metric would say nothing.
