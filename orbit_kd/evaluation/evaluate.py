@@ -17,6 +17,7 @@ from orbit_kd.datasets.samples import calibration_sample
 from orbit_kd.errors import InputError
 from orbit_kd.evaluation.outputs import check_widths, logits, model_bytes
 from orbit_kd.evaluation.parity import tflm_parity
+from orbit_kd.evaluation.running import file_inputs
 from orbit_kd.evaluation.sections import (
     comparison,
     ratios,
@@ -89,7 +90,8 @@ def evaluate(
             expected="at least one: sizes, zeros and multiply-accumulates are counted in it",
             fix="export the student to tflite_int8 as well",
         )
-    test = as_batches(test, what="test data", labels=True, again=True)
+    inputs = file_inputs(students[0].model)
+    test = as_batches(test, what="test data", labels=True, again=True, inputs=inputs)
     with _teacher_file(teacher, workdir) as teacher_file:
         running: dict[str, Any] = {"teacher": model_bytes(teacher_file)} if teacher_file else {}
         for model in running.values():
@@ -115,7 +117,7 @@ def evaluate(
             "student": student_section(base.artifact, counted, labels, outputs[base.name]),
             "artifacts": [],
         }
-        images = calibration_sample(test, samples=tflm_images)
+        images = calibration_sample(test, samples=tflm_images, inputs=inputs)
         against = {a.target: a for a in (*([teacher_file] if teacher_file else []), *teacher_artifacts)}
         for file in files:
             row = sizes(file.artifact)

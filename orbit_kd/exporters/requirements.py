@@ -82,6 +82,14 @@ def input_shape(model: Any) -> tuple[int, ...]:
     return shape
 
 
+def output_names(model: Any, count: int) -> list[str]:
+    """The Keras names of a model's outputs, numbered where two are alike."""
+    given = list(getattr(model, "output_names", None) or [])
+    if len(given) != count:
+        return [f"output_{place}" for place in range(count)]
+    return [f"{name}_{place}" if given.count(name) > 1 else name for place, name in enumerate(given)]
+
+
 def check_finite(model: Any) -> None:
     """Raises InputError where a weight of a tf_keras model is NaN or infinite."""
     bad = next((v.name for v in model.weights if not np.isfinite(v.numpy()).all()), None)

@@ -79,7 +79,7 @@ def in_order(x: Any, ports: Sequence[Port]) -> tuple[np.ndarray, ...]:
     Raises:
         InputError: another number of arrays, other names, an array that does not fit its port, or unequal lengths.
     """
-    parts = [_numbers(part, port) for part, port in zip(_parts(x, ports), ports, strict=True)]
+    parts = [_numbers(part, port) for part, port in zip(parts_of(x, ports), ports, strict=True)]
     for part, port in zip(parts, ports, strict=True):
         if part.shape[1:] != port.shape or not part.ndim:
             raise InputError(
@@ -98,6 +98,28 @@ def in_order(x: Any, ports: Sequence[Port]) -> tuple[np.ndarray, ...]:
     return tuple(parts)
 
 
+def parts_of(x: Any, ports: Sequence[Port]) -> list[np.ndarray]:
+    """The arrays for each port as they were given: of a tuple or list in the ports' order, of a dict by their names.
+
+    Raises:
+        InputError: another number of arrays, or other names.
+    """
+    if isinstance(x, Mapping):
+        names = [port.name for port in ports]
+        if set(x) != set(names) or len(set(names)) < len(names):
+            raise InputError(
+                f"The inputs are a dict with the keys {', '.join(map(repr, x))}.",
+                expected=f"the file's inputs: {told(ports)}",
+                fix="correct the names" if all(names) else "the file has no names: pass a tuple in this order",
+            )
+        return [np.asarray(x[name]) for name in names]
+    if len(ports) == 1:
+        return [np.asarray(x)]
+    if not isinstance(x, (tuple, list)) or len(x) != len(ports):
+        raise _wrong_number(x, ports)
+    return [np.asarray(part) for part in x]
+
+
 def as_tuple(x: Any, ports: Sequence[Port]) -> tuple[np.ndarray, ...]:
     """Raw arrays, as `Runner.raw` takes them, one a port.
 
@@ -114,6 +136,14 @@ def as_tuple(x: Any, ports: Sequence[Port]) -> tuple[np.ndarray, ...]:
 def one_or_all(arrays: Sequence[np.ndarray]) -> Any:
     """The array of one port; a tuple of those of several."""
     return arrays[0] if len(arrays) == 1 else tuple(arrays)
+
+
+def named_shapes(ports: Sequence[Port]) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of each port, in their order, for `datasets.as_batches`; numbered where a file has no names."""
+    names = [port.name for port in ports]
+    if not all(names) or len(set(names)) < len(names):
+        names = [f"input_{place}" for place in range(len(ports))]
+    return {name: port.shape for name, port in zip(names, ports, strict=True)}
 
 
 def joined(parts: Sequence[Sequence[np.ndarray]], ports: Sequence[Port]) -> Any:
@@ -137,23 +167,6 @@ def check_batch(arrays: Sequence[np.ndarray], count: int) -> None:
 def told(ports: Sequence[Port]) -> str:
     """The ports in words, for messages."""
     return ", ".join(f"{port.name!r} {port.shape}" if port.name else str(port.shape) for port in ports)
-
-
-def _parts(x: Any, ports: Sequence[Port]) -> Sequence[Any]:
-    if isinstance(x, Mapping):
-        names = [port.name for port in ports]
-        if set(x) != set(names) or len(set(names)) < len(names):
-            raise InputError(
-                f"The inputs are a dict with the keys {', '.join(map(repr, x))}.",
-                expected=f"the file's inputs: {told(ports)}",
-                fix="correct the names" if all(names) else "the file has no names: pass a tuple in this order",
-            )
-        return [x[name] for name in names]
-    if len(ports) == 1:
-        return [x]
-    if not isinstance(x, (tuple, list)) or len(x) != len(ports):
-        raise _wrong_number(x, ports)
-    return x
 
 
 def _wrong_number(x: Any, ports: Sequence[Port]) -> InputError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
 import re
@@ -21,6 +22,7 @@ from orbit_kd.tflite.reader import only_tflm, parse, read_bytes, told_if_damaged
 from orbit_kd.tflite.state import State, state_of
 from orbit_kd.tflite.subgraph import Subgraph
 
+_NAME = "TensorFlow Lite Micro"
 MCU_HINT = 'pip install "orbit-kd[mcu]"'
 
 
@@ -34,7 +36,7 @@ def _tflm(model: Model, threads: int) -> Runner:
         _require_single_images(data)
         if only_tflm(parse(data)):
             _require_sound_constants(data)
-    return start_interpreter(lambda: _Tflm(data), "TensorFlow Lite Micro")
+    return start_interpreter(lambda: _Tflm(data), _NAME)
 
 
 def _require_single_images(data: bytes) -> None:
@@ -121,12 +123,19 @@ class _Tflm:
                 self._interpreter = self._fresh()
             elif self._state is State.TENSORS:
                 self._interpreter.reset()
-            for place, part in enumerate(parts):
-                self._interpreter.set_input(part[i : i + 1], place)
-            self._interpreter.invoke()
+            start_interpreter(functools.partial(self._invoke, [part[i : i + 1] for part in parts]), _NAME)
             for place, array in enumerate(done):
                 array[i] = self._interpreter.get_output(place)[0]
         return one_or_all(done)
+
+    def _invoke(self, x: list[np.ndarray]) -> None:
+        for place, part in enumerate(x):
+            self._interpreter.set_input(part, place)
+        with native_stderr() as log:
+            try:
+                self._interpreter.invoke()
+            except RuntimeError as error:  # an operator that lacks a type, which it sees only now
+                raise RuntimeError(f"{error} {log.text}") from error
 
 
 def _ample_arena(data: bytes) -> int:

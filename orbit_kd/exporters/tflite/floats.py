@@ -39,7 +39,8 @@ def export_float32(
             or by name.
 
     Raises:
-        InputError: open sizes, an input that nothing reads beside others, weights that are not finite, or an operator TFLite lacks.
+        InputError: open sizes, an input that nothing reads beside others, weights that are not finite, or an operator
+            TFLite lacks.
     """
     refuse_quantization_aware(model, "its float file would round to 8 bits at every layer")
     data = _converted(model, input_shape)

@@ -49,9 +49,9 @@ def export_int8(
     Args:
         model: tf_keras model, inputs (batch, ...) float32; int32 where they are indices of an Embedding.
         path: the .tflite file to write.
-        calibration: inputs as the network sees them, see `export`; several as a tuple or a dict by name. A seeded random sample of it sets the activations'
-            ranges; at most the first 20,000 images are gone through. Not used, and not needed, for a model of
-            `quantize_aware`, which has trained its ranges.
+        calibration: inputs as the network sees them, see `export`; several as a tuple or a dict by name. A seeded
+            random sample of it sets the activations' ranges; at most the first 20,000 images are gone through. Not
+            used, and not needed, for a model of `quantize_aware`, which has trained its ranges.
         metadata: stored in the file (see `metadata.py`).
         input_shape: without the batch, for models that leave sizes open; of several inputs a shape each, in their order
             or by name.

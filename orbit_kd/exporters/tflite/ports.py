@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from orbit_kd.errors import InputError
+from orbit_kd.exporters.requirements import output_names
 
 
 def input_keys(count: int) -> list[str]:
@@ -40,7 +41,7 @@ def put_in_order(file: Any, model: Any, *, inputs: int, outputs: int) -> None:
     graph, signature = file.subgraphs[0], signatures[0] if len(signatures) == 1 else None
     for side, keys, names in (
         ("inputs", input_keys(inputs), model.input_names),
-        ("outputs", output_keys(outputs), _output_names(model, outputs)),
+        ("outputs", output_keys(outputs), output_names(model, outputs)),
     ):
         entries = {e.name.decode(): e for e in (getattr(signature, side) if signature else None) or []}
         tensors = [int(entries[key].tensorIndex) for key in keys if key in entries]
@@ -55,11 +56,3 @@ def put_in_order(file: Any, model: Any, *, inputs: int, outputs: int) -> None:
         for key, name in zip(keys, names, strict=True):
             entries[key].name = name.encode()
         setattr(signature, side, [entries[key] for key in keys])
-
-
-def _output_names(model: Any, count: int) -> list[str]:
-    """The Keras names, numbered where two are alike."""
-    given = list(getattr(model, "output_names", None) or [])
-    if len(given) != count:
-        return output_keys(count)
-    return [f"{name}_{given[:i].count(name)}" if name in given[:i] else name for i, name in enumerate(given)]
