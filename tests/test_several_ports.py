@@ -148,29 +148,42 @@ def test_a_file_whose_ports_are_exchanged_is_refused(model, x, tmp_path, monkeyp
                 export(model, target, path=tmp_path / "m.tflite", calibration=x)
 
 
-def test_an_input_that_nothing_reads_is_refused(tmp_path):
+def test_an_input_that_nothing_reads(tmp_path):
     a, b = L.Input((3,), name="a"), L.Input((3,), name="b")
     model = keras.Model([a, b], L.Dense(2)(a))
-    try:
-        made = export(model, "tflite_float32", path=tmp_path / "m.tflite")
-    except InputError as error:
-        assert "b" in error.what
-        return
-    x = RNG.normal(size=(2, 5, 3)).astype("float32")  # the converter kept it
-    np.testing.assert_allclose(okd.predict(made, tuple(x)), model(list(x)), atol=1e-5)
+    x = tuple(RNG.normal(size=(2, 5, 3)).astype("float32"))
+    made = export(model, "tflite_float32", path=tmp_path / "m.tflite")
+    for runtime in (LITERT, TFLM):
+        np.testing.assert_allclose(okd.predict(made, x, runtime=runtime), model(list(x)), atol=1e-5)
+    with pytest.raises(InputError, match=r"input 'b' .* would stay float32"):
+        export(model, "tflite_int8", path=tmp_path / "m.tflite", calibration=x)
 
 
 def test_one_tensor_may_be_two_outputs_and_an_input_one(tmp_path):
     a, b = L.Input((3,), name="a"), L.Input((3,), name="b")
     y = L.Dense(3, name="y")(L.Subtract()([a, b]))
-    model = keras.Model([a, b], [y, y])
+    x = tuple(RNG.normal(size=(2, 40, 3)).astype("float32"))
+    for target, tolerance in (("tflite_float32", 1e-5), ("tflite_int8", 5e-2)):
+        for model in (keras.Model([a, b], [y, y]), keras.Model([a, b], [y, a])):
+            made = export(model, target, path=tmp_path / "m.tflite", calibration=x)
+            for runtime in (LITERT, TFLM):
+                assert off(okd.predict(made, x, runtime=runtime), [p.numpy() for p in model(list(x))]) < tolerance
+    with pytest.raises(InputError, match="would stay float32"):
+        export(keras.Model([a, b], [b, a]), "tflite_int8", path=tmp_path / "m.tflite", calibration=x)
+
+
+def test_outputs_without_the_batch_and_of_types_that_tflm_lacks_are_told(tmp_path):
+    a, b = L.Input((3,), name="a"), L.Input((3,), name="b")
+    y = L.Dense(3, name="y")(L.Subtract()([a, b]))
     x = tuple(RNG.normal(size=(2, 5, 3)).astype("float32"))
-    try:
-        made = export(model, "tflite_float32", path=tmp_path / "m.tflite")
-    except InputError as error:
-        assert "outputs" in error.what
-    else:
-        assert off(okd.predict(made, x), [p.numpy() for p in model(list(x))]) < 1e-5
+    with pytest.raises(InputError, match=r"Output 2 of 2 has the shape \(\)"):
+        whole = keras.Model([a, b], [y, L.Lambda(tf.reduce_sum)(a)])
+        okd.predict(export(whole, "tflite_float32", path=tmp_path / "m.tflite"), x)
+    best = keras.Model([a, b], [y, L.Lambda(lambda t: tf.argmax(t, -1))(y)])
+    made = export(best, "tflite_float32", path=tmp_path / "m.tflite")
+    np.testing.assert_array_equal(okd.predict(made, x)[1], best(list(x))[1])
+    with pytest.raises(InputError, match="INT64"):
+        okd.predict(made, x, runtime=TFLM)
 
 
 def test_indices_beside_amounts(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import math
 import re
@@ -116,26 +115,26 @@ class _Tflm:
     def raw(self, x: Any) -> Any:
         """See `Runner.raw`."""
         parts = as_tuple(x, self.inputs)
-        done = [np.zeros((len(parts[0]), *port.shape), port.dtype) for port in self.outputs]
-        for i in range(len(parts[0])):
-            # `reset` makes resources 0, whatever they were at first (tensorflow/tflite-micro pull 948)
-            if self._state is State.RESOURCES:
-                self._interpreter = self._fresh()
-            elif self._state is State.TENSORS:
-                self._interpreter.reset()
-            start_interpreter(functools.partial(self._invoke, [part[i : i + 1] for part in parts]), _NAME)
-            for place, array in enumerate(done):
-                array[i] = self._interpreter.get_output(place)[0]
-        return one_or_all(done)
+        return start_interpreter(lambda: self._run(parts), _NAME)
 
-    def _invoke(self, x: list[np.ndarray]) -> None:
-        for place, part in enumerate(x):
-            self._interpreter.set_input(part, place)
+    def _run(self, parts: tuple[np.ndarray, ...]) -> Any:
+        done = [np.zeros((len(parts[0]), *port.shape), port.dtype) for port in self.outputs]
         with native_stderr() as log:
-            try:
-                self._interpreter.invoke()
-            except RuntimeError as error:  # an operator that lacks a type, which it sees only now
-                raise RuntimeError(f"{error} {log.text}") from error
+            for i in range(len(parts[0])):
+                # `reset` makes resources 0, whatever they were at first (tensorflow/tflite-micro pull 948)
+                if self._state is State.RESOURCES:
+                    self._interpreter = self._fresh()
+                elif self._state is State.TENSORS:
+                    self._interpreter.reset()
+                for place, part in enumerate(parts):
+                    self._interpreter.set_input(part[i : i + 1], place)
+                try:
+                    self._interpreter.invoke()
+                except RuntimeError as error:  # an operator that lacks a type, which it sees only now
+                    raise RuntimeError(f"{error} {log.text}") from error
+                for place, array in enumerate(done):
+                    array[i] = self._interpreter.get_output(place)[0]
+        return one_or_all(done)
 
 
 def _ample_arena(data: bytes) -> int:

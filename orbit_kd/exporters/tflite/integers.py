@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from orbit_kd.datasets.samples import calibration_images, calibration_sample
+from orbit_kd.errors import InputError
 from orbit_kd.exporters.artifact import Artifact
 from orbit_kd.exporters.requirements import Shape, Shapes, fixed_shapes
 from orbit_kd.exporters.targets import target
@@ -26,7 +27,9 @@ from orbit_kd.exporters.tflite.quantization_aware import (
     is_quantization_aware,
     refuse_quantization_aware,
 )
+from orbit_kd.runtimes import port_names
 from orbit_kd.tflite.reader import parse
+from orbit_kd.tflite.subgraph import Subgraph
 from orbit_kd.tflite.writer import to_bytes
 
 
@@ -93,6 +96,8 @@ def export_int8(
             file = parse(data)
             widen_scales(file, most)
             data = to_bytes(file)
+    if not float_io:
+        _refuse_float_ports(data, traced, "tflite_int8")
     check_order(data, traced, images)
     return save(data, path, target="tflite_int8", metadata=metadata, details=details)
 
@@ -135,6 +140,8 @@ def export_int16x8(
             converter.inference_input_type = converter.inference_output_type = tf.int16
 
     data = convert(traced, settings)
+    if not float_io:
+        _refuse_float_ports(data, traced, "tflite_int16x8")
     check_order(data, traced, images)
     details = {"calibration_images": len(images[0]), "seed": seed}
     return save(data, path, target="tflite_int16x8", metadata=metadata, details=details)
@@ -171,6 +178,24 @@ def whole_images(model: Any, calibration: Any, *, shapes: Sequence[Shape], sampl
         images = calibration_sample(calibration, samples=samples, seed=seed, inputs=inputs)
     check_whole_numbers(images, model)
     return images
+
+
+def _refuse_float_ports(data: bytes, traced: Traced, target: str) -> None:
+    """Raises InputError where one of several inputs or outputs stays float, as the network computes nothing with it."""
+    if (traced.inputs, traced.outputs) == (1, 1):
+        return
+    graph = Subgraph(parse(data))
+    for side, tensors, names in zip(
+        ("input", "output"), (graph.inputs_of_graph, graph.outputs_of_graph), port_names(data), strict=True
+    ):
+        for tensor, name in zip(tensors, names, strict=True):
+            if graph.dtype(tensor).startswith("float"):
+                raise InputError(
+                    f"The {side} {name!r} of model {traced.model.name!r} would stay {graph.dtype(tensor)} in the "
+                    f"{target} file: no layer computes with it.",
+                    expected="inputs that layers read, and outputs that layers compute",
+                    fix="build the network without it; or export tflite_float32, or with float_io=True",
+                )
 
 
 def check_integers(model: Any, *, target: str) -> None:

@@ -157,9 +157,9 @@ def _golden(
     for side, port in (*(("input", p) for p in micro.inputs), *(("output", p) for p in micro.outputs)):
         if port.dtype.kind not in "iu":
             raise InputError(
-                f"The file's {side}{f' {port.name!r}' if port.name else ''} is {port.dtype.name}.",
+                f"The file's {side}{_which(port, micro)} is {port.dtype.name}.",
                 expected="int8 or int16, as sensors and firmware hand it over",
-                fix="export tflite_int8 without float_io, and a network whose inputs and outputs are amounts",
+                fix="export tflite_int8 without float_io",
             )
     indices = next((port for port in micro.inputs if not port.scale), None)
     if calibration is None and indices is not None:
@@ -187,6 +187,10 @@ def _golden(
             "which the artifact's details then tell",
         )
     return Golden(tuple(x[0] for x in took), tuple(x[0] for x in found), origin), steps
+
+
+def _which(port: runtimes.Port, runner: runtimes.Runner) -> str:
+    return f" {port.name!r}" if port.name and len(runner.inputs) + len(runner.outputs) > 2 else ""
 
 
 def _counted(port: runtimes.Port) -> runtimes.Port:
