@@ -324,11 +324,6 @@ def test_open_sizes_need_an_input_shape(tmp_path, images):
     np.testing.assert_allclose(runtimes.predict(artifact.path, images), model(images).numpy(), atol=1e-5)
 
 
-def test_two_inputs_are_refused(tmp_path):
-    a, b = layers.Input((4,)), layers.Input((4,))
-    refuse("2 inputs", tmp_path, keras.Model([a, b], layers.Add()([a, b])), target="tflite_float32")
-
-
 def test_something_that_is_no_model_is_refused(tmp_path):
     refuse("is a path", tmp_path, "teacher.keras", target="tflite_float32")
 

@@ -368,10 +368,10 @@ def test_a_file_of_a_larger_batch_runs_image_by_image():
     np.testing.assert_allclose(okd.predict(convert(lambda x: x @ kernel, 8, 4), x), x @ kernel, atol=1e-5)
 
 
-def test_several_inputs_are_refused_clearly(folder):
+def test_one_array_for_several_inputs_is_refused_clearly():
     a, b = layers.Input((3,)), layers.Input((3,))
     model = keras.Model([a, b], layers.Add()([a, b]))
     with native_stderr():
         data = tf.lite.TFLiteConverter.from_keras_model(model).convert()
-    with pytest.raises(InputError, match="2 inputs and 1 outputs"):
+    with pytest.raises(InputError, match="2 inputs, and one ndarray came"):
         okd.predict(data, np.zeros((1, 3)))

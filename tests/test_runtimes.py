@@ -214,14 +214,6 @@ def test_bad_arguments_are_refused(files, images):
         tflm_parity(file, images[:0])
 
 
-def test_two_outputs_are_refused(tmp_path):
-    image = layers.Input((4,))
-    model = keras.Model(image, [layers.Dense(2)(image), layers.Dense(3)(image)])
-    path = export(model, "tflite_float32", path=tmp_path / "m.tflite").path
-    with pytest.raises(InputError, match="1 inputs and 2 outputs"):
-        runtimes.load(path)
-
-
 def test_native_stderr_is_caught_and_given_back(capfd):
     with native_stderr() as log:
         os.write(2, b"from C++")

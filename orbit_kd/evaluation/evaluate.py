@@ -18,6 +18,7 @@ from orbit_kd.evaluation.outputs import model_bytes
 from orbit_kd.evaluation.parity import tflm_parity
 from orbit_kd.evaluation.pictures import Worst
 from orbit_kd.evaluation.records import records_of
+from orbit_kd.evaluation.running import file_inputs
 from orbit_kd.evaluation.sections import (
     ratios,
     scores,
@@ -95,7 +96,8 @@ def evaluate(
             expected="at least one: sizes, zeros and multiply-accumulates are counted in it",
             fix="export the student to tflite_int8 as well",
         )
-    test = as_batches(test, what="test data", labels=True, again=True)
+    inputs = file_inputs(students[0].model)
+    test = as_batches(test, what="test data", labels=True, again=True, inputs=inputs)
     with _teacher_file(teacher, workdir) as teacher_file:
         running: dict[str, Any] = {"teacher": model_bytes(teacher_file)} if teacher_file else {}
         for model in running.values():
@@ -122,7 +124,7 @@ def evaluate(
             "task": {"kind": of.name, **dataclasses.asdict(of.metric)},
             "artifacts": [],
         }
-        images = calibration_sample(test, samples=tflm_images)
+        images = calibration_sample(test, samples=tflm_images, inputs=inputs)
         against = {a.target: a for a in (*([teacher_file] if teacher_file else []), *teacher_artifacts)}
         for file in files:
             row = sizes(file.artifact)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,9 +10,9 @@ import numpy as np
 from orbit_kd import runtimes
 from orbit_kd.datasets.labels import class_numbers
 from orbit_kd.errors import InputError
+from orbit_kd.evaluation.running import loaded, outputs_of
 from orbit_kd.exporters import Artifact
 from orbit_kd.exporters.c_array import read_c_array
-from orbit_kd.support.progress import track
 from orbit_kd.tflite.reader import read_bytes
 
 
@@ -41,28 +40,24 @@ def logits(
         labels (n,) int64, and name -> float32 outputs (n, classes).
 
     Raises:
-        InputError: an empty test set, labels the outputs cannot hold, outputs that are not finite, or what
-            `runtimes.load` and `runtimes.run` raise.
+        InputError: an empty test set, several outputs, labels the outputs cannot hold, outputs that are not finite, or
+            what `runtimes.load` and `runtimes.run` raise.
     """
-    from orbit_kd.datasets.batches import as_batches  # loads TensorFlow
-
-    runners: dict[str, runtimes.Runner] = {
-        name: runtimes.load(model, runtime=runtimes.made_for(read_bytes(model)), threads=threads)
-        if isinstance(model, (str, os.PathLike, bytes))
-        else model
-        for name, model in models.items()
-    }
+    runners = loaded(models, threads=threads)
+    for name, runner in runners.items():
+        if len(runner.outputs) > 1:
+            raise InputError(
+                f"Model {name} has {len(runner.outputs)} outputs.",
+                expected="one, the logits of the classes",
+                fix="take what they are with orbit_kd.evaluation.running.outputs_of, or export a network with the one "
+                "output that classifies",
+            )
     outputs: dict[str, list[np.ndarray]] = {name: [] for name in runners}
     labels: list[np.ndarray] = []
-    shapes = {runner.input.shape for runner in runners.values()}
-    inputs = {"image": shapes.pop()} if len(shapes) == 1 else None
-    for given, y, _ in track(as_batches(test, what="test data", labels=True, inputs=inputs), "test set"):
-        x = np.asarray(given)
+    for _, y, found in outputs_of(runners, test):
         labels.append(class_numbers(y))
-        for name, runner in runners.items():
-            outputs[name].append(runtimes.run(runner, x).reshape(len(x), -1))
-    if not labels or not sum(map(len, labels)):
-        raise InputError("The test data is empty.", expected="at least one batch (x, y)", fix="check the test split")
+        for name, (values,) in found.items():
+            outputs[name].append(values.reshape(len(values), -1))
     truth = np.concatenate(labels)
     joined = {name: np.concatenate(parts) for name, parts in outputs.items()}
     for name, values in joined.items():
@@ -71,10 +66,6 @@ def logits(
 
 
 def _check_outputs(name: str, values: np.ndarray, labels: np.ndarray) -> None:
-    if not np.isfinite(values).all():
-        raise InputError(
-            f"Model {name} puts out NaN or Inf.", expected="finite outputs", fix="the training diverged: train again"
-        )
     if labels.min() < 0 or labels.max() >= values.shape[1] or values.shape[1] < 2:
         raise InputError(
             f"Labels run from {labels.min()} to {labels.max()}, and model {name} has {values.shape[1]} outputs.",

@@ -21,7 +21,7 @@ class TflmParity:
         ran: whether it ran.
         why: why not; "" if it did.
         arena_bytes: RAM it took for activations and its own tables.
-        max_lsb: largest difference of an output, in quantization steps; the gate is 1.
+        max_lsb: largest difference of an output, over all outputs, in quantization steps; the gate is 1.
         compared: number of images.
         against: the runtime it was compared with, see `runtimes.yardstick`; "" if it did not run.
     """
@@ -41,7 +41,7 @@ def tflm_parity(model: runtimes.Model, x: Any) -> TflmParity:
 
     Args:
         model: path or bytes of a .tflite file with integer outputs.
-        x: (n, ...) real numbers, at least one image.
+        x: (n, ...) real numbers, at least one image; of several inputs a tuple, or a dict by name.
 
     Raises:
         InputError: no .tflite file, or images of another shape.
@@ -56,15 +56,22 @@ def tflm_parity(model: runtimes.Model, x: Any) -> TflmParity:
     except InputError as error:
         return TflmParity(False, error.what, None, None, 0)
     reference = runtimes.load(plain, runtime=against)
-    if not reference.output.scale:
-        return TflmParity(False, "not run: float outputs; parity is counted in int8 steps", None, None, 0)
-    expected = runtimes.run(reference, x, raw=True)
-    if not len(expected):
+    floats = [place for place, port in enumerate(reference.outputs) if not port.scale]
+    if floats:
+        some = f" ({len(floats)} of {len(reference.outputs)})" if len(reference.outputs) > 1 else ""
+        return TflmParity(False, f"not run: float outputs{some}; parity is counted in int8 steps", None, None, 0)
+    expected = _raw(reference, x)
+    if not len(expected[0]):
         raise InputError("No images to compare on.", expected="at least one", fix="pass some test images")
     try:
         micro = runtimes.load(model, runtime="tflm")
-        actual = runtimes.run(micro, x, raw=True)
+        actual = _raw(micro, x)
     except InputError as error:
         return TflmParity(False, error.what, None, None, 0)
-    steps = np.abs(actual.astype(np.int64) - expected.astype(np.int64))
-    return TflmParity(True, "", getattr(micro, "arena_bytes", None), int(steps.max()), len(expected), against)
+    steps = max(int(np.abs(a.astype(np.int64) - e).max()) for a, e in zip(actual, expected, strict=True))
+    return TflmParity(True, "", getattr(micro, "arena_bytes", None), steps, len(expected[0]), against)
+
+
+def _raw(runner: runtimes.Runner, x: Any) -> tuple[np.ndarray, ...]:
+    found = runtimes.run(runner, x, raw=True)
+    return found if len(runner.outputs) > 1 else (found,)

@@ -22,7 +22,7 @@ def predict(
     runtime: str | None = None,
     threads: int = 1,
     raw: bool = False,
-) -> np.ndarray:
+) -> Any:
     """Runs an exported file on images.
 
         file = okd.export(model, "tflite_int8", path="model.tflite", calibration=train)
@@ -35,18 +35,20 @@ def predict(
         file: what `export` returned, or its path: a .tflite or .onnx file, the .cc file of "c_array", the folder of
             "hls4ml"; or the bytes of a .tflite file.
         x: (n, ...) real numbers as the network saw them in training, whatever the file's own type is: they are
-            quantized as it says. One image (...) without the batch axis gives one row.
+            quantized as it says. One image (...) without the batch axis gives one row. For several inputs a tuple of
+            such arrays in the order of the Keras model's inputs, or a dict by their names.
         runtime: "litert", "litert_reference", "tflm", "onnx" or "hls4ml", see `runtimes.load`; None for the one the
             file is made for.
         threads: see `runtimes.load`.
         raw: return what the file puts out, e.g. int8, instead of real numbers.
 
     Returns:
-        (n, ...) the outputs, float32 unless `raw`.
+        (n, ...) the outputs, float32 unless `raw`; of several outputs a tuple of such arrays, in the order of the Keras
+        model's.
 
     Raises:
-        InputError: a Keras model instead of a file, a file that nothing here runs, several inputs or outputs, images of
-            another shape or already quantized, or an unknown runtime.
+        InputError: a Keras model instead of a file, a file that nothing here runs, images of another shape or
+            already quantized, another number of inputs or other names, or an unknown runtime.
     """
     if hasattr(file, "get_weights"):
         raise InputError(
@@ -57,11 +59,14 @@ def predict(
         )
     model, own = _content(file)
     runner = runtimes.load(model, runtime=runtime or own, threads=threads)
-    x = np.asarray(x)
-    _refuse_quantized(runner.input, x)
-    single = x.shape == runner.input.shape
-    out = runtimes.run(runner, x[None] if single else x, raw=raw)
-    return out[0] if single else out
+    parts = runtimes.parts_of(x, runner.inputs)
+    for port, part in zip(runner.inputs, parts, strict=True):
+        _refuse_quantized(port, part)
+    single = all(part.shape == port.shape for port, part in zip(runner.inputs, parts, strict=True))
+    out = runtimes.run(runner, runtimes.one_or_all([part[None] if single else part for part in parts]), raw=raw)
+    if not single:
+        return out
+    return tuple(part[0] for part in out) if len(runner.outputs) > 1 else out[0]
 
 
 def _content(file: Artifact | str | os.PathLike[str] | bytes) -> tuple[runtimes.Model, str]:

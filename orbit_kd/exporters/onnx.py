@@ -5,25 +5,27 @@ Specification: https://onnx.ai/onnx/intro/concepts.html; conversion by tf2onnx (
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from orbit_kd.datasets.samples import calibration_images
+from orbit_kd.datasets.samples import calibration_images, calibration_sample
 from orbit_kd.errors import InputError
 from orbit_kd.exporters.artifact import Artifact
 from orbit_kd.exporters.metadata import to_text
-from orbit_kd.exporters.requirements import input_shape
+from orbit_kd.exporters.requirements import Shape, check_finite, fixed_shapes, output_names
 from orbit_kd.exporters.targets import target
 from orbit_kd.exporters.tflite.convert import quiet
 from orbit_kd.exporters.tflite.quantization_aware import refuse_quantization_aware
 from orbit_kd.runtimes.onnx import load_onnx
+from orbit_kd.runtimes.ports import one_or_all
 from orbit_kd.support.extras import require
 from orbit_kd.support.files import write_file
 from orbit_kd.support.native_log import native_stderr
@@ -44,10 +46,10 @@ def export_onnx(
     samples: int = 16,
     seed: int = 0,
 ) -> Artifact:
-    """A float32 ONNX file with the model's own input name and layout (batch, height, width, channels).
+    """A float32 ONNX file with the model's own inputs and outputs, in names, order and layout (batch, ..., channels).
 
     Args:
-        model: tf_keras model, one input (batch, ...) float32.
+        model: tf_keras model, inputs (batch, ...) float32.
         path: the .onnx file to write.
         calibration: images to compare on, see `export`; without any, seeded noise of 0 to 255.
         metadata: stored as metadata_props, one entry each: text as it is, anything else as JSON.
@@ -61,23 +63,24 @@ def export_onnx(
         absolute), relative_difference (to the largest output), compared (images).
 
     Raises:
-        InputError: the extra is missing, no tf_keras model with one input of fixed sizes, an operator that tf2onnx or
+        InputError: the extra is missing, no tf_keras model with inputs of fixed sizes, an operator that tf2onnx or
             onnxruntime lacks, metadata JSON cannot hold, or results more than 1e-5 of the largest output apart.
     """
     require("tf2onnx", "onnx", "onnxruntime", extra="fpga")
     refuse_quantization_aware(model, "ONNX has no operator for its rounding of kernels")
-    shape = input_shape(model)
+    shapes = fixed_shapes(model)
+    check_finite(model)
     if opset < 13 or (batch is not None and batch < 1):
         raise InputError(
             f"opset={opset}, batch={batch}.", expected="an opset of 13 or later, a batch of 1 or more, or None",
             fix="leave both out: opset 17, batch 1",
         )  # fmt: skip
     entries = {k: v if isinstance(v, str) else to_text(v) for k, v in (metadata or {}).items()}
-    proto = _convert(model, shape, opset=opset, batch=batch)
+    proto = _convert(model, shapes, opset=opset, batch=batch)
     for key, text in entries.items():
         proto.metadata_props.add(key=key, value=text)
     data = proto.SerializeToString()
-    images = _images(calibration, shape, samples=samples, seed=seed)
+    images = _images(calibration, model, shapes, samples=samples, seed=seed)
     details = {
         "opset": opset,
         "batch": batch,
@@ -110,14 +113,22 @@ def _read_entry(text: str) -> Any:
         return text
 
 
-def _convert(model: Any, shape: tuple[int, ...], *, opset: int, batch: int | None) -> Any:
-    """The ONNX model; outputs and input are called as in Keras."""
+def _convert(model: Any, shapes: Sequence[Shape], *, opset: int, batch: int | None) -> Any:
+    """The ONNX model; outputs and inputs are called as in Keras, and in its order."""
     import tensorflow as tf
     import tf2onnx
 
-    name = model.output_names[0]
-    function = tf.function(lambda image: {name: model(image, training=False)}, autograph=False)
-    signature = [tf.TensorSpec((batch, *shape), tf.float32, name=model.input_names[0])]
+    names = output_names(model, len(model.outputs))
+
+    def call(*images: Any) -> dict[str, Any]:
+        found = tf.nest.flatten(model(images[0] if len(images) == 1 else list(images), training=False))
+        return dict(zip(names, found, strict=True))
+
+    function = tf.function((lambda image: call(image)) if len(shapes) == 1 else call, autograph=False)
+    signature = [
+        tf.TensorSpec((batch, *shape), tf.float32, name=name)
+        for shape, name in zip(shapes, model.input_names, strict=True)
+    ]
     with quiet(), native_stderr():
         try:
             proto, _ = tf2onnx.convert.from_function(function, signature, opset=opset)
@@ -127,11 +138,29 @@ def _convert(model: Any, shape: tuple[int, ...], *, opset: int, batch: int | Non
                 expected=f"layers made of operators that ONNX opset {opset} has",
                 fix="replace that layer, or try a later opset",
             ) from error
+    _put_in_order(proto.graph.input, model.input_names, model.name)
+    _put_in_order(proto.graph.output, names, model.name)
     if batch is None:
         for end in (*proto.graph.input, *proto.graph.output):
             end.type.tensor_type.shape.dim[0].dim_param = "batch"
     _steady_names(proto.graph, model.name)
     return proto
+
+
+def _put_in_order(ends: Any, names: Sequence[str], model: str) -> None:
+    """Sorts a graph's inputs or outputs, of which tf2onnx sorts those of a dict by name."""
+    if len(ends) == len(names) == 1:
+        return
+    found = {end.name: end for end in ends}
+    if set(found) != set(names):
+        raise InputError(
+            f"tf2onnx has made {', '.join(found)} of the inputs or outputs {', '.join(names)} of model {model!r}.",
+            expected="each of them, under its name",
+            fix="leave out inputs that nothing reads, and name layers with letters, digits and _",
+        )
+    ordered = [copy.deepcopy(found[name]) for name in names]
+    del ends[:]
+    ends.extend(ordered)
 
 
 def _steady_names(graph: Any, name: str) -> None:
@@ -176,31 +205,44 @@ def _renamer(kept: list[str]) -> Callable[[str], str]:
     return rename
 
 
-def _images(calibration: Any, shape: tuple[int, ...], *, samples: int, seed: int) -> np.ndarray:
-    """What to compare on, (n, ...) float32."""
+def _images(calibration: Any, model: Any, shapes: Sequence[Shape], *, samples: int, seed: int) -> list[np.ndarray]:
+    """What to compare on, (n, ...) float32, one array an input."""
     if calibration is None:
-        return np.random.default_rng(seed).uniform(0, 255, (samples, *shape)).astype(np.float32)
-    return calibration_images(calibration, shape=shape, samples=samples, seed=seed)
+        rng = np.random.default_rng(seed)
+        return [rng.uniform(0, 255, (samples, *shape)).astype(np.float32) for shape in shapes]
+    if len(shapes) == 1:
+        return [calibration_images(calibration, shape=shapes[0], samples=samples, seed=seed)]
+    inputs = dict(zip(model.input_names, shapes, strict=True))
+    return calibration_sample(calibration, samples=samples, seed=seed, inputs=inputs)
 
 
-def _compare(data: bytes, model: Any, images: np.ndarray) -> dict[str, Any]:
-    """Runs both on the same images.
+def _compare(data: bytes, model: Any, images: list[np.ndarray]) -> dict[str, Any]:
+    """Runs both on the same images, and tells of the output that differs most.
 
     Raises:
         InputError: they differ.
     """
-    expected = model.predict(images, verbose=0)
-    difference = float(np.abs(load_onnx(data, 1).raw(images) - expected).max())
-    largest = float(np.abs(expected).max())
-    relative = difference / largest if largest else difference
+    import tensorflow as tf
+
+    expected = tf.nest.flatten(model.predict(one_or_all(images), verbose=0))
+    found = load_onnx(data, 1).raw(one_or_all(images))
+    apart = [_difference(a, b) for a, b in zip(found if len(expected) > 1 else (found,), expected, strict=True)]
+    difference, relative = max(apart, key=lambda pair: np.nan_to_num(pair[1], nan=np.inf))
     if not relative <= TOLERANCE:  # NaN must not pass
         raise InputError(
             f"The ONNX file of model {model.name!r} gives other results than Keras: {difference:.3g} apart, which is "
             f"{relative:.2g} of the largest output.",
-            expected=f"at most {TOLERANCE:g} of it, over {len(images)} images",
+            expected=f"at most {TOLERANCE:g} of it, over {len(images[0])} images",
             fix="compare on real images (calibration=...); if it stays, replace the layer that ONNX computes otherwise",
         )
-    return {"max_difference": difference, "relative_difference": relative, "compared": len(images)}
+    return {"max_difference": difference, "relative_difference": relative, "compared": len(images[0])}
+
+
+def _difference(found: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
+    """The largest difference, and its share of the largest value."""
+    difference = float(np.abs(found.astype(np.float64) - expected).max())  # of truth values, too
+    largest = float(np.abs(expected).max())
+    return difference, difference / largest if largest else difference
 
 
 def _counts(names: list[str]) -> dict[str, int]:

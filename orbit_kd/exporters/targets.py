@@ -92,14 +92,14 @@ def export(
     """Writes `model` in the format `target`.
 
     Args:
-        model: a model of tf_keras or Keras 3 with one input, (batch, ...) float32; it is not changed. Wrappers of
-            sparsity and clustering are taken off a copy. Targets that are made of a .tflite file ("c_array", "vela",
-            ...) also take that file, or its Artifact.
+        model: a model of tf_keras or Keras 3, inputs (batch, ...) float32; it is not changed. Files have several
+            inputs and outputs in its order. Wrappers of sparsity and clustering are taken off a copy. Targets that are
+            made of a .tflite file ("c_array", "vela", ...) also take that file, or its Artifact.
         target: a name in `targets`: "tflite_float32", "tflite_int8", "c_array", ...; with a variant where the target
             has some: "vela:ethos-u85-256".
         path: the file to write; folders are made.
         calibration: for integer targets, inputs as the network sees them (after Preprocess): a tf.data.Dataset of
-            batches x or (x, y), or an array (n, ...).
+            batches x or (x, y), or an array (n, ...); x of several inputs a tuple in their order or a dict by name.
         **options: the target's own, e.g. `metadata={...}`, `float_io=True`.
 
     Raises:

@@ -7,6 +7,7 @@ an Embedding are no amounts: rounded to 256 steps they name other rows, so there
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,17 @@ from orbit_kd.models.walk import Node, carry, is_graph
 def replace_integer_input(model: keras.Model) -> keras.Model:
     """The model, or a copy that computes the same with an input that integer files can have: float32, or int32 indices.
 
+    A model with several inputs stays as it is.
+
     Raises:
         InputError: indices that come as floats and cannot be made integers.
     """
-    if not is_graph(model) or len(model.inputs) != 1:
+    if not is_graph(model):
+        return model
+    if len(model.inputs) > 1:
+        for place, tensor in enumerate(model.inputs):
+            if tensor.dtype.is_floating and _reads_indices(model, place):
+                raise _float_indices(model, f" {model.input_names[place]!r}", tensor.dtype)
         return model
     indices = _reads_indices(model)
     given, wanted = model.inputs[0].dtype, tf.int32 if indices else tf.float32
@@ -34,43 +42,49 @@ def replace_integer_input(model: keras.Model) -> keras.Model:
     if copy is not None:
         return copy
     if given.is_floating:
-        raise InputError(
-            f"The input of model {model.name!r} holds indices of an Embedding as {given.name}.",
-            expected="integers, as 256 steps of a float range name other rows",
-            fix="build the network with keras.Input(shape, dtype='int32') and give it the same weights (set_weights)",
-        )
+        raise _float_indices(model, "", given)
     return model
 
 
-def check_whole_numbers(images: np.ndarray, model: Any) -> None:
+def _float_indices(model: keras.Model, which: str, dtype: tf.DType) -> InputError:
+    return InputError(
+        f"The input{which} of model {model.name!r} holds indices of an Embedding as {dtype.name}.",
+        expected="integers, as 256 steps of a float range name other rows",
+        fix="build the network with keras.Input(shape, dtype='int32') and give it the same weights (set_weights)",
+    )
+
+
+def check_whole_numbers(images: Sequence[np.ndarray], model: Any) -> None:
     """Raises InputError where calibration images are no whole numbers of a model's integer input.
 
     Args:
-        images: (n, ...) float32.
+        images: (n, ...) float32, one array an input.
         model: as the user gave it.
     """
-    dtype = model.inputs[0].dtype
-    if not dtype.is_integer:
-        return
-    low, high = float(images.min()), float(images.max())
-    if low < dtype.min or high > dtype.max or (high <= 1 and (images % 1).any()):
-        raise InputError(
-            f"The calibration images go from {low:.4g} to {high:.4g}, and the input of model {model.name!r} is "
-            f"{dtype.name}.",
-            expected="whole numbers, as the network was trained on: it cuts off what comes after the point",
-            fix="leave the pixels unscaled (Preprocess without scale and mean), or give the network a float input",
-        )
+    for place, (array, tensor) in enumerate(zip(images, model.inputs, strict=True)):
+        dtype = tensor.dtype
+        if not dtype.is_integer:
+            continue
+        low, high = float(array.min()), float(array.max())
+        if low < dtype.min or high > dtype.max or (high <= 1 and (array % 1).any()):
+            which = "" if len(model.inputs) == 1 else f" {model.input_names[place]!r}"
+            raise InputError(
+                f"The calibration images go from {low:.4g} to {high:.4g}, and the input{which} of model "
+                f"{model.name!r} is {dtype.name}.",
+                expected="whole numbers, as the network was trained on: it cuts off what comes after the point",
+                fix="leave the pixels unscaled (Preprocess without scale and mean), or give the network a float input",
+            )
 
 
-def _reads_indices(model: keras.Model) -> bool:
-    """Whether an Embedding takes the model's one input."""
+def _reads_indices(model: keras.Model, place: int = 0) -> bool:
+    """Whether an Embedding takes an input of the model."""
     readers: list[keras.layers.Layer] = []
 
     def call(node: Node, path: str, is_input: list[bool]) -> list[bool]:
         readers.extend([node.layer] if any(is_input) else [])
         return [False] * len(tf.nest.flatten(node.outputs))
 
-    carry(model, [True], call, opaque=True)
+    carry(model, [i == place for i in range(len(model.inputs))], call, opaque=True)
     return any(isinstance(layer, keras.layers.Embedding) for layer in readers)
 
 

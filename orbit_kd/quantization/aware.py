@@ -183,7 +183,7 @@ def _refuse_unexportable(quantized: keras.Model) -> None:
         InputError: a layer that TFLite computes in several operators, of which only the last would have a range.
     """
     layers = [inner_layer(layer, QuantizedLayer) for _, layer in named_layers(quantized)]
-    if len(quantized.inputs) != 1 or all(is_one_operator(layer) for layer in layers):
+    if all(is_one_operator(layer) for layer in layers):
         return
     trial, pairs = clone_with(quantized, copy_layer)
     for layer, new in pairs:
@@ -191,4 +191,4 @@ def _refuse_unexportable(quantized: keras.Model) -> None:
         for low, high in new.ranges.values() if isinstance(new, QuantizedLayer) else ():
             low.assign(-1.0)
             high.assign(1.0)
-    check_trained(trial, tuple(n or 32 for n in quantized.inputs[0].shape[1:]))
+    check_trained(trial, [tuple(n or 32 for n in tensor.shape[1:]) for tensor in quantized.inputs])

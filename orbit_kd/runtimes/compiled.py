@@ -14,13 +14,15 @@ import numpy as np
 
 from orbit_kd.errors import InputError
 from orbit_kd.runtimes import call_library
-from orbit_kd.runtimes.runner import Port
+from orbit_kd.runtimes.ports import Port
 
 NOTE = "orbit_kd.json"  # in a folder that a target wrote: what is in it
 
 
 class CompiledRunner:
     """A function `void name(const T *input, U *output)`, of arrays as the ports say, in C order.
+
+    It has one input and one output: a target whose code has more is to refuse the model.
 
     It runs in a process of its own, as compiled code may end its process (hls4ml's does where a weight file is gone),
     and in a fresh one for each call of `raw`, so that nothing stays behind.
@@ -38,6 +40,8 @@ class CompiledRunner:
         self, library: Path, function: str, *, input: Port, output: Port, processes: int = 1, fix: str
     ) -> None:
         self.input, self.output = input, output
+        self.inputs: tuple[Port, ...] = (input,)
+        self.outputs: tuple[Port, ...] = (output,)
         self._library, self._function, self._processes, self._fix = library, function, processes, fix
 
     def raw(self, x: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from orbit_kd.errors import InputError
+from orbit_kd.runtimes.ports import in_order, one_or_all
 from orbit_kd.runtimes.runner import Model, Runner, runtimes
 from orbit_kd.runtimes.trusted import trust
 from orbit_kd.tflite.reader import read_bytes
@@ -28,7 +29,7 @@ def load(model: Model, *, runtime: str = "litert", threads: int = 1) -> Runner:
         threads: for LiteRT and onnxruntime, processes for hls4ml; TFLM always has one.
 
     Raises:
-        InputError: no .tflite file, several inputs or outputs, an unknown runtime or one that is not installed, or a
+        InputError: no .tflite file, an unknown runtime or one that is not installed, or a
             file that this runtime cannot run.
     """
     if threads < 1:
@@ -36,43 +37,43 @@ def load(model: Model, *, runtime: str = "litert", threads: int = 1) -> Runner:
     return runtimes.get(runtime)(model, threads)
 
 
-def predict(model: Model, x: Any, *, runtime: str = "litert", threads: int = 1, raw: bool = False) -> np.ndarray:
+def predict(model: Model, x: Any, *, runtime: str = "litert", threads: int = 1, raw: bool = False) -> Any:
     """Runs a file on images.
 
     Args:
         model: see `load`.
-        x: (n, ...) real numbers as the network saw them in training; they are quantized as the file says.
+        x: (n, ...) real numbers as the network saw them in training; they are quantized as the file says. For several
+            inputs a tuple of such arrays, in the order of the Keras model's inputs, or a dict by their names.
         runtime: see `load`.
         threads: see `load`.
         raw: return what the file puts out, e.g. int8, instead of real numbers.
 
     Returns:
-        (n, classes), float32 unless `raw`.
+        (n, ...) outputs, float32 unless `raw`; of several outputs a tuple, in the order of the Keras model's.
 
     Raises:
-        InputError: as `load`; or images of another shape.
+        InputError: as `load`; or images of another shape, another number of inputs, or other names.
     """
     return run(load(model, runtime=runtime, threads=threads), x, raw=raw)
 
 
-def run(runner: Runner, x: Any, *, raw: bool = False) -> np.ndarray:
+def run(runner: Runner, x: Any, *, raw: bool = False) -> Any:
     """`predict` for a file that is loaded already."""
-    # numbers of words, in an integer without a scale, may be larger than float32 holds exactly
-    x = np.asarray(x) if runner.input.dtype.kind in "iu" and not runner.input.scale else np.asarray(x, np.float32)
-    if x.shape[1:] != runner.input.shape:
-        raise InputError(
-            f"The images have shape {x.shape[1:]}.",
-            expected=f"{runner.input.shape}, the file's input without the batch",
-            fix="apply the Preprocess the network was trained with",
-        )
-    if not np.isfinite(x).all():
-        raise InputError(
-            "The images hold NaN or Inf.",
-            expected="finite numbers, as in training",
-            fix="remove the damaged images, or mend the preprocessing",
-        )
-    out = runner.raw(runner.input.quantize(x))
-    return out if raw else runner.output.dequantize(out)
+    out = runner.raw(quantized(runner, x))
+    if raw:
+        return out
+    arrays = out if len(runner.outputs) > 1 else [out]
+    return one_or_all([port.dequantize(array) for port, array in zip(runner.outputs, arrays, strict=True)])
+
+
+def quantized(runner: Runner, x: Any) -> Any:
+    """The same inputs as the file takes them, for `Runner.raw`.
+
+    Raises:
+        InputError: images of another shape, another number of inputs, or other names.
+    """
+    parts = in_order(x, runner.inputs)
+    return one_or_all([port.quantize(part) for port, part in zip(runner.inputs, parts, strict=True)])
 
 
 def probe(model: Model, *, runtime: str = "litert") -> None:
@@ -118,7 +119,7 @@ def run_on_zeros(model: Model, runtime: str) -> None:
     trust(read_bytes(model))  # this is the process that may end
     try:
         runner = load(model, runtime=runtime)
-        run(runner, np.zeros((1, *runner.input.shape), np.float32))
+        run(runner, one_or_all([np.zeros((1, *port.shape), np.float32) for port in runner.inputs]))
     except InputError:
         pass  # told properly, the caller will see it when it runs the file itself
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from orbit_kd.errors import InputError
 from orbit_kd.runtimes.compiled import NOTE, CompiledRunner
-from orbit_kd.runtimes.runner import Model, Port, Runner, runtimes
+from orbit_kd.runtimes.ports import Port
+from orbit_kd.runtimes.runner import Model, Runner, runtimes
 
 
 @runtimes.register("hls4ml")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from orbit_kd.runtimes.runner import Model, Port, Runner, check_ports, refuse_coded, runtimes, start_interpreter
+from orbit_kd.runtimes.ports import Port, as_tuple, check_batch, joined
+from orbit_kd.runtimes.runner import Model, Runner, port_names, refuse_coded, runtimes, start_interpreter
 from orbit_kd.support.native_log import native_stderr
-from orbit_kd.tflite.reader import parse
+from orbit_kd.tflite.reader import parse, read_bytes
 from orbit_kd.tflite.state import State, state_of
 
 _BATCH = 32
+_Arrays = list[np.ndarray]
 
 
 class _Litert:
@@ -29,34 +32,39 @@ class _Litert:
         self._one = self._ready(1)
         self._many: Any = None
         self._many_works = not reference and self._state is State.NONE
-        self.input, self.output = (
-            Port.of_details(d) for d in (self._one.get_input_details()[0], self._one.get_output_details()[0])
+        names = port_names(data)
+        self.inputs, self.outputs = (
+            tuple(Port.of_details(d, name) for d, name in zip(side, called, strict=True))
+            for side, called in zip((self._one.get_input_details(), self._one.get_output_details()), names, strict=True)
         )
+        self.input, self.output = self.inputs[0], self.outputs[0]
 
-    def raw(self, x: np.ndarray) -> np.ndarray:
+    def raw(self, x: Any) -> Any:
         """See `Runner.raw`."""
-        done: list[np.ndarray] = []
-        whole = len(x) - len(x) % _BATCH
-        if whole and self._batches_work(x[:_BATCH]):
-            done = [self._invoke(self._many, x[i : i + _BATCH]) for i in range(0, whole, _BATCH)]
-        rest = x[len(done) * _BATCH :]
-        for i in range(len(rest)):
+        parts = as_tuple(x, self.inputs)
+        count, done = len(parts[0]), list[_Arrays]()
+        whole = count - count % _BATCH
+        if whole and self._batches_work(_rows(parts, 0, _BATCH)):
+            done = [self._invoke(self._many, _rows(parts, i, _BATCH)) for i in range(0, whole, _BATCH)]
+        for i in range(len(done) * _BATCH, count):
             if self._state is State.RESOURCES:  # which `reset_all_variables` of LiteRT 2.3 leaves as they are
                 self._one = self._ready(1)
             elif self._state is State.TENSORS:
                 self._one.reset_all_variables()
-            done.append(self._invoke(self._one, rest[i : i + 1]))
-        return np.concatenate(done) if done else np.zeros((0, *self.output.shape), self.output.dtype)
+            done.append(self._invoke(self._one, _rows(parts, i, 1)))
+        return joined(done, self.outputs)
 
-    def _batches_work(self, x: np.ndarray) -> bool:
+    def _batches_work(self, x: _Arrays) -> bool:
         """Tries a batch once: a graph with its batch of 1 written into a shape fails here, or gives other numbers."""
         if self._many_works and self._many is None:
             with native_stderr():
                 try:
-                    self._many = self._ready(len(x))
+                    self._many = self._ready(len(x[0]))
                     together = self._invoke(self._many, x)
-                    alone = np.concatenate([self._invoke(self._one, x[i : i + 1]) for i in range(len(x))])
-                    self._many_works = _same(together, alone)
+                    alone = [self._invoke(self._one, _rows(x, i, 1)) for i in range(len(x[0]))]
+                    self._many_works = all(
+                        _same(a, np.concatenate(b)) for a, b in zip(together, zip(*alone, strict=True), strict=True)
+                    )
                 except (RuntimeError, ValueError):
                     self._many_works = False
         return self._many_works
@@ -65,20 +73,27 @@ class _Litert:
         with native_stderr() as log:
             try:
                 interpreter = self._make()
-                place = interpreter.get_input_details()[0]
-                shape = (batch, *(int(n) for n in place["shape"][1:]))
-                if tuple(place["shape"]) != shape:
-                    interpreter.resize_tensor_input(place["index"], shape)
+                for place in interpreter.get_input_details():
+                    shape = (batch, *(int(n) for n in place["shape"][1:]))
+                    if tuple(place["shape"]) != shape:
+                        interpreter.resize_tensor_input(place["index"], shape)
                 interpreter.allocate_tensors()
                 return interpreter
             except (RuntimeError, ValueError) as error:
                 raise RuntimeError(f"{error}\n{log.text}") from error
 
     @staticmethod
-    def _invoke(interpreter: Any, x: np.ndarray) -> np.ndarray:
-        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x)
+    def _invoke(interpreter: Any, x: _Arrays) -> _Arrays:
+        for place, part in zip(interpreter.get_input_details(), x, strict=True):
+            interpreter.set_tensor(place["index"], part)
         interpreter.invoke()
-        return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+        out = [interpreter.get_tensor(place["index"]) for place in interpreter.get_output_details()]
+        check_batch(out, len(x[0]))
+        return out
+
+
+def _rows(x: Sequence[np.ndarray], first: int, count: int) -> _Arrays:
+    return [part[first : first + count] for part in x]
 
 
 def _same(a: np.ndarray, b: np.ndarray) -> bool:
@@ -91,13 +106,13 @@ def _same(a: np.ndarray, b: np.ndarray) -> bool:
 
 @runtimes.register("litert")
 def _litert(model: Model, threads: int) -> Runner:
-    data = check_ports(model)
+    data = read_bytes(model)
     refuse_coded(data, "LiteRT")
     return start_interpreter(lambda: _Litert(data, threads), "LiteRT")
 
 
 @runtimes.register("litert_reference")
 def _litert_reference(model: Model, threads: int) -> Runner:
-    data = check_ports(model)
+    data = read_bytes(model)
     refuse_coded(data, "LiteRT")
     return start_interpreter(lambda: _Litert(data, threads, reference=True), "LiteRT")

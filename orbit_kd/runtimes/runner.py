@@ -6,99 +6,78 @@ will do) and a number of threads to a `Runner`. The target names it (`Target.run
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
-
-import numpy as np
 
 from orbit_kd.errors import InputError
 from orbit_kd.registry import Registry
-from orbit_kd.tflite.reader import only_tflm, parse, read_bytes
+from orbit_kd.runtimes.ports import Port
+from orbit_kd.tflite.reader import only_tflm, parse
 
 R = TypeVar("R")
 Model = str | os.PathLike[str] | bytes
 
 
-@dataclasses.dataclass(frozen=True)
-class Port:
-    """An input or output of a file: its shape without the batch, its type, and how integers there stand for numbers.
+class Runner(Protocol):
+    """A loaded file, without memory: no image leaves anything behind for the next.
 
-    real = (integer - zero_point) * scale; scale is 0 for float ports.
+    Its ports come in the order of the file, which for the targets here is that of the Keras model.
+
+    Attributes:
+        inputs: what goes in.
+        outputs: what comes out.
+        input: the first of the inputs, for files with one.
+        output: the first of the outputs.
     """
 
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    scale: float
-    zero_point: int
-
-    @classmethod
-    def of(cls, shape: Any, dtype: Any, scales: Any, zero_points: Any) -> Port:
-        """From what the interpreters tell."""
-        scale, zero = (float(scales[0]), int(zero_points[0])) if len(scales) else (0.0, 0)
-        return cls(tuple(int(n) for n in shape[1:]), np.dtype(dtype), scale, zero)
-
-    @classmethod
-    def of_details(cls, details: Mapping[str, Any]) -> Port:
-        """From an entry of an interpreter's `get_input_details` or `get_output_details`."""
-        parameters = details["quantization_parameters"]
-        return cls.of(details["shape"], details["dtype"], parameters["scales"], parameters["zero_points"])
-
-    def quantize(self, x: np.ndarray) -> np.ndarray:
-        """Real numbers -> this port's type, rounded half to even and saturated.
-
-        Raises:
-            InputError: integers without a scale (pixels as they are, word numbers) are asked for, and `x` holds others.
-        """
-        if not self.scale:
-            return np.ascontiguousarray(x if self.dtype.kind == "f" else self._whole(x), self.dtype)
-        limits = np.iinfo(self.dtype)
-        steps = np.rint(np.asarray(x, np.float32) / np.float32(self.scale)) + self.zero_point
-        return np.clip(steps, limits.min, limits.max).astype(self.dtype)
-
-    def _whole(self, x: np.ndarray) -> np.ndarray:
-        low, high = (0, 1) if self.dtype == bool else (np.iinfo(self.dtype).min, np.iinfo(self.dtype).max)
-        if x.size and not (low <= x.min() and x.max() <= high and (x == np.rint(x)).all()):
-            raise InputError(
-                f"The file's input is {self.dtype.name} with no scale, and the images run from {x.min()} to {x.max()}"
-                f"{'' if (x == np.rint(x)).all() else ' with fractions'}.",
-                expected=f"whole numbers from {low} to {high}",
-                fix="pass them as the network reads them, for example pixels from 0 to 255",
-            )
-        return x
-
-    def dequantize(self, q: np.ndarray) -> np.ndarray:
-        """This port's type -> float32."""
-        if not self.scale:
-            return q.astype(np.float32)
-        return (q.astype(np.float32) - self.zero_point) * np.float32(self.scale)
-
-
-class Runner(Protocol):
-    """A loaded file with one input and one output, without memory: no image leaves anything behind for the next."""
-
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
     input: Port
     output: Port
 
-    def raw(self, x: np.ndarray) -> np.ndarray:
-        """Values of the input port's type (n, ...) -> values of the output port's type (n, ...)."""
+    def raw(self, x: Any) -> Any:
+        """Values as the file has them.
+
+        Args:
+            x: (n, ...) in the type of the one input; for several a tuple of such arrays, in the order of `inputs`.
+
+        Returns:
+            (n, ...) in the type of the one output; for several a tuple of such arrays, in the order of `outputs`.
+        """
 
 
 runtimes: Registry[Callable[[Model, int], Runner]] = Registry("runtime")
 
 
-def check_ports(model: Model) -> bytes:
-    """The content of a .tflite file, or InputError where it cannot be read or has not one input and one output."""
-    data = read_bytes(model)
-    graph = parse(data).subgraphs[0]
-    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
-        raise InputError(
-            f"The file has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs.",
-            expected="one of each: images in, logits out",
-            fix="export a model with a single input and output",
-        )
-    return data
+def port_names(data: bytes) -> tuple[list[str], list[str]]:
+    """The names of a .tflite file's inputs and outputs, in its order: the signature's, or else the tensors'.
+
+    Raises:
+        InputError: no .tflite file, or one without inputs or outputs.
+    """
+    model = parse(data)
+    graph = model.subgraphs[0]
+    signature = next((s for s in model.signatureDefs or [] if not s.subgraphIndex), None)
+    found = []
+    for side, entries in (
+        (graph.inputs, signature.inputs if signature else []),
+        (graph.outputs, signature.outputs if signature else []),
+    ):
+        if side is None or not len(side):
+            raise InputError(
+                "The file has no inputs or no outputs.", expected="at least one of each", fix="export the model again"
+            )
+        left = [(entry.tensorIndex, entry.name) for entry in entries or []]
+        names = []
+        for tensor in side:
+            entry = next((e for e in left if e[0] == tensor), None)  # one tensor may be two outputs
+            if entry:
+                left.remove(entry)
+            name = entry[1] if entry else graph.tensors[tensor].name
+            names.append((name or b"").decode(errors="replace"))
+        found.append(names)
+    return found[0], found[1]
 
 
 def made_for(data: bytes) -> str:

@@ -11,15 +11,17 @@ import numpy as np
 
 from orbit_kd.errors import InputError
 from orbit_kd.runtimes.execution import probe
-from orbit_kd.runtimes.runner import Model, Port, Runner, check_ports, runtimes, start_interpreter
+from orbit_kd.runtimes.ports import Port, as_tuple, one_or_all
+from orbit_kd.runtimes.runner import Model, Runner, port_names, runtimes, start_interpreter
 from orbit_kd.runtimes.trusted import trust, trusted
 from orbit_kd.support.extras import require
 from orbit_kd.support.native_log import native_stderr
 from orbit_kd.tflite.coded_model import plain_file
-from orbit_kd.tflite.reader import only_tflm, parse, told_if_damaged
+from orbit_kd.tflite.reader import only_tflm, parse, read_bytes, told_if_damaged
 from orbit_kd.tflite.state import State, state_of
 from orbit_kd.tflite.subgraph import Subgraph
 
+_NAME = "TensorFlow Lite Micro"
 MCU_HINT = 'pip install "orbit-kd[mcu]"'
 
 
@@ -27,24 +29,26 @@ MCU_HINT = 'pip install "orbit-kd[mcu]"'
 def _tflm(model: Model, threads: int) -> Runner:
     require("tflite_micro", extra="mcu")
     with told_if_damaged():
-        data = check_ports(model)
+        data = read_bytes(model)
+        port_names(data)  # refuses a file without inputs or outputs
         _require_known_sizes(data)
         _require_single_images(data)
         if only_tflm(parse(data)):
             _require_sound_constants(data)
-    return start_interpreter(lambda: _Tflm(data), "TensorFlow Lite Micro")
+    return start_interpreter(lambda: _Tflm(data), _NAME)
 
 
 def _require_single_images(data: bytes) -> None:
-    """Raises InputError for a file whose input has another batch than 1: TFLM takes no other shape than the file's."""
+    """Raises InputError for a file whose ports have another batch than 1: TFLM takes no other shape than the file's."""
     graph = Subgraph(parse(data))
-    shape = graph.shape(graph.inputs_of_graph[0])
-    if shape[:1] != (1,):
-        raise InputError(
-            f"The input of the file has the shape {shape}.",
-            expected="a batch of 1, as a device has one image at a time",
-            fix="export the model again: the targets here write a batch of 1",
-        )
+    sides = ("input", graph.inputs_of_graph), ("output", graph.outputs_of_graph)
+    for side, shape in ((side, graph.shape(tensor)) for side, tensors in sides for tensor in tensors):
+        if shape[:1] != (1,):
+            raise InputError(
+                f"An {side} of the file has the shape {shape}.",
+                expected="a batch of 1, as a device has one image at a time",
+                fix="export the model again: the targets here write a batch of 1",
+            )
 
 
 def _require_known_sizes(data: bytes) -> None:
@@ -94,10 +98,10 @@ class _Tflm:
             self._interpreter.print_allocations()
         found = re.search(r"Arena allocation total (\d+) bytes", log.text)
         self.arena_bytes = int(found[1]) if found else None
-        self.input, self.output = (
-            Port.of_details(d)
-            for d in (self._interpreter.get_input_details(0), self._interpreter.get_output_details(0))
-        )
+        took, gave = port_names(data)
+        self.inputs = tuple(Port.of_details(self._interpreter.get_input_details(i), n) for i, n in enumerate(took))
+        self.outputs = tuple(Port.of_details(self._interpreter.get_output_details(i), n) for i, n in enumerate(gave))
+        self.input, self.output = self.inputs[0], self.outputs[0]
 
     def _fresh(self) -> Any:
         from tflite_micro.python.tflite_micro import runtime
@@ -108,19 +112,29 @@ class _Tflm:
             except Exception as error:
                 raise RuntimeError(f"{error}. {log.text}") from error
 
-    def raw(self, x: np.ndarray) -> np.ndarray:
+    def raw(self, x: Any) -> Any:
         """See `Runner.raw`."""
-        done = np.zeros((len(x), *self.output.shape), self.output.dtype)
-        for i in range(len(x)):
-            # `reset` makes resources 0, whatever they were at first (tensorflow/tflite-micro pull 948)
-            if self._state is State.RESOURCES:
-                self._interpreter = self._fresh()
-            elif self._state is State.TENSORS:
-                self._interpreter.reset()
-            self._interpreter.set_input(x[i : i + 1], 0)
-            self._interpreter.invoke()
-            done[i] = self._interpreter.get_output(0)[0]
-        return done
+        parts = as_tuple(x, self.inputs)
+        return start_interpreter(lambda: self._run(parts), _NAME)
+
+    def _run(self, parts: tuple[np.ndarray, ...]) -> Any:
+        done = [np.zeros((len(parts[0]), *port.shape), port.dtype) for port in self.outputs]
+        with native_stderr() as log:
+            for i in range(len(parts[0])):
+                # `reset` makes resources 0, whatever they were at first (tensorflow/tflite-micro pull 948)
+                if self._state is State.RESOURCES:
+                    self._interpreter = self._fresh()
+                elif self._state is State.TENSORS:
+                    self._interpreter.reset()
+                for place, part in enumerate(parts):
+                    self._interpreter.set_input(part[i : i + 1], place)
+                try:
+                    self._interpreter.invoke()
+                except RuntimeError as error:  # an operator that lacks a type, which it sees only now
+                    raise RuntimeError(f"{error} {log.text}") from error
+                for place, array in enumerate(done):
+                    array[i] = self._interpreter.get_output(place)[0]
+        return one_or_all(done)
 
 
 def _ample_arena(data: bytes) -> int:

@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,9 @@ import numpy as np
 from orbit_kd.errors import InputError
 from orbit_kd.exporters.artifact import Artifact
 from orbit_kd.exporters.metadata import add_metadata
-from orbit_kd.exporters.requirements import check_finite
+from orbit_kd.exporters.requirements import Shape, check_finite
 from orbit_kd.exporters.tflite.mending import mend_scales
+from orbit_kd.exporters.tflite.ports import input_keys, put_in_order
 from orbit_kd.support.files import write_file
 from orbit_kd.support.native_log import native_stderr
 from orbit_kd.tflite.reader import parse
@@ -34,30 +35,61 @@ class Traced:
     model: Any
     function: Any
     holder: Any
+    inputs: int
 
-    def calibration(self, images: np.ndarray) -> Callable[[], Iterator[list[np.ndarray]]]:
-        """What the converter takes for a representative data set."""
-        batches = images[:, None].astype(self.function.inputs[0].dtype.as_numpy_dtype)
-        return lambda: ([batch] for batch in batches)
+    @property
+    def dtypes(self) -> list[Any]:
+        """Of the inputs, TensorFlow's."""
+        return [tensor.dtype for tensor in self.function.inputs[: self.inputs]]
+
+    @property
+    def outputs(self) -> int:
+        """How many outputs there are."""
+        return len(self.function.structured_outputs) if isinstance(self.function.structured_outputs, tuple) else 1
+
+    def calibration(self, images: Sequence[np.ndarray]) -> Callable[[], Iterator[Any]]:
+        """What the converter takes for a representative data set.
+
+        Args:
+            images: (n, ...), one array an input, in the model's order.
+        """
+        parts = [x[:, None].astype(kind.as_numpy_dtype) for x, kind in zip(images, self.dtypes, strict=True)]
+        if len(parts) == 1:
+            return lambda: ([batch] for batch in parts[0])
+        # by name, as a list would be taken in the order that the converter has given the file
+        keys = input_keys(len(parts))
+        return lambda: (dict(zip(keys, batches, strict=True)) for batches in zip(*parts, strict=True))
 
 
-def trace(model: Any, shape: tuple[int, ...], *, dtype: Any = "float32") -> Traced:
-    """The graph of a model with finite weights, for one image of a shape.
+def trace(model: Any, shapes: Sequence[Shape], *, dtypes: Sequence[Any] | None = None) -> Traced:
+    """The graph of a model with finite weights, for one image.
+
+    Args:
+        model: a tf_keras model.
+        shapes: of its inputs without the batch, in its order.
+        dtypes: likewise; None for float32.
 
     Raises:
         InputError: weights that are not finite, or a layer that cannot be traced.
     """
     import tensorflow as tf
 
+    def call(*images: Any) -> Any:
+        found = model(images[0] if len(images) == 1 else list(images), training=False)
+        flat = tf.nest.flatten(found)
+        return found if len(flat) == 1 else tuple(flat)
+
     check_finite(model)
-    function = tf.function(lambda image: model(image, training=False), autograph=False)
+    function = tf.function((lambda image: call(image)) if len(shapes) == 1 else call, autograph=False)
     # The holder keeps the variables alive for the converter, and nothing else: saving the whole Keras model would trace
     # every layer again.
     holder = tf.Module()
     holder.variables_ = list(model.variables)
     with _converting(model):
-        signature = tf.TensorSpec((1, *shape), dtype, name="image")
-        return Traced(model, function.get_concrete_function(signature), holder)
+        kinds = dtypes or ["float32"] * len(shapes)
+        keys = input_keys(len(shapes))
+        signature = [tf.TensorSpec((1, *s), k, name=n) for s, k, n in zip(shapes, kinds, keys, strict=True)]
+        return Traced(model, function.get_concrete_function(*signature), holder, len(shapes))
 
 
 def convert(traced: Traced, settings: Callable[[Any], None] = lambda converter: None) -> bytes:
@@ -68,7 +100,8 @@ def convert(traced: Traced, settings: Callable[[Any], None] = lambda converter: 
     """
     import tensorflow as tf
 
-    short = _goes_the_short_way(traced.function)
+    single = (traced.inputs, traced.outputs) == (1, 1)
+    short = single and _goes_the_short_way(traced.function)  # which loses the names of several inputs and outputs
     with _converting(traced.model):
         converter = tf.lite.TFLiteConverter.from_concrete_functions([traced.function], traced.holder)
         converter.experimental_lower_to_saved_model = not short
@@ -77,6 +110,8 @@ def convert(traced: Traced, settings: Callable[[Any], None] = lambda converter: 
     file = parse(data)
     if short:
         _rename(file)
+    if not single:
+        put_in_order(file, traced.model, inputs=traced.inputs, outputs=traced.outputs)
     mend_scales(file)
     return to_bytes(file)
 

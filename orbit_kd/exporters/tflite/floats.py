@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from orbit_kd.errors import InputError
 from orbit_kd.exporters.artifact import Artifact
-from orbit_kd.exporters.requirements import fixed_shape
+from orbit_kd.exporters.requirements import Shapes, fixed_shapes
 from orbit_kd.exporters.targets import target
 from orbit_kd.exporters.tflite.convert import convert, save, trace
+from orbit_kd.exporters.tflite.order_check import check_order
 from orbit_kd.exporters.tflite.quantization_aware import refuse_quantization_aware
 from orbit_kd.tflite.reader import parse
 from orbit_kd.tflite.subgraph import Subgraph
@@ -24,22 +26,24 @@ def export_float32(
     path: str | os.PathLike[str],
     calibration: Any = None,
     metadata: dict[str, Any] | None = None,
-    input_shape: tuple[int, ...] | None = None,
+    input_shape: Shapes | None = None,
 ) -> Artifact:
     """Float weights and activations; BatchNormalization folded. `calibration` is not used.
 
     Args:
-        model: tf_keras model, one input (batch, ...) float32.
+        model: tf_keras model, inputs (batch, ...) float32.
         path: the .tflite file to write.
         calibration: ignored, so that one call serves every target.
         metadata: stored in the file (see `metadata.py`).
-        input_shape: without the batch, for models that leave sizes open.
+        input_shape: without the batch, for models that leave sizes open; of several inputs a shape each, in their order
+            or by name.
 
     Raises:
-        InputError: more than one input, open sizes, weights that are not finite, or an operator TFLite lacks.
+        InputError: open sizes, an input that nothing reads beside others, weights that are not finite, or an operator
+            TFLite lacks.
     """
     refuse_quantization_aware(model, "its float file would round to 8 bits at every layer")
-    data = convert(trace(model, fixed_shape(model, input_shape)))
+    data = _converted(model, input_shape)
     return save(data, path, target="tflite_float32", metadata=metadata)
 
 
@@ -50,7 +54,7 @@ def export_float16(
     path: str | os.PathLike[str],
     calibration: Any = None,
     metadata: dict[str, Any] | None = None,
-    input_shape: tuple[int, ...] | None = None,
+    input_shape: Shapes | None = None,
 ) -> Artifact:
     """Weights in float16, half the bytes; computed in float32. Not for TFLite Micro. `calibration` is not used.
 
@@ -66,9 +70,16 @@ def export_float16(
         converter.target_spec.supported_types = [tf.float16]
 
     refuse_quantization_aware(model, "its float file would round to 8 bits at every layer")
-    data = convert(trace(model, fixed_shape(model, input_shape)), settings)
+    data = _converted(model, input_shape, settings)
     _check_float16(data, model)
     return save(data, path, target="tflite_float16", metadata=metadata)
+
+
+def _converted(model: Any, given: Shapes | None, settings: Callable[[Any], None] = lambda converter: None) -> bytes:
+    traced = trace(model, fixed_shapes(model, given))
+    data = convert(traced, settings)
+    check_order(data, traced)
+    return data
 
 
 def _check_float16(data: bytes, model: Any) -> None:
@@ -96,7 +107,7 @@ def export_dynamic(
     path: str | os.PathLike[str],
     calibration: Any = None,
     metadata: dict[str, Any] | None = None,
-    input_shape: tuple[int, ...] | None = None,
+    input_shape: Shapes | None = None,
 ) -> Artifact:
     """Weights in int8, activations in float32, quantized as they come. Not for TFLite Micro. No calibration.
 
@@ -113,5 +124,5 @@ def export_dynamic(
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
 
     refuse_quantization_aware(model, "its activations would be rounded twice")
-    data = convert(trace(model, fixed_shape(model, input_shape)), settings)
+    data = _converted(model, input_shape, settings)
     return save(data, path, target="tflite_dynamic", metadata=metadata)

@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 
 from orbit_kd import runtimes
-from orbit_kd.datasets.samples import calibration_sample
 from orbit_kd.errors import InputError
 from orbit_kd.exporters.artifact import Artifact
 from orbit_kd.exporters.metadata import put_metadata, read_metadata
-from orbit_kd.exporters.same_outputs import check_same_outputs, random_inputs
+from orbit_kd.exporters.same_outputs import check_same_outputs, random_inputs, sample_for
 from orbit_kd.exporters.source import tflite_of
 from orbit_kd.exporters.targets import target
 from orbit_kd.exporters.tflm.memory import (
@@ -198,16 +197,14 @@ def _compare(before: Any, after: Any, calibration: Any, checks: int, seed: int) 
         InputError: the outputs differ.
     """
     if calibration is not None:
-        images, origin = calibration_sample(calibration, samples=checks, seed=seed), "calibration data"
-        runtimes.run(before, images[:1])  # refuses images of another shape
-        given = before.input.quantize(images)
+        given, origin = sample_for(before, calibration, samples=checks, seed=seed), "calibration data"
     else:
         given, origin = random_inputs(before, checks, seed=seed), "random"
     check_same_outputs(
         before, after, given, file="The coded file",
         fix=f"install the TensorFlow Lite Micro this package knows ({runtimes.MCU_HINT}), or export tflite_int8",
     )  # fmt: skip
-    return {"inputs": len(given), "origin": origin}
+    return {"inputs": len(given[0] if isinstance(given, tuple) else given), "origin": origin}
 
 
 def _name(coded: Mapping[int, Coded], constant: Constant) -> str:

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from orbit_kd import runtimes
-from orbit_kd.datasets.samples import calibration_sample
 from orbit_kd.errors import InputError
 from orbit_kd.exporters.artifact import Artifact
 from orbit_kd.exporters.c_array import export_c_array
 from orbit_kd.exporters.metadata import add_metadata
+from orbit_kd.exporters.same_outputs import random_inputs, sample_for
 from orbit_kd.exporters.source import tflite_of
 from orbit_kd.exporters.targets import target
 from orbit_kd.exporters.tflm.compression import compress_weights
@@ -52,6 +52,8 @@ def export_tflm(
     **options: Any,
 ) -> Artifact:
     """model_data.cc/.h, model_operators.h, model_settings.h, golden.cc/.h and main.cc, checked before they are written.
+
+    Of several inputs or outputs the names in the sources are numbered in the Keras model's order: kInput0Size, Output1.
 
     The arena is measured by TFLM's interpreter, and a margin added (see `tflm_memory.arena_margin`). The golden output
     is TFLM's own, and LiteRT's reference kernels must agree within one step (where those lack an operator that TFLM
@@ -108,8 +110,8 @@ def export_tflm(
     check_arena(data, arena, margin=margin, limit=max_arena)
     methods = add_methods(parse(data))
     texts = sources(
-        input=_counted(runner.input),
-        output=_counted(runner.output),
+        inputs=[_counted(port) for port in runner.inputs],
+        outputs=[_counted(port) for port in runner.outputs],
         golden=golden,
         methods=methods,
         arena=arena,
@@ -152,32 +154,31 @@ def _golden(
         InputError: float input or output, an image of another shape, or another output by LiteRT.
     """
     micro, reference = runtimes.load(data, runtime="tflm"), runtimes.load(plain, runtime=against)
-    for side, port in (("input", micro.input), ("output", micro.output)):
-        if np.issubdtype(port.dtype, np.floating):
+    for side, port in (*(("input", p) for p in micro.inputs), *(("output", p) for p in micro.outputs)):
+        if port.dtype.kind not in "iu":
             raise InputError(
-                f"The file's {side} is {port.dtype.name}.",
+                f"The file's {side}{_which(port, micro)} is {port.dtype.name}.",
                 expected="int8 or int16, as sensors and firmware hand it over",
                 fix="export tflite_int8 without float_io",
             )
-    if calibration is None and not micro.input.scale:
+    indices = next((port for port in micro.inputs if not port.scale), None)
+    if calibration is None and indices is not None:
         raise InputError(
-            f"The file's input is {micro.input.dtype.name} without a scale: indices, not amounts.",
+            f"The file's input is {indices.dtype.name} without a scale: indices, not amounts.",
             expected="an example of it, as a random number names no row of the Embedding",
             fix="pass calibration=train",
         )
     if calibration is None:
-        limits = np.iinfo(micro.input.dtype)
         origin = f"A random input, seed {seed}, as no calibration data was given"
-        given = np.random.default_rng(seed).integers(
-            limits.min, limits.max + 1, (1, *micro.input.shape), micro.input.dtype
-        )
+        given = random_inputs(micro, 1, seed=seed)
     else:
         origin = f"An image of the calibration data, drawn with seed {seed}"
-        image = calibration_sample(calibration, samples=1, seed=seed)
-        runtimes.run(micro, image)  # refuses an image of another shape
-        given = micro.input.quantize(image)
-    found, expected = micro.raw(given), reference.raw(given)
-    steps = int(np.abs(found.astype(np.int64) - expected).max())
+        given = sample_for(micro, calibration, samples=1, seed=seed)
+    took = given if len(micro.inputs) > 1 else (given,)
+    found, expected = (
+        runner.raw(given) if len(micro.outputs) > 1 else (runner.raw(given),) for runner in (micro, reference)
+    )
+    steps = max(int(np.abs(a.astype(np.int64) - b).max()) for a, b in zip(found, expected, strict=True))
     if steps > tolerance:
         raise InputError(
             f"TensorFlow Lite Micro and LiteRT ({against}) differ by {steps} steps on the golden input.",
@@ -185,7 +186,11 @@ def _golden(
             fix=f"see with okd.evaluate what both reach on the test set; if TFLM is as good, pass tolerance={steps}, "
             "which the artifact's details then tell",
         )
-    return Golden(given[0], found[0], origin), steps
+    return Golden(tuple(x[0] for x in took), tuple(x[0] for x in found), origin), steps
+
+
+def _which(port: runtimes.Port, runner: runtimes.Runner) -> str:
+    return f" {port.name!r}" if port.name and len(runner.inputs) + len(runner.outputs) > 2 else ""
 
 
 def _counted(port: runtimes.Port) -> runtimes.Port:

@@ -26,20 +26,17 @@ namespace orbit_kd {{
 constexpr std::size_t kTensorArenaSize = {total};
 
 // real = (integer - zero point) * scale
-using Input = std::{input_type};
-constexpr std::size_t kInputSize = {input_size};  // {input_shape}
-constexpr float kInputScale = {input_scale}f;
-constexpr std::int32_t kInputZeroPoint = {input_zero};
-
-using Output = std::{output_type};
-constexpr std::size_t kOutputSize = {output_size};  // {output_shape}
-constexpr float kOutputScale = {output_scale}f;
-constexpr std::int32_t kOutputZeroPoint = {output_zero};
+{ports}
 
 }}  // namespace orbit_kd
 
 #endif  // ORBIT_KD_MODEL_SETTINGS_H_
 """
+_PORT = """\
+using {Port} = std::{type};
+constexpr std::size_t k{Port}Size = {size};  // {shape}
+constexpr float k{Port}Scale = {scale}f;
+constexpr std::int32_t k{Port}ZeroPoint = {zero};"""
 _OPERATORS = """\
 {note}
 #ifndef ORBIT_KD_MODEL_OPERATORS_H_
@@ -70,8 +67,7 @@ _GOLDEN_HEADER = """\
 namespace orbit_kd {{
 
 // {origin}, and what TFLite Micro makes of it.
-extern const Input kGoldenInput[kInputSize];
-extern const Output kGoldenOutput[kOutputSize];
+{declared}
 
 }}  // namespace orbit_kd
 
@@ -83,16 +79,14 @@ _GOLDEN_SOURCE = """\
 
 namespace orbit_kd {{
 
-alignas(16) const Input kGoldenInput[kInputSize] = {{
-{input}
-}};
-
-alignas(16) const Output kGoldenOutput[kOutputSize] = {{
-{output}
-}};
+{arrays}
 
 }}  // namespace orbit_kd
 """
+_ARRAY = """\
+alignas(16) const {Port} kGolden{Port}[k{Port}Size] = {{
+{rows}
+}};"""
 _MAIN = """\
 {note}
 // Runs the golden input through TFLite Micro. Returns 0 if the output is the golden one within 1 step, else 1.
@@ -129,26 +123,30 @@ int main() {{
   tflite::MicroInterpreter interpreter(tflite::GetModel(model_data), resolver, tensor_arena, kTensorArenaSize);
   if (interpreter.AllocateTensors() != kTfLiteOk) return Fail("the tensor arena is too small");
 
-  TfLiteTensor* input = interpreter.input(0);
-  TfLiteTensor* output = interpreter.output(0);
-  if (input->bytes != sizeof(kGoldenInput) || output->bytes != sizeof(kGoldenOutput)) return Fail("sizes");
-  if (input->params.scale != kInputScale || input->params.zero_point != kInputZeroPoint) return Fail("input scale");
-  if (output->params.scale != kOutputScale || output->params.zero_point != kOutputZeroPoint) {{
-    return Fail("output scale");
-  }}
+{tensors}
 
-{reset}  std::memcpy(input->data.raw, kGoldenInput, sizeof(kGoldenInput));
+{reset}{given}
   if (interpreter.Invoke() != kTfLiteOk) return Fail("an operator");
-  const Output* found = reinterpret_cast<const Output*>(output->data.raw);
-  for (std::size_t i = 0; i < kOutputSize; ++i) {{
-    if (std::abs(static_cast<int>(found[i]) - static_cast<int>(kGoldenOutput[i])) > 1) return Fail("another output");
-  }}
+{checks}
 
   MicroPrintf("ok: model %d bytes, arena %d of %d bytes", static_cast<int>(model_data_len),
               static_cast<int>(interpreter.arena_used_bytes()), static_cast<int>(kTensorArenaSize));
   return 0;
 }}
 """
+_TENSOR = """\
+  TfLiteTensor* {port} = interpreter.{side}({index});
+  if ({port}->bytes != sizeof(kGolden{Port})) return Fail("size of {port}");
+  if ({port}->params.scale != k{Port}Scale || {port}->params.zero_point != k{Port}ZeroPoint) {{
+    return Fail("scale of {port}");
+  }}"""
+_GIVEN = """\
+  std::memcpy({port}->data.raw, kGolden{Port}, sizeof(kGolden{Port}));"""
+_CHECK = """\
+  const {Port}* {found} = reinterpret_cast<const {Port}*>({port}->data.raw);
+  for (std::size_t i = 0; i < k{Port}Size; ++i) {{
+    if (std::abs(static_cast<int>({found}[i]) - static_cast<int>(kGolden{Port}[i])) > 1) return Fail("another {port}");
+  }}"""
 _RESET = """\
   // The network has variables (LSTM). Before each input they have to be set back, or one leaves its traces in the next.
   if (interpreter.Reset() != kTfLiteOk) return Fail("reset");
@@ -157,21 +155,28 @@ _RESET = """\
 
 @dataclasses.dataclass(frozen=True)
 class Golden:
-    """An input and the output that TFLM computes from it, as integers without the batch; `origin` is for a comment."""
+    """Inputs and the outputs that TFLM computes from them, as integers without the batch; `origin` is for a comment."""
 
-    input: np.ndarray
-    output: np.ndarray
+    inputs: tuple[np.ndarray, ...]
+    outputs: tuple[np.ndarray, ...]
     origin: str
 
 
 def sources(
-    *, input: Port, output: Port, golden: Golden, methods: Sequence[str], arena: int, margin: int, variables: bool
+    *,
+    inputs: Sequence[Port],
+    outputs: Sequence[Port],
+    golden: Golden,
+    methods: Sequence[str],
+    arena: int,
+    margin: int,
+    variables: bool,
 ) -> dict[str, str]:
     """File name -> text, of all but the model's array.
 
     Args:
-        input: of the file, an integer port.
-        output: likewise.
+        inputs: of the file, integer ports.
+        outputs: likewise.
         golden: what main.cc checks.
         methods: of `MicroMutableOpResolver`, see `tflm_operators.add_methods`.
         arena: bytes measured.
@@ -179,31 +184,51 @@ def sources(
         variables: whether the file has variable tensors, which main.cc then resets.
     """
     calls = " &&\n         ".join(f"resolver.{method}() == kTfLiteOk" for method in methods)
+    took, gave = _fields("input", inputs, golden.inputs), _fields("output", outputs, golden.outputs)
+    ports = [*took, *gave]
     settings = _SETTINGS.format(
-        note=_NOTE,
-        arena=arena,
-        margin=margin,
-        total=arena_size(arena, margin),
-        **_port("input", input),
-        **_port("output", output),
+        note=_NOTE, arena=arena, margin=margin, total=arena_size(arena, margin), ports=_each(_PORT, ports, "\n\n")
     )
+    main = _MAIN.format(
+        note=_NOTE,
+        reset=_RESET if variables else "",
+        tensors=_each(_TENSOR, ports),
+        given=_each(_GIVEN, took),
+        checks=_each(_CHECK, gave),
+    )
+    declared = _each("extern const {Port} kGolden{Port}[k{Port}Size];", ports)
     return {
         "model_settings.h": settings,
         "model_operators.h": _OPERATORS.format(note=_NOTE, count=len(methods), calls=calls),
-        "golden.h": _GOLDEN_HEADER.format(note=_NOTE, origin=golden.origin),
-        "golden.cc": _GOLDEN_SOURCE.format(note=_NOTE, input=_rows(golden.input), output=_rows(golden.output)),
-        "main.cc": _MAIN.format(note=_NOTE, reset=_RESET if variables else ""),
+        "golden.h": _GOLDEN_HEADER.format(note=_NOTE, origin=golden.origin, declared=declared),
+        "golden.cc": _GOLDEN_SOURCE.format(note=_NOTE, arrays=_each(_ARRAY, ports, "\n\n")),
+        "main.cc": main,
     }
 
 
-def _port(side: str, port: Port) -> dict[str, object]:
-    return {
-        f"{side}_type": f"{port.dtype.name}_t",
-        f"{side}_size": int(np.prod(port.shape)),
-        f"{side}_shape": " x ".join(map(str, port.shape)),
-        f"{side}_scale": str(np.float32(port.scale)),  # the shortest text that reads back as the same float
-        f"{side}_zero": port.zero_point,
-    }
+def _fields(side: str, ports: Sequence[Port], golden: Sequence[np.ndarray]) -> list[dict[str, object]]:
+    """What the templates say of each port; numbered where there are several."""
+    several = len(ports) > 1
+    return [
+        {
+            "side": side,
+            "index": index,
+            "port": f"{side}{index}" if several else side,
+            "Port": f"{side.capitalize()}{index}" if several else side.capitalize(),
+            "found": f"found{index}" if several else "found",
+            "type": f"{port.dtype.name}_t",
+            "size": int(np.prod(port.shape)),
+            "shape": " x ".join(map(str, port.shape)) + (f", {port.name!a}" if several and port.name else ""),
+            "scale": str(np.float32(port.scale)),  # the shortest text that reads back as the same float
+            "zero": port.zero_point,
+            "rows": _rows(values),
+        }
+        for index, (port, values) in enumerate(zip(ports, golden, strict=True))
+    ]
+
+
+def _each(template: str, ports: Sequence[dict[str, object]], between: str = "\n") -> str:
+    return between.join(template.format(**port) for port in ports)
 
 
 def _rows(values: np.ndarray) -> str:

@@ -15,6 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from orbit_kd.errors import InputError
 from orbit_kd.exporters.artifact import Artifact
 from orbit_kd.exporters.metadata import add_metadata
@@ -28,6 +30,7 @@ from orbit_kd.tflite.nm_check import NMCheck, check_n_m
 from orbit_kd.tflite.reader import parse
 from orbit_kd.tflite.subgraph import Subgraph
 from orbit_kd.tflite.summary import Op, read
+from orbit_kd.tflite.writer import to_bytes
 
 ACCELERATORS = (
     *(f"ethos-u55-{macs}" for macs in (32, 64, 128, 256)),
@@ -164,7 +167,32 @@ def compile_with_vela(data: bytes, flags: dict[str, str]) -> tuple[bytes, VelaRe
                 expected="an int8 .tflite file, and names that are in Vela's configuration file",
                 fix="see `vela --list-configs Arm/vela.ini` for --system-config and --memory-mode",
             )
-        return written.read_bytes(), read_report(written.parent)
+        return _in_order(written.read_bytes(), data), read_report(written.parent)
+
+
+def _in_order(compiled: bytes, source: bytes) -> bytes:
+    """The compiled file with inputs and outputs in the order of its source: Vela keeps their names, not always that.
+
+    Raises:
+        InputError: the names have changed.
+    """
+    before, file = parse(source).subgraphs[0], parse(compiled)
+    graph, changed = file.subgraphs[0], False
+    for side in ("inputs", "outputs"):
+        names = [before.tensors[tensor].name for tensor in getattr(before, side)]
+        tensors = [int(tensor) for tensor in getattr(graph, side)]
+        found = [graph.tensors[tensor].name for tensor in tensors]
+        if len(names) == 1 == len(found) or found == names:
+            continue
+        if sorted(found) != sorted(names) or len(set(names)) < len(names):
+            raise InputError(
+                f"Vela has made the {side} {found} of {names}.",
+                expected="the same, under their names",
+                fix="compile a network with a single input and output, or report the file",
+            )
+        setattr(graph, side, np.asarray([tensors[found.index(name)] for name in names], np.int32))
+        changed = True
+    return to_bytes(file) if changed else compiled
 
 
 def _rows(data: bytes, report: VelaReport) -> list[dict[str, Any]]:
