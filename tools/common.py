@@ -225,8 +225,12 @@ def _module(where: str) -> Any:
 def define_data(*, teacher: bool = True) -> None:
     """The flags of `load_data` and `load_teacher`."""
     flags.DEFINE_string(
-        "data", None, "Folder with train/<class>/* and test/<class>/*, or <class>/*; or a data set name."
+        "data", None, "Folder with class folders, masks, boxes or a table of labels (docs/data.md); or a data set name."
     )
+    flags.DEFINE_string(
+        "task", "auto", "What the network is for: classification, binary, multi_label, regression, segmentation, "
+        "detection or several (outputs); auto reads it from the data and the network's outputs.",
+    )  # fmt: skip
     flags.DEFINE_string("data_dir", None, "Folder of the data set, or where a named one is kept.")
     flags.DEFINE_float("validation", 0.1, "Part of the training images for validation where there is no such split.")
     flags.DEFINE_integer("limit", None, "At most so many images of each split, for quick trials.", lower_bound=1)
@@ -261,7 +265,8 @@ def data_flags() -> tuple[str, dict[str, Any]]:
             "There is no data.", expected="--data=FOLDER, --data_dir=FOLDER or --data=NAME", fix="give one"
         )
     kept = FLAGS.data_dir if FLAGS.data else None
-    return name, {"validation": FLAGS.validation, "seed": FLAGS.seed, "data_dir": kept, "limit": FLAGS.limit}
+    return name, {"validation": FLAGS.validation, "seed": FLAGS.seed, "data_dir": kept, "limit": FLAGS.limit,
+                  "task": "auto" if FLAGS.task == "several" else FLAGS.task}  # fmt: skip
 
 
 def load_teacher() -> Any:

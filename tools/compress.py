@@ -1,6 +1,7 @@
-"""Compresses a trained Keras CNN: filter removal, sparsity, distillation, int8, report.
+"""Compresses a trained Keras network: filter removal, sparsity, distillation, int8, report.
 
   python tools/compress.py --teacher=model.keras --data=images/ --ratio=0.7 --workdir=out/run
+  python tools/compress.py --teacher=unet.keras --data=tiles/ --bands=rgb,nir_swir --max_drop=0.01 --workdir=out/water
   python tools/compress.py --flagfile=models/vgg16_mstar/recipe.flags --teacher=... --data_dir=... --workdir=...
 
 The same command goes on where a killed run stopped.
@@ -21,7 +22,7 @@ flags.DEFINE_string("workdir", None, "Folder for all results.")
 flags.DEFINE_string("student", None, "A network made of the teacher before, to go on from.")
 flags.DEFINE_string("title", "", "Title of the report.")
 define_data()
-define(Recipe, skip=("seed",))
+define(Recipe, skip=("seed", "task"))
 define(Augment)
 
 

@@ -63,6 +63,7 @@ def main() -> None:
             teacher=next(iter(originals), None),
             teacher_artifacts=originals,
             class_names=data.class_names,
+            task=FLAGS.task,
         )
     print(report)
     if FLAGS.output:

@@ -15,7 +15,8 @@ from orbit_kd_tools.common import FLAGS, collect, define, define_data, load_data
 flags.DEFINE_string(
     "network",
     "vgg16",
-    "Reference network: vgg16, vgg16_average, a_convnet, resnet18, resnet20, resnet56 or mobilenet_v1.",
+    "Reference network: vgg16, vgg16_average, a_convnet, resnet18, resnet20, resnet56 or mobilenet_v1; unet for masks, "
+    "centernet for boxes.",
 )
 flags.DEFINE_float("width", 1.0, "Multiplier on all channel counts of the network.")
 flags.DEFINE_integer("epochs", 30, "Passes over the training images.", lower_bound=1)
@@ -33,11 +34,13 @@ def main() -> None:
     import tf_keras as keras
 
     from orbit_kd.models import networks
-    from orbit_kd.tasks.metrics import accuracy
+    from orbit_kd.search.evaluator import Evaluator, examples_of
+    from orbit_kd.tasks import choose
     from orbit_kd.training import fit as training
 
     keras.utils.set_random_seed(FLAGS.seed)
-    model = networks.build(FLAGS.network, data.shape, classes=len(data.class_names), width=FLAGS.width)
+    outputs = 1 if data.task == "binary" else len(data.class_names)
+    model = networks.build(FLAGS.network, data.shape, classes=outputs, width=FLAGS.width)
     training.train(
         model,
         data,
@@ -45,11 +48,15 @@ def main() -> None:
         learning_rate=FLAGS.learning_rate,
         batch_size=FLAGS.batch_size,
         augment=augment,
+        task=FLAGS.task,
         seed=FLAGS.seed,
         path=FLAGS.output,
     )
-    labels = [int(label) for _, y in data.test for label in y]
-    print(f"{FLAGS.output}: test accuracy {accuracy(labels, model.predict(data.test, verbose=0)):.4f}")
+    task, batches = examples_of(
+        data.test, None, model=model, task=choose(model, data, task=FLAGS.task), what="test data"
+    )
+    found = Evaluator(model, batches, memory=0, task=task).measure()
+    print(f"{FLAGS.output}: test {task.metric.name} {task.metric.text(found.accuracy)} ({found.images} images)")
 
 
 if __name__ == "__main__":

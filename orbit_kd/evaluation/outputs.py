@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -73,14 +73,3 @@ def _check_outputs(name: str, values: np.ndarray, labels: np.ndarray) -> None:
             fix="use the data set the network was trained on, with its classes in the same order",
         )
 
-
-def check_widths(outputs: Mapping[str, np.ndarray], class_names: Sequence[str] | None) -> None:
-    widths = {name: values.shape[1] for name, values in outputs.items()}
-    if class_names is not None:
-        widths["class_names"] = len(class_names)
-    if len(set(widths.values())) > 1:
-        raise InputError(
-            f"The numbers of classes differ: {', '.join(f'{k}: {v}' for k, v in widths.items())}.",
-            expected="the same number everywhere",
-            fix="compare networks of the same task",
-        )
