@@ -26,7 +26,7 @@ log = logging.getLogger("orbit_kd")
 
 # Of a box in cells and of the place in a cell, beside the focal loss. CenterNet has 0.1 for sizes without a sigmoid
 # behind them; where a box takes a tenth of the image, the sigmoid's slope makes that a tenth of it.
-SIZE_WEIGHT, OFFSET_WEIGHT = 0.5, 1.0
+SIZE_WEIGHT, OFFSET_WEIGHT = 1.0, 1.0
 _NAMES = (("size", "wh", "extent"), ("offset", "off", "reg"))  # in the names of outputs of two channels
 _SLACK = 1e-3  # of the image: boxes rounded to pixels may stand over its edge by as much
 

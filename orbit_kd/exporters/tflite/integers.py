@@ -15,6 +15,7 @@ from orbit_kd.datasets.samples import calibration_images
 from orbit_kd.exporters.artifact import Artifact
 from orbit_kd.exporters.requirements import fixed_shape
 from orbit_kd.exporters.targets import target
+from orbit_kd.exporters.tflite.biases import mend_equal_biases
 from orbit_kd.exporters.tflite.convert import Traced, convert, save, trace
 from orbit_kd.exporters.tflite.levels import widen_scales
 from orbit_kd.exporters.tflite.quantization_aware import (
@@ -86,9 +87,11 @@ def export_int8(
     else:
         check_all_int8(data, model)
         details = {"quantization_aware": True}
+        file = parse(data)
+        changed = mend_equal_biases(file)
         if most := few_levels(model):
-            file = parse(data)
             widen_scales(file, most)
+        if changed or most:
             data = to_bytes(file)
     return save(data, path, target="tflite_int8", metadata=metadata, details=details)
 
