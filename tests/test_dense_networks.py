@@ -41,7 +41,11 @@ def test_a_unet_gives_logits_of_each_pixel_for_any_number_of_bands():
     assert model.output_shape == (None, 32, 48, 4)
     assert heads(model) == ("linear",)
     assert choose(model).name == "segmentation"
-    assert [la.filters for la in model.layers if la.name in ("down0_1_conv", "down1_1_conv", "bottom_1_conv")] == [8, 16, 32]
+    assert [la.filters for la in model.layers if la.name in ("down0_1_conv", "down1_1_conv", "bottom_1_conv")] == [
+        8,
+        16,
+        32,
+    ]
 
 
 def test_a_centernet_gives_a_quarter_of_the_image_in_sigmoids_and_starts_without_objects():

@@ -55,8 +55,8 @@ def predict_scene(
 
     Pixels: where tiles overlap, their scores are averaged, by weights that fall from one tile to the next and are zero
     at a tile's inner edge, where the network sees too little; then the class is taken. Boxes: those of all tiles by
-    class-wise non-maximum suppression; one that an inner edge may have cut gives way to one of another tile that lies
-    over most of it. An object larger than the overlap may be seen whole by no tile, and then comes in parts.
+    class-wise non-maximum suppression; one that an inner edge may have cut gives way to a whole one of another tile
+    that lies over most of it. An object larger than the overlap may be seen whole by no tile, and then comes in parts.
 
     Args:
         file: what `export` returned, its path or bytes, or what `runtimes.load` gave.
@@ -95,7 +95,7 @@ def predict_scene(
     if not hasattr(file, "raw"):
         model, own = _content(file)  # type: ignore[arg-type]
         file = runtimes.load(model, runtime=runtime or own, threads=threads)
-    run = _TileRunner(file, scene if hasattr(scene, "shape") else np.asarray(scene), prepare)  # type: ignore[arg-type]
+    run = _TileRunner(file, scene if hasattr(scene, "shape") else np.asarray(scene), prepare)
     tiles = list(_tiles(run.scene.shape[:2], run.size, overlap))
     if isinstance(task, Segmentation):
         return _pixels(run, tiles, task, overlap)
@@ -198,7 +198,7 @@ def _full_size(scores: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
 
 
 def _weights(tile: _Tile, size: tuple[int, ...], overlap: float) -> np.ndarray:
-    """(height, width, 1): zero in the outer quarter of the overlap with a neighbour, then rising to 1 until its last."""
+    """(height, width, 1): zero in the outer quarter of the overlap with a neighbour, 1 from its last quarter on."""
     sides = ((tile.above, tile.below), (tile.before, tile.after))
     along = []
     for length, (first, last) in zip(size, sides, strict=True):
@@ -245,7 +245,7 @@ def _merge(boxes: np.ndarray, cut: np.ndarray, tile: np.ndarray, *, iou: float) 
     """Boxes of all tiles -> one an object, by falling score.
 
     Whole boxes come first, each class by falling score. A box goes where it overlaps a kept one of its class by more
-    than `iou`, or, cut, where one of another tile lies over more than half of it.
+    than `iou`, or, cut, where a whole one of another tile lies over more than half of it.
 
     Args:
         boxes: (d, 6): class, score, box in pixels of the scene.
@@ -264,6 +264,6 @@ def _merge(boxes: np.ndarray, cut: np.ndarray, tile: np.ndarray, *, iou: float) 
         here = boxes[i : i + 1, 2:]
         over = intersections(here, boxes[later, 2:])[0] > 0.5 * area[later]
         gone = overlaps(here, boxes[later, 2:])[0] > iou
-        stays[later] &= ~(gone | (over & cut[later] & (tile[later] != tile[i])))
+        stays[later] &= ~(gone | (over & cut[later] & (tile[later] != tile[i]) & (not cut[i])))
     found = boxes[stays]
     return found[np.argsort(-found[:, 1], kind="stable")]

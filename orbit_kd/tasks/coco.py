@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,7 +60,7 @@ class CocoScores:
         return _mean(self.precision)
 
 
-def coco_scores(records: Sequence[Any], *, classes: int, most: int = 100) -> CocoScores:
+def coco_scores(records: Iterable[Any], *, classes: int, most: int = 100) -> CocoScores:
     """Scores the boxes of some images.
 
     Args:
@@ -71,6 +71,7 @@ def coco_scores(records: Sequence[Any], *, classes: int, most: int = 100) -> Coc
     Raises:
         InputError: pycocotools is not installed.
     """
+    records = list(records)
     with contextlib.redirect_stdout(io.StringIO()):  # it prints how far it is
         evaluation = _evaluation(records, classes=classes, most=most)
         evaluation.evaluate()
