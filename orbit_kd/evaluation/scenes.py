@@ -92,10 +92,12 @@ def predict_scene(
         )
     if not 0 <= overlap < 1:
         raise InputError(f"overlap={overlap}.", expected="a share from 0 to below 1", fix="0.25 is usual")
-    if not hasattr(file, "raw"):
-        model, own = _content(file)  # type: ignore[arg-type]
-        file = runtimes.load(model, runtime=runtime or own, threads=threads)
-    run = _TileRunner(file, scene if hasattr(scene, "shape") else np.asarray(scene), prepare)
+    if isinstance(file, (Artifact, str, os.PathLike, bytes)):
+        model, own = _content(file)
+        runner = runtimes.load(model, runtime=runtime or own, threads=threads)
+    else:
+        runner = file
+    run = _TileRunner(runner, scene if hasattr(scene, "shape") else np.asarray(scene), prepare)
     tiles = list(_tiles(run.scene.shape[:2], run.size, overlap))
     if isinstance(task, Segmentation):
         return _pixels(run, tiles, task, overlap)

@@ -18,7 +18,7 @@ def heat_radius(height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
 
     CornerNet asks how far both corners may move outwards until the IoU falls to 0.7; its published code, and
     CenterNet's, divide the root by 2 in place of 2a, which makes that 2.8 times as far. Their results are with that,
-    and with the true root a box of less than twelve cells would heat its centre alone. So this is what the code has, too.
+    and with the true root a box of less than twelve cells would heat its centre alone. So here it is the same.
 
     Args:
         height: float32, of boxes in cells, of any shape.
