@@ -37,6 +37,7 @@ setup(
         "matplotlib>=3.8",
         "pillow>=10",
         "jinja2>=3.1",
+        "pycocotools>=2.0.8",
         "tqdm>=4.60",
     ],
     extras_require={**EXTRAS, "all": [p for extra in EXTRAS.values() for p in extra], "dev": DEV},

@@ -42,7 +42,10 @@ _WHERE = {
     "distillation": [
         "DST",
         "AttentionTransfer",
+        "ChannelWiseDistillation",
+        "ChannelWiseFeatures",
         "DecoupledDistillation",
+        "DetectionDistillation",
         "DistillationLoss",
         "Distiller",
         "FeatureHints",
@@ -59,6 +62,7 @@ _WHERE = {
     "evaluation.evaluate": ["evaluate"],
     "evaluation.prediction": ["predict"],
     "evaluation.preprocess_check": ["check_preprocess"],
+    "evaluation.scenes": ["predict_scene"],
     "exporters": ["Artifact", "export"],
     "models.conversion": ["as_graph"],
     "models.saving": ["load_model", "save_model"],
@@ -106,7 +110,10 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from orbit_kd.distillation import (
         DST,
         AttentionTransfer,
+        ChannelWiseDistillation,
+        ChannelWiseFeatures,
         DecoupledDistillation,
+        DetectionDistillation,
         DistillationLoss,
         Distiller,
         FeatureHints,
@@ -125,6 +132,7 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from orbit_kd.evaluation.evaluate import evaluate
     from orbit_kd.evaluation.prediction import predict
     from orbit_kd.evaluation.preprocess_check import check_preprocess
+    from orbit_kd.evaluation.scenes import predict_scene
     from orbit_kd.exporters import Artifact, export
     from orbit_kd.models.conversion import as_graph
     from orbit_kd.models.saving import load_model, save_model

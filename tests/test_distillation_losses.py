@@ -173,6 +173,9 @@ def test_every_loss_round_trips_its_config(name):
         "attention": {"match": ["a", "b"]},
         "relational": {"distance_weight": 1.0, "angle_weight": 2.0},
         "similarity": {"match": ["a"]},
+        "channel_wise": {"temperature": 2.0},
+        "channel_wise_features": {"match": {"a": "b"}, "temperature": Piecewise(((0, 4.0), (4, 1.0)))},
+        "detection": {"background": 0.2, "size_weight": 0.5, "offset_weight": 0.0},
     }[name]
     loss = cls(weight=0.25, name="mine", **options)
     loss.pairs = [("a", "b")] if loss.on_features else []

@@ -404,3 +404,18 @@ def test_a_layer_that_would_compute_in_float_is_refused_by_the_operators_name():
 def test_a_float_export_is_refused_and_told_to_strip(tmp_path):
     with pytest.raises(InputError, match="strip_quantization"):
         export(quantize_aware(net()), "tflite_float32", path=tmp_path / "m.tflite")
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_bias_of_one_value_is_that_in_every_channel_of_the_file(tmp_path, bits):
+    """The converter would quantize it by the first channel's scale for all of them."""
+    image = L.Input((8, 8, 4))
+    x = L.Conv2D(6, 3, bias_initializer=keras.initializers.Constant(-2.0), name="head")(image)
+    model = keras.Model(image, x)
+    kernel = model.get_layer("head").kernel
+    kernel.assign(kernel * np.geomspace(0.01, 1, 6))
+    images = data()[0]
+    aware = quantize_aware(model, bits=bits, calibration=images)
+    path = export(aware, "tflite_int8", path=tmp_path / "m.tflite").path
+    difference = np.abs(runtimes.predict(path, images) - aware.predict(images, verbose=0)).max()
+    assert difference <= 2.01 * runtimes.load(path).output.scale

@@ -1,6 +1,7 @@
 """Knowledge distillation: losses, the Distiller, the teacher cache, resumable training."""
 
 from orbit_kd.distillation.cache import TeacherCache, cache_teacher
+from orbit_kd.distillation.dense_losses import ChannelWiseDistillation, ChannelWiseFeatures, DetectionDistillation
 from orbit_kd.distillation.distiller import Distiller
 from orbit_kd.distillation.dst import DST
 from orbit_kd.distillation.feature_losses import (
@@ -24,7 +25,10 @@ from orbit_kd.training.resume import Resume
 __all__ = [
     "DST",
     "AttentionTransfer",
+    "ChannelWiseDistillation",
+    "ChannelWiseFeatures",
     "DecoupledDistillation",
+    "DetectionDistillation",
     "DistillationLoss",
     "Distiller",
     "FeatureHints",

@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras as keras
 
-import orbit_kd.distillation.feature_losses  # noqa: F401  registers its losses
+import orbit_kd.distillation.dense_losses  # noqa: F401  registers its losses, and imports those on features
 from orbit_kd.datasets.batches import inputs_of
 from orbit_kd.datasets.fit_input import fit_input
 from orbit_kd.distillation.cache import TeacherCache

@@ -47,7 +47,7 @@ class LogitsDistillation(DistillationLoss):
     def compute_loss(self, teacher: tf.Tensor, student: tf.Tensor) -> tf.Tensor:
         t = self.temperature.at(self.context.step)
         if self._independent(teacher):
-            return t**2 * _mean_last(_bernoulli_kl(teacher / t, student / t))
+            return t**2 * _mean_last(bernoulli_kl(teacher / t, student / t))
         return t**2 * _kl(tf.nn.log_softmax(teacher / t), tf.nn.log_softmax(student / t))
 
     def _independent(self, teacher: tf.Tensor) -> bool:
@@ -174,7 +174,7 @@ def _kl(log_p: tf.Tensor, log_q: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(tf.exp(log_p) * (log_p - log_q), -1)
 
 
-def _bernoulli_kl(p: tf.Tensor, q: tf.Tensor) -> tf.Tensor:
+def bernoulli_kl(p: tf.Tensor, q: tf.Tensor) -> tf.Tensor:
     """KL between the Bernoulli variables of two logits, element by element."""
     log_p, log_p_not = tf.math.log_sigmoid(p), tf.math.log_sigmoid(-p)
     return tf.exp(log_p) * (log_p - tf.math.log_sigmoid(q)) + tf.exp(log_p_not) * (log_p_not - tf.math.log_sigmoid(-q))

@@ -2,61 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import tf_keras as keras
 from tf_keras import layers
 
 from orbit_kd.errors import InputError
-from orbit_kd.registry import Registry
-
-Shape = tuple[int, int, int]
-networks: Registry[Callable[..., keras.Model]] = Registry("network")
+from orbit_kd.models import dense_networks  # noqa: F401  files its networks
+from orbit_kd.models.building import Shape, basic_block, check_smallest, convolution, networks, rescaled_input, widened
 
 
 def build(name: str, input_shape: Shape, *, classes: int, width: float = 1.0) -> keras.Model:
-    """The network called `name` (vgg16, vgg16_average, a_convnet, resnet18, resnet20, resnet56, mobilenet_v1).
+    """The network called `name` (vgg16, vgg16_average, a_convnet, resnet18, resnet20, resnet56, mobilenet_v1; unet for
+    a class a pixel; centernet, centernet_resnet for boxes).
 
     Args:
         name: a registered network.
         input_shape: (height, width, channels) in pixels.
-        classes: number of logits.
+        classes: number of logits; of classes of pixels or boxes.
         width: multiplier on all channel counts.
 
     Returns:
-        A Functional model from (batch, height, width, channels) raw pixel values 0..255 to (batch, classes) logits.
+        A Functional model from (batch, height, width, channels) raw pixel values 0..255 to (batch, classes) logits;
+        "unet" gives (batch, height, width, classes) logits, and "centernet" (batch, height / 4, width / 4, classes + 4)
+        in [0, 1], see `orbit_kd.tasks.detection`.
 
     Raises:
-        InputError: an unknown name, or an image too small for the network.
+        InputError: an unknown name, or an image too small for the network, or of a size that it cannot halve.
     """
     return networks.get(name)(input_shape, classes=classes, width=width)
-
-
-def _input(shape: Shape) -> tuple[Any, Any]:
-    image = keras.Input(shape)
-    return image, layers.Rescaling(1 / 255, name="rescaling")(image)
-
-
-def _width(channels: int, width: float) -> int:
-    return max(1, round(channels * width))
-
-
-def _conv(x: Any, filters: int, name: str, *, size: int = 3, stride: int = 1) -> Any:
-    """Convolution without bias, then BatchNormalization."""
-    x = layers.Conv2D(
-        filters, size, stride, padding="same", use_bias=False, kernel_initializer="he_normal", name=f"{name}_conv"
-    )(x)
-    return layers.BatchNormalization(name=f"{name}_bn")(x)
-
-
-def _smallest(shape: Shape, size: int, network: str) -> None:
-    if min(shape[:2]) < size:
-        raise InputError(
-            f"{network} does not take images of {shape[0]}x{shape[1]}.",
-            expected=f"at least {size}x{size} pixels",
-            fix="use larger crops (--crop, --resize) or another network",
-        )
 
 
 @networks.register("vgg16")
@@ -84,12 +56,12 @@ def vgg16(
     Raises:
         InputError: a smaller image, or an unknown head.
     """
-    _smallest(input_shape, 32, "vgg16")
-    image, x = _input(input_shape)
+    check_smallest(input_shape, 32, "vgg16")
+    image, x = rescaled_input(input_shape)
     for block, (filters, depth) in enumerate([(64, 2), (128, 2), (256, 3), (512, 3), (512, 3)], 1):
         for i in range(1, depth + 1):
             x = layers.Conv2D(
-                _width(filters, width),
+                widened(filters, width),
                 3,
                 padding="same",
                 use_bias=not batch_norm,
@@ -102,7 +74,7 @@ def vgg16(
         x = layers.MaxPooling2D(name=f"block{block}_pool")(x)
     if head == "flatten":
         x = layers.Flatten(name="flatten")(x)
-        x = layers.Dense(_width(hidden, width), activation="relu", name="fc1")(x)
+        x = layers.Dense(widened(hidden, width), activation="relu", name="fc1")(x)
         x = layers.Dropout(dropout, name="dropout")(x)
     elif head == "average":
         x = layers.GlobalAveragePooling2D(name="average")(x)
@@ -127,37 +99,29 @@ def a_convnet(input_shape: Shape, *, classes: int, width: float = 1.0, dropout: 
     Raises:
         InputError: an image below 32x32.
     """
-    _smallest(input_shape, 32, "a_convnet")
+    check_smallest(input_shape, 32, "a_convnet")
     padding = "valid" if min(input_shape[:2]) >= 88 else "same"
-    image, x = _input(input_shape)
+    image, x = rescaled_input(input_shape)
     for i, (filters, size) in enumerate([(16, 5), (32, 5), (64, 6)], 1):
-        x = layers.Conv2D(_width(filters, width), size, padding=padding, activation="relu", name=f"conv{i}")(x)
+        x = layers.Conv2D(widened(filters, width), size, padding=padding, activation="relu", name=f"conv{i}")(x)
         x = layers.MaxPooling2D(name=f"pool{i}")(x)
-    x = layers.Conv2D(_width(128, width), 5, padding=padding, activation="relu", name="conv4")(x)
+    x = layers.Conv2D(widened(128, width), 5, padding=padding, activation="relu", name="conv4")(x)
     x = layers.Dropout(dropout, name="dropout")(x)
     x = layers.Conv2D(classes, tuple(x.shape[1:3]), name="logits")(x)
     return keras.Model(image, layers.Flatten(name="flatten")(x), name="a_convnet")
 
 
-def _basic_block(x: Any, filters: int, stride: int, name: str) -> Any:
-    y = layers.ReLU(name=f"{name}_relu1")(_conv(x, filters, f"{name}_1", stride=stride))
-    y = _conv(y, filters, f"{name}_2")
-    if stride > 1 or x.shape[-1] != filters:
-        x = _conv(x, filters, f"{name}_skip", size=1, stride=stride)
-    return layers.ReLU(name=f"{name}_relu2")(layers.Add(name=f"{name}_add")([x, y]))
-
-
 def _resnet(name: str, input_shape: Shape, classes: int, stages: list[tuple[int, int]], width: float) -> keras.Model:
-    _smallest(input_shape, 8, name)
-    image, x = _input(input_shape)
+    check_smallest(input_shape, 8, name)
+    image, x = rescaled_input(input_shape)
     large = len(stages) == 4 and min(input_shape[:2]) > 96
-    x = _conv(x, _width(stages[0][0], width), "stem", size=7 if large else 3, stride=2 if large else 1)
+    x = convolution(x, widened(stages[0][0], width), "stem", size=7 if large else 3, stride=2 if large else 1)
     x = layers.ReLU(name="stem_relu")(x)
     if large:
         x = layers.MaxPooling2D(3, 2, padding="same", name="stem_pool")(x)
     for s, (filters, blocks) in enumerate(stages, 1):
         for b in range(1, blocks + 1):
-            x = _basic_block(x, _width(filters, width), 2 if b == 1 and s > 1 else 1, f"stage{s}_block{b}")
+            x = basic_block(x, widened(filters, width), 2 if b == 1 and s > 1 else 1, f"stage{s}_block{b}")
     x = layers.GlobalAveragePooling2D(name="average")(x)
     return keras.Model(image, layers.Dense(classes, name="logits")(x), name=name)
 
@@ -183,15 +147,15 @@ def resnet18(input_shape: Shape, *, classes: int, width: float = 1.0) -> keras.M
 @networks.register("mobilenet_v1")
 def mobilenet_v1(input_shape: Shape, *, classes: int, width: float = 1.0) -> keras.Model:
     """MobileNet v1 (Howard et al., 2017): depthwise separable convolutions; one stride less for images up to 96."""
-    _smallest(input_shape, 32, "mobilenet_v1")
+    check_smallest(input_shape, 32, "mobilenet_v1")
     blocks = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1)]
-    image, x = _input(input_shape)
-    x = _conv(x, _width(32, width), "stem", stride=1 if min(input_shape[:2]) <= 96 else 2)
+    image, x = rescaled_input(input_shape)
+    x = convolution(x, widened(32, width), "stem", stride=1 if min(input_shape[:2]) <= 96 else 2)
     x = layers.ReLU(6.0, name="stem_relu")(x)
     for i, (filters, stride) in enumerate(blocks, 1):
         x = layers.DepthwiseConv2D(3, stride, padding="same", use_bias=False, name=f"block{i}_depthwise")(x)
         x = layers.BatchNormalization(name=f"block{i}_depthwise_bn")(x)
         x = layers.ReLU(6.0, name=f"block{i}_depthwise_relu")(x)
-        x = layers.ReLU(6.0, name=f"block{i}_relu")(_conv(x, _width(filters, width), f"block{i}", size=1))
+        x = layers.ReLU(6.0, name=f"block{i}_relu")(convolution(x, widened(filters, width), f"block{i}", size=1))
     x = layers.GlobalAveragePooling2D(name="average")(x)
     return keras.Model(image, layers.Dense(classes, name="logits")(x), name="mobilenet_v1")

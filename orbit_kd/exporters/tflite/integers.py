@@ -17,6 +17,7 @@ from orbit_kd.errors import InputError
 from orbit_kd.exporters.artifact import Artifact
 from orbit_kd.exporters.requirements import Shape, Shapes, fixed_shapes
 from orbit_kd.exporters.targets import target
+from orbit_kd.exporters.tflite.biases import mend_equal_biases
 from orbit_kd.exporters.tflite.convert import Traced, convert, save, trace
 from orbit_kd.exporters.tflite.levels import widen_scales
 from orbit_kd.exporters.tflite.order_check import check_order
@@ -92,9 +93,11 @@ def export_int8(
     else:
         check_all_int8(data, model)
         details = {"quantization_aware": True}
+        file = parse(data)
+        changed = mend_equal_biases(file)
         if most := few_levels(model):
-            file = parse(data)
             widen_scales(file, most)
+        if changed or most:
             data = to_bytes(file)
     if not float_io:
         _refuse_float_ports(data, traced, "tflite_int8")

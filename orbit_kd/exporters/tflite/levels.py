@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from orbit_kd.tflite.operators import KERNEL_AND_BIAS
+from orbit_kd.exporters.tflite.biases import bias_of
 from orbit_kd.tflite.subgraph import Subgraph
 from orbit_kd.tflite.writer import add_constant
 
@@ -34,7 +34,7 @@ def widen_scales(model: Any, most: int) -> None:
                 factors[kernel] = _widen_kernel(model, graph, kernel, most)
         done: set[int] = set()
         for op in graph.operators:
-            kernel, bias = graph.kernel(op), _bias(graph, op)
+            kernel, bias = graph.kernel(op), bias_of(graph, op)
             if kernel in factors and bias is not None and bias not in done:
                 done.add(bias)
                 _widen(model, graph.tensors[bias], graph.dense(bias), factors[kernel])
@@ -69,8 +69,3 @@ def _widen(model: Any, tensor: Any, values: np.ndarray, factors: np.ndarray) -> 
     quantization, flat = tensor.quantization, np.asarray(factors).reshape(-1)
     tensor.buffer = add_constant(model, np.round(values / factors).astype(values.dtype))
     quantization.scale = (np.asarray(quantization.scale) * flat).astype(np.float32)
-
-
-def _bias(graph: Subgraph, op: Any) -> int | None:
-    place = KERNEL_AND_BIAS.get(graph.name(op), (None, None))[1]
-    return next((index for position, index in graph.inputs(op) if position == place), None)
