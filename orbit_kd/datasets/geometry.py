@@ -87,7 +87,7 @@ def boxes_after(
     ends = tf.cast(tf.concat([frame, frame], axis=0), tf.float32)
     edges = tf.clip_by_value(edges, 0.0, ends)
     after = _area(edges)
-    gone = (boxes[..., 0] < 0) | (after <= 0) | (after < LEAST * before)
+    gone = (boxes[..., 0] < 0) | (after <= 0) | (after < LEAST * (1 - 1e-5) * before)
     edges /= ends
     if preprocess.resize and preprocess.aspect == "pad":
         edges = _padded(edges, frame, preprocess.resize)
