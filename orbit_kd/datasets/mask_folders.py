@@ -106,7 +106,7 @@ def read(folder: Path, bands: Sequence[str] = ()) -> Source:
         identity="\n".join(["segmentation", *names, *class_names, told, *sizes_of([*files, *masks], folder)]),
         task="segmentation",
         truth=Masks(kept, [str(m) for m in masks], present_in, decode_mask),
-        bands=names if len(names) > 1 else (),
+        bands=names if len(names) > 1 or tuple(bands) == names else (),
     )
 
 
