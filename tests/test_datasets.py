@@ -518,7 +518,7 @@ def test_a_dataset_of_unknown_length_is_counted_and_an_endless_one_refused():
     [
         (tf.data.Dataset.from_tensor_slices((X, Y)), r"\.batch\(64\)"),
         (tf.data.Dataset.from_tensor_slices(X).batch(2), "batched tf.data.Dataset"),
-        (tf.data.Dataset.from_tensor_slices(({"a": X}, Y)).batch(2), "batched tf.data.Dataset"),
+        (tf.data.Dataset.from_tensor_slices((tf.RaggedTensor.from_tensor(X), Y)).batch(2), "batched tf.data.Dataset"),
         (None, "NoneType cannot be used as train data"),
         (tf.data.Dataset.from_generator(lambda: iter([(X, Y)]), output_types=(tf.float32, tf.int32)), "ensure_shape"),
         (tf.data.Dataset.from_tensor_slices((X, [str(y) for y in Y])).batch(2), "numbers as labels"),

@@ -60,7 +60,7 @@ def check_alike(shapes: Mapping[str, Any]) -> None:
             expected="the same labels, by the same names, in all of them",
             fix="map the splits alike",
         )
-    for part in next(iter(several.values())):
+    for part in next(iter(several.values()), ()):
         _check_one({name: parts[part] for name, parts in several.items()})
 
 
