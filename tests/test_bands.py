@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import logging
 from pathlib import Path
@@ -278,5 +277,13 @@ def test_gain_is_one_factor_for_all_bands(folder):
         assert np.ptp(factor) < 1e-4 and 0.8 <= factor.mean() <= 1.2
 
 
-def test_a_preprocess_knows_its_fields():
-    assert [f.name for f in dataclasses.fields(Preprocess)][-1] == "bands"
+def test_pixels_without_data_are_counted(tmp_path, caplog):
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        for i in range(4):
+            pixels = noise(i, *SIZE, 5, dtype=np.float32)
+            pixels[0, 0] = -9999 if i < 2 else 0
+            how = {"photometric": "minisblack", "planarconfig": "contig", "extratags": [(42113, 2, 0, "-9999", True)]}
+            tifffile.imwrite(tmp_path / label / f"{i}.tif", pixels, **how)
+    okd.load(tmp_path)
+    assert "4 of 8 images have pixels of -9999" in caplog.text

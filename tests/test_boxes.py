@@ -198,6 +198,14 @@ def test_a_picture_of_another_size_than_its_label_says(tmp_path):
         refuses(folder, "b.png is 40x50, and it is 50x40", preprocess=Preprocess(resize=32))
 
 
+def test_a_picture_that_is_to_be_turned_is_refused(tmp_path):
+    turn = Image.Exif()
+    turn[0x0112] = 3
+    yolo(tmp_path)
+    Image.open(tmp_path / "train/images/b.png").save(tmp_path / "train/images/b.png", exif=turn)
+    refuses(tmp_path, "b.png is to be turned (3)", "exif_transpose")
+
+
 def test_files_that_lack_their_counterpart(tmp_path):
     folder = coco(tmp_path / "coco")
     (folder / "train/b.png").unlink()

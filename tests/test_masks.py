@@ -15,7 +15,7 @@ from PIL import Image
 import orbit_kd as okd
 from orbit_kd.datasets import IGNORE, geometry, preprocessing
 from orbit_kd.datasets.augment import Augment
-from orbit_kd.datasets.preprocessing import Preprocess
+from orbit_kd.datasets.preprocessing import ASPECTS, LOADERS, Preprocess
 from orbit_kd.errors import InputError
 
 SIZE = (8, 10)
@@ -212,6 +212,11 @@ def test_a_task_that_the_folder_has_no_labels_for(folder):
     refuses(folder, "task='segment'", "segmentation", task="segment")
 
 
+def test_the_check_of_a_preprocess_is_for_classes(folder):
+    with pytest.raises(InputError, match="data of segmentation"):
+        okd.datasets.renderings(folder)
+
+
 def test_a_folder_of_no_layout_is_told_all_of_them(tmp_path):
     (tmp_path / "notes.txt").write_text("")
     refuses(tmp_path, "train/<class>/*", "train/mask/*", "COCO", "VOC", "YOLO", "labels.csv")
@@ -261,12 +266,12 @@ def test_image_mask_and_box_move_together(scene):
         np.testing.assert_allclose(boxes[0], [0, *want], atol=1e-5)
 
 
-@pytest.mark.parametrize("loader", ["orbit_kd", "image_dataset_from_directory", "load_img"])
-@pytest.mark.parametrize("aspect", ["stretch", "crop", "pad"])
+@pytest.mark.parametrize(
+    ("loader", "aspect"),
+    [(loader, aspect) for loader in LOADERS for aspect in ASPECTS if (loader, aspect) != ("load_img", "pad")],
+)
 @pytest.mark.parametrize("to", [(12, 20), (48, 30), (64, 64)])
 def test_a_resize_keeps_image_mask_and_box_together(loader, aspect, to):
-    if (loader, aspect) == ("load_img", "pad"):
-        pytest.skip("load_img pads nothing")
     size, box = (40, 60), (8, 12, 30, 48)
     image = rectangle(box, size)
     preprocess = Preprocess(resize=to, aspect=aspect, loader=loader, interpolation="bilinear")

@@ -156,9 +156,15 @@ def renderings(
         limit: at most so many examples.
 
     Raises:
-        InputError: see `load`; or no such split.
+        InputError: see `load`; or no such split, or other labels than one class an image.
     """
-    source = _source(name_or_dir, data_dir, "classification", ())
+    source = _source(name_or_dir, data_dir, "auto", ())
+    if source.task != "classification":
+        raise InputError(
+            f"{name_or_dir} is data of {source.task}, and an accuracy is looked for.",
+            expected="one class an image",
+            fix="give class folders or an image classification set of TFDS",
+        )
     split = split or ("test" if "test" in source.splits else "all")
     if split == "all":
         everything = np.arange(len(source.labels))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from orbit_kd.datasets.part_folders import sizes_of, some
+from orbit_kd.datasets.part_folders import check_upright, sizes_of, some
 from orbit_kd.datasets.splits import Source
 from orbit_kd.datasets.truths import Boxes
 from orbit_kd.errors import InputError
@@ -46,7 +46,8 @@ def source(
         listed: where the names come from, for messages.
 
     Raises:
-        InputError: a box of a class that has no name, no boxes at all, or an image that comes twice.
+        InputError: a box of a class that has no name, no boxes at all, an image that comes twice,
+            or one that is to be turned.
     """
     numbers = {name: number for number, name in enumerate(class_names)}
     images = [image for part in by_split.values() for image in part]
@@ -67,6 +68,7 @@ def source(
     if len(set(files)) != len(files):
         twice = next(f for i, f in enumerate(files) if f in files[:i])
         raise InputError(f"{twice} has labels twice.", expected="one label an image", fix="take one out")
+    check_upright(files)
     ends = np.cumsum([len(part) for part in by_split.values()])
     told = digest(list(class_names), fractions, np.concatenate(boxes), [len(b) for b in boxes])
     return Source(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from orbit_kd.datasets import preprocessing
 from orbit_kd.datasets.augment import Augment
-from orbit_kd.datasets.images import Images
+from orbit_kd.datasets.images import Images, on_host
 from orbit_kd.datasets.preprocessing import Preprocess
 from orbit_kd.datasets.truths import Truth
 
@@ -71,12 +72,13 @@ class Examples:
         """(indices, seeds) -> (x, y)."""
         import tensorflow as tf
 
+        _ = self._kept  # made here, outside of the graphs
         label, kind = self.truth.shape(self.shape), tf.as_dtype(self.truth.dtype)
 
         def one_size(index: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             images = self.images.gather(index)
             x = preprocessing.apply(self.preprocess, images, augment=augment, seed=seeds)
-            return x, self.truth.render(index, tf.shape(images)[1:3], self.preprocess, augment, seeds)
+            return x, self.truth.render(index, tf.shape(images)[1:3], self.preprocess, augment, seeds, self._kept)
 
         def alone(place: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
             x, y = one_size(place[0][None], place[1][None])
@@ -91,6 +93,12 @@ class Examples:
             return tf.ensure_shape(x, (None, *self.shape)), tf.ensure_shape(y, (None, *label))
 
         return batches.map(render, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(2)
+
+    @functools.cached_property
+    def _kept(self) -> tf.Tensor | None:
+        """The labels as one tensor, which all batches draw from."""
+        kept = self.truth.tensor()
+        return None if kept is None else on_host(kept)
 
     def _check_augment(self, augment: Augment | None) -> None:
         for shape in set(self.images.shapes) if augment else ():

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from orbit_kd.datasets.augment import Augment, draw, move, move_boxes
 from orbit_kd.datasets.kinds import IGNORE
-from orbit_kd.datasets.preprocessing import Preprocess, centre, inner
+from orbit_kd.datasets.preprocessing import Preprocess
+from orbit_kd.datasets.resizing import centre, inner
 
 if TYPE_CHECKING:
     import tensorflow as tf

@@ -62,7 +62,9 @@ class Images:
         self._names = names
         kept: list[np.ndarray] = []
         self.in_memory, total, shapes, dtypes, self.lowest = True, 0, [], [], 0.0
+        nodata, without = tiff.nodata(items[0]) if len(items) else None, 0
         for image in _decode_all(self._decode, items, names):
+            without += nodata is not None and bool((image == nodata).any())
             shapes.append(image.shape)
             dtypes.append(image.dtype)
             if image.dtype == np.float32:
@@ -76,6 +78,9 @@ class Images:
 
         if how.loader == "orbit_kd" and not bands and (told := tiff.hidden(items[0])):
             log.warning("data: %s: %s; bands=0,1,... (--bands) takes each as a band", names[0], told)
+        if without:
+            log.warning("data: %d of %d images have pixels of %g, which %s gives as its no-data value; they count as "
+                        "values", without, len(items), nodata, names[0])  # fmt: skip
         self.dtype = dtypes[0]
         odd = next((i for i, d in enumerate(dtypes) if d != self.dtype), None)
         if odd is not None:
@@ -93,7 +98,7 @@ class Images:
         if self.in_memory:
             self._items = kept
             if self.uniform:
-                self._pixels, self._items = _on_host(np.stack([repeat_grey(k, self.channels) for k in kept])), []
+                self._pixels, self._items = on_host(np.stack([repeat_grey(k, self.channels) for k in kept])), []
 
     def __len__(self) -> int:
         return len(self.shapes)
@@ -155,7 +160,8 @@ def _decode_all(decode: Callable[..., np.ndarray], items: Sequence[Item], names:
             yield from pool.map(one, range(start, min(start + window, len(items))))
 
 
-def _on_host(array: np.ndarray) -> tf.Tensor:
+def on_host(array: np.ndarray) -> tf.Tensor:
+    """The array as a tensor in the host's memory."""
     import tensorflow as tf
 
     # tf.data runs on the host; a GPU's memory is for the network.

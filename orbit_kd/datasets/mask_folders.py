@@ -16,6 +16,7 @@ from orbit_kd.datasets.mask_files import decode_mask
 from orbit_kd.datasets.part_folders import (
     IMAGES,
     by_stem,
+    check_upright,
     class_list,
     files_in,
     folders_in,
@@ -90,6 +91,7 @@ def read(folder: Path, bands: Sequence[str] = ()) -> Source:
             files += row
             masks.append(mask)
         splits[split] = np.arange(start, len(masks))
+    check_upright(files)
     listed = class_list(folder)
     kept, present_in, told = _read_all(masks, listed)
     class_names = listed or tuple(map(str, range(1 + max(np.flatnonzero(present_in[:, :IGNORE].any(0))))))

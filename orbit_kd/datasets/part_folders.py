@@ -95,7 +95,7 @@ def class_list(folder: Path) -> tuple[str, ...]:
     file = folder / "classes.txt"
     if not file.is_file():
         return ()
-    names = tuple(line.strip() for line in file.read_text(encoding="utf-8-sig").strip().splitlines())
+    names = tuple(line.strip() for line in file.read_text(encoding="utf-8-sig").rstrip().splitlines())
     if "" in names or len(set(names)) != len(names):
         raise InputError(
             f"{file} has an empty line, or a name twice.",
@@ -103,3 +103,28 @@ def class_list(folder: Path) -> tuple[str, ...]:
             fix="mend the file",
         )
     return names
+
+
+def check_upright(files: Sequence[Path]) -> None:
+    """Refuses images that EXIF data say are to be turned: labels may be of the turned picture or of the file.
+
+    Raises:
+        InputError: there is one.
+    """
+    from PIL import Image
+
+    for file in files:
+        if file.suffix.lower() not in (".jpg", ".jpeg", ".png", ".webp"):
+            continue
+        try:
+            with Image.open(file) as image:
+                turn = image.getexif().get(0x0112, 1)
+        except Exception:
+            continue
+        if turn not in (0, 1):
+            raise InputError(
+                f"EXIF data say that {file} is to be turned ({turn}), and its masks or boxes may be of either.",
+                expected="images stored upright",
+                fix="turn them if their labels are: ImageOps.exif_transpose(Image.open(f)).save(f); else strip "
+                "the EXIF data: Image.fromarray(np.asarray(Image.open(f))).save(f)",
+            )

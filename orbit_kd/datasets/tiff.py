@@ -7,6 +7,7 @@ rest. The pixels of a GeoTIFF are read as well, its coordinates are not.
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from orbit_kd.errors import InputError
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
+_NODATA = 42113
 _MINISBLACK, _RGB, _ALPHAS = 1, 2, {1, 2}
 
 
@@ -85,6 +87,26 @@ def hidden(item: Any) -> str:
     except Exception:
         return ""
     return ""
+
+
+def nodata(item: Any) -> float | None:
+    """The value that GDAL wrote into a TIFF file as standing for no data; None where there is none.
+
+    Args:
+        item: one image as `decoding.Item` has them; of several files the first counts that has such a value.
+    """
+    if isinstance(item, tuple):
+        return next((found for part in item if (found := nodata(part)) is not None), None)
+    if not isinstance(item, (Path, bytes)) or not is_tiff(item):
+        return None
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(item if isinstance(item, Path) else io.BytesIO(item)) as file:
+            value = float(file.pages.first.tags[_NODATA].value)
+    except Exception:  # no such tag, or no such number
+        return None
+    return value if math.isfinite(value) else None
 
 
 def _is_for_pillow(page: Any, series: Any) -> bool:

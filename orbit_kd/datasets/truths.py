@@ -44,8 +44,17 @@ class Truth(Protocol):
     def shape(self, image: tuple[int, int, int]) -> tuple[int, ...]:
         """Of one label, beside an image of this shape."""
 
+    def tensor(self) -> np.ndarray | None:
+        """What `render` is to get as a tensor, so that it is no part of each graph."""
+
     def render(
-        self, index: tf.Tensor, shape: tf.Tensor, preprocess: Preprocess, augment: Augment | None, seeds: tf.Tensor
+        self,
+        index: tf.Tensor,
+        shape: tf.Tensor,
+        preprocess: Preprocess,
+        augment: Augment | None,
+        seeds: tf.Tensor,
+        kept: tf.Tensor | None,
     ) -> tf.Tensor:
         """Labels of the examples at these places, whose decoded images have this (height, width)."""
 
@@ -79,10 +88,13 @@ class Numbers:
     def shape(self, image: tuple[int, int, int]) -> tuple[int, ...]:
         return self.values.shape[1:]
 
-    def render(self, index: tf.Tensor, shape: tf.Tensor, preprocess: Any, augment: Any, seeds: Any) -> tf.Tensor:
+    def tensor(self) -> np.ndarray | None:
+        return self.values
+
+    def render(self, index: tf.Tensor, shape: Any, preprocess: Any, augment: Any, seeds: Any, kept: Any) -> tf.Tensor:
         import tensorflow as tf
 
-        return tf.gather(tf.constant(self.values), index)
+        return tf.gather(kept, index)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -124,8 +136,17 @@ class Masks:
     def shape(self, image: tuple[int, int, int]) -> tuple[int, ...]:
         return image[:2]
 
+    def tensor(self) -> np.ndarray | None:
+        return None
+
     def render(
-        self, index: tf.Tensor, shape: tf.Tensor, preprocess: Preprocess, augment: Augment | None, seeds: tf.Tensor
+        self,
+        index: tf.Tensor,
+        shape: tf.Tensor,
+        preprocess: Preprocess,
+        augment: Augment | None,
+        seeds: tf.Tensor,
+        kept: tf.Tensor | None,
     ) -> tf.Tensor:
         if self.images is None:
             raise RuntimeError("fit comes before render")
@@ -212,12 +233,21 @@ class Boxes:
     def shape(self, image: tuple[int, int, int]) -> tuple[int, ...]:
         return self.most, 5
 
+    def tensor(self) -> np.ndarray | None:
+        return self.padded
+
     def render(
-        self, index: tf.Tensor, shape: tf.Tensor, preprocess: Preprocess, augment: Augment | None, seeds: tf.Tensor
+        self,
+        index: tf.Tensor,
+        shape: tf.Tensor,
+        preprocess: Preprocess,
+        augment: Augment | None,
+        seeds: tf.Tensor,
+        kept: tf.Tensor | None,
     ) -> tf.Tensor:
         import tensorflow as tf
 
-        boxes = tf.gather(tf.constant(self.padded), index)
+        boxes = tf.gather(kept, index)
         return geometry.boxes_after(preprocess, boxes, shape, augment=augment, seed=seeds)
 
 
@@ -233,6 +263,8 @@ def tell_missing(
         task: a key of `kinds.TASKS`.
         named: `contents.name_classes`.
     """
+    if task == "regression":
+        return
     what = {"segmentation": "mask with", "detection": "box of"}.get(task, "example of")
     for name, index in splits.items():
         counts = truth.counts(index, len(class_names))
