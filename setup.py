@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 EXTRAS = {
     "mcu": ["tflite-micro>=0.dev20261023182759"],  # only dev releases exist; naming one admits them without --pre
     "npu": ["ethos-u-vela>=5"],
+    "geo": ["imagecodecs>=2023.7"],  # compressed TIFF (LZW, JPEG, ZSTD) of many bands
     "fpga": ["onnx>=1.17", "onnxruntime>=1.20", "tf2onnx>=1.16", "hls4ml>=1.1", "da4ml>=0.4"],
 }
 DEV = ["import-linter>=2", "pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "ruff>=0.15", "mypy>=1.15", "dill>=0.3"]
@@ -36,6 +37,7 @@ setup(
         "ai-edge-litert>=2.0",
         "matplotlib>=3.8",
         "pillow>=10",
+        "tifffile>=2023.7",  # TIFF of many bands and deep ones, which Pillow does not read
         "jinja2>=3.1",
         "pycocotools>=2.0.8",
         "tqdm>=4.60",

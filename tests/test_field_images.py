@@ -15,7 +15,7 @@ from PIL import Image
 
 import orbit_kd as okd
 from orbit_kd.datasets.augment import Augment
-from orbit_kd.datasets.images import decode
+from orbit_kd.datasets.decoding import decode
 from orbit_kd.datasets.preprocessing import LOADERS, Preprocess, apply, check
 from orbit_kd.errors import InputError
 from orbit_kd.evaluation.preprocess_check import flags_of, parse_accuracy

@@ -47,6 +47,8 @@ def define(cls: type, *, skip: tuple[str, ...] = ()) -> None:
             flags.DEFINE_string(field.name, default, text)
         elif kind == "tuple[int, int]":
             flags.DEFINE_string(field.name, None, text + " As 64 or 64x96.")
+        elif kind.startswith("float | tuple"):
+            flags.DEFINE_list(field.name, [str(default)], text + " Comma-separated.")
         elif kind.startswith("Mapping"):
             flags.DEFINE_list(field.name, [], text + " As name:value,name:value.")
         else:
@@ -77,13 +79,17 @@ def _parse(field: dataclasses.Field, value: Any) -> Any:
         if kind.startswith("Mapping"):
             number = int if kind.endswith("int]") else str if kind.endswith("str]") else float
             return {k: number(v) for k, v in (item.rsplit(":", 1) for item in value)}
-        if kind.startswith("tuple[float"):
+        if kind.startswith(("tuple[float", "float | tuple")):
             return tuple(float(v) for v in value)
         return tuple(value) if isinstance(value, list) else value
     except ValueError as e:
         raise InputError(
             f"--{field.name}={value} cannot be read.",
-            expected={"t": "numbers such as 64, 64x96 or 0.5,0.5,0.5", "M": "name:value,name:value"}[kind[0]],
+            expected={
+                "t": "numbers such as 64, 64x96 or 0.5,0.5,0.5",
+                "f": "numbers such as 0.5 or 0.5,0.5",
+                "M": "name:value,name:value",
+            }[kind[0]],
             fix=f"mend --{field.name}; --help shows its form",
         ) from e
 

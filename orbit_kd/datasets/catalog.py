@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -12,11 +13,14 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from orbit_kd.datasets.images import MEMORY_LIMIT, Item
+from orbit_kd.datasets import catalog_labels
+from orbit_kd.datasets.decoding import Item
+from orbit_kd.datasets.images import MEMORY_LIMIT
 from orbit_kd.datasets.splits import Source
 from orbit_kd.errors import InputError
 from orbit_kd.support.progress import on_terminal
 
+log = logging.getLogger("orbit_kd")
 VALIDATION = ("validation", "val", "valid")
 
 
@@ -38,15 +42,20 @@ def find(name: str, data_dir: str | os.PathLike[str] | None, *, own: Sequence[st
         ) from e
 
 
-def read(builder: tfds.core.DatasetBuilder) -> Source:
+def read(builder: tfds.core.DatasetBuilder, task: str = "auto") -> Source:
     """All examples of a builder, prepared (downloaded, generated) first where it is not yet.
 
+    Args:
+        builder: of the data set.
+        task: a key of `kinds.TASKS`; "auto" takes image classification where the set is made for it, else what its
+            features have: `segmentation_mask`, `objects`, `labels`.
+
     Raises:
-        InputError: no supervised image classification, no train split, or the data cannot be prepared; manual
-            download instructions are passed on.
+        InputError: no features of the task, no train split, or the data cannot be prepared; manual download
+            instructions are passed on.
     """
     name = builder.info.full_name
-    image_key, label_key = _keys(builder)
+    image_key, label_key, task = _keys(builder, task)
     _prepare(builder)
     image, label = builder.info.features[image_key], builder.info.features[label_key]
     present = dict(builder.info.splits)
@@ -65,7 +74,7 @@ def read(builder: tfds.core.DatasetBuilder) -> Source:
     decoders = {image_key: tfds.decode.SkipDecoding()} if encoded else None
     config = tfds.ReadConfig(try_autocache=False, interleave_cycle_length=1)
     items: list[Item] = []
-    labels: list[int] = []
+    labels: list[Any] = []
     splits = {}
     for ours, theirs in wanted.items():
         if theirs not in present or not present[theirs].num_examples:
@@ -74,9 +83,12 @@ def read(builder: tfds.core.DatasetBuilder) -> Source:
         start = len(items)
         for example in tfds.as_numpy(examples):
             items.append(_plain(example[image_key]))
-            labels.append(int(example[label_key]))
+            labels.append(example[label_key])
         splits[ours] = np.arange(start, len(items))
-    if min(labels) < 0:
+    names = [f"{name} {split}[{i}]" for split, index in splits.items() for i in range(len(index))]
+    lines = [name, *(f"{s}\t{v.num_examples}\t{v.num_bytes}" for s, v in sorted(present.items()))]
+    class_names, truth = catalog_labels.of(task, label, labels, names)
+    if task == "classification" and min(labels) < 0:
         raise InputError(
             f"The data set {name} has examples without a label.",
             expected="a label for each image of train, validation and test",
@@ -84,11 +96,13 @@ def read(builder: tfds.core.DatasetBuilder) -> Source:
         )
     return Source(
         items=items,
-        names=[f"{name} {split}[{i}]" for split, index in splits.items() for i in range(len(index))],
-        labels=np.array(labels, np.int32),
-        class_names=tuple(label.names or map(str, range(label.num_classes))),
+        names=names,
+        labels=np.array(labels if task == "classification" else np.zeros(len(items)), np.int32),
+        class_names=class_names,
         splits=splits,
-        identity="\n".join([name, *(f"{s}\t{v.num_examples}\t{v.num_bytes}" for s, v in sorted(present.items()))]),
+        identity="\n".join(lines if task == "classification" else [task, *lines]),
+        task=task,
+        truth=truth,
     )
 
 
@@ -98,19 +112,36 @@ def _plain(image: Any) -> Item:
     return image.astype(np.float32)
 
 
-def _keys(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
-    """The names of the image and of the label feature."""
+def _keys(builder: tfds.core.DatasetBuilder, task: str) -> tuple[str, str, str]:
+    """The names of the image and of the label feature, and the task that they are for."""
     keys, features = builder.info.supervised_keys, builder.info.features
+    found: dict[str, tuple[str, str]] = {}
     if keys and len(keys) == 2 and all(isinstance(k, str) for k in keys):
         image, label = features[keys[0]], features[keys[1]]
-        is_image = isinstance(image, (tfds.features.Image, tfds.features.Tensor)) and len(image.shape or ()) == 3
-        if is_image and isinstance(label, tfds.features.ClassLabel):
-            return keys[0], keys[1]
+        if _is_image(image) and isinstance(label, tfds.features.ClassLabel):
+            found["classification"] = keys[0], keys[1]
+    image_key = next((k for k in ("image", keys and keys[0]) if isinstance(k, str) and k in features), None)
+    if image_key and _is_image(features[image_key]):
+        found |= {kind: (image_key, label_key) for kind, label_key in catalog_labels.kinds(features).items()}
+    kind = next(iter(found), "") if task == "auto" else task
+    if kind in found:
+        if kind != "classification":
+            log.info("data: %s: %s by its feature %s", builder.info.full_name, kind, found[kind][1])
+        return *found[kind], kind
+    wanted = "image classification, nor segmentation, detection or multi_label" if task == "auto" else task
     raise InputError(
-        f"The TFDS data set {builder.info.full_name} is no image classification: supervised keys {keys}.",
-        expected="one image and one class label an example",
-        fix="choose another set, or export its images to class folders and give that folder",
+        f"The TFDS data set {builder.info.full_name} is no {wanted}: supervised keys {keys}, "
+        f"features {', '.join(features)}.",
+        expected="one image and one class label an example; or the feature segmentation_mask (an image), objects (bbox "
+        "and label), or labels (a sequence of class labels)",
+        fix=f"choose the task {' or '.join(found)} (task=..., --task)"
+        if found
+        else "choose another set, or export its images to class folders and give that folder",
     )
+
+
+def _is_image(feature: Any) -> bool:
+    return isinstance(feature, (tfds.features.Image, tfds.features.Tensor)) and len(feature.shape or ()) == 3
 
 
 def _prepare(builder: tfds.core.DatasetBuilder) -> None:

@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from orbit_kd.datasets.labels import are_rows, class_numbers
+from orbit_kd.datasets import label_counts
+from orbit_kd.datasets.labels import are_rows
 from orbit_kd.errors import InputError
 
 log = logging.getLogger("orbit_kd")
 _MODULUS = 1 << 128
+_ONE_LABEL = "for a check of the classes give Data with one of the labels: .map(lambda x, y: (x, y['name']))"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +28,8 @@ class Contents:
         examples: sum of the hashes of all examples (image and label), modulo 2^128: the same in any order.
         labels: the same of the labels alone.
         known: the hash of each example.
-        classes: class -> number of examples; of rows, the class of the largest value. None for other labels.
+        classes: class -> number of examples (of pixels in masks, of boxes); of rows, the class of the largest value.
+            None for other labels.
         width: values a label row has; None for class numbers.
         problem: why there are no classes.
         again: hashes of the first examples of another pass.
@@ -63,35 +66,52 @@ def total(found: Iterable[int]) -> int:
     return sum(found) % _MODULUS
 
 
-def read(batches: Any) -> Contents:
-    """One pass over batches (x, y, ...) and a second over the first two of them; `batches` is a tf.data.Dataset."""
-    examples, labels, known = 0, 0, set()
+def read(batches: Any, *, task: str = "", name: str = "data") -> Contents:
+    """One pass over batches (x, y, ...) and a second over the first two of them.
+
+    Args:
+        batches: a tf.data.Dataset; x and y may be tuples or dicts of arrays.
+        task: a key of `kinds.TASKS`, or "" for classes, if that is what the labels are.
+        name: of the data, for messages.
+    """
+    import tensorflow as tf
+
+    examples, labels, known, seen = 0, 0, set(), 0
     first: tuple[list[int], list[int]] = ([], [])
     classes: Counter[int] = Counter()
-    width, problem = None, None
+    width, problem, plain = None, None, True
+
+    def hashed(x: Any, y: Any) -> tuple[list[int], list[int]]:
+        return hashes(*tf.nest.flatten(x), *tf.nest.flatten(y)), hashes(*tf.nest.flatten(y))
+
     for number, (x, y, *_) in enumerate(batches.as_numpy_iterator()):
-        pairs, alone = hashes(x, y), hashes(y)
+        pairs, alone = hashed(x, y)
         examples, labels = total([examples, *pairs]), total([labels, *alone])
         known.update(pairs)
         if number < 2:
             first[0].extend(pairs)
             first[1].extend(alone)
-        if are_rows(y.shape):
-            width = y.shape[-1]
-            classes.update(y.argmax(-1).tolist())
+        if isinstance(y, (tuple, list, Mapping)):
+            problem = InputError(
+                "There are several labels an example, one an output.", expected="one array of labels", fix=_ONE_LABEL
+            )
         elif problem is None:
+            width = y.shape[-1] if task in ("", "classification") and are_rows(y.shape) else None
             try:
-                classes.update(class_numbers(y).tolist())
+                counted = label_counts.counts(y, task, what=f"{name} data", start=seen)
+                plain = plain and counted is not None
+                classes.update(counted or {})
             except InputError as error:
                 problem = error
-    second = [(hashes(x, y), hashes(y)) for x, y, *_ in batches.take(2).as_numpy_iterator()]
+        seen += len(pairs)
+    second = [hashed(x, y) for x, y, *_ in batches.take(2).as_numpy_iterator()]
     again, labels_again = ([d for pair in second for d in pair[i]] for i in (0, 1))
     varies = not known.issuperset(again)
     return Contents(
         examples=examples,
         labels=labels,
         known=frozenset(known),
-        classes=None if problem else dict(sorted(classes.items())),
+        classes=None if problem or not plain else dict(sorted(classes.items())),
         width=width,
         problem=problem,
         again=tuple(again),
@@ -100,16 +120,48 @@ def read(batches: Any) -> Contents:
     )
 
 
-def check_classes(splits: Mapping[str, Contents], class_names: Sequence[str]) -> None:
+def check_classes(splits: Mapping[str, Contents], class_names: Sequence[str], *, task: str = "") -> None:
     """Refuses splits that cannot tell how well a network does, and warns of what may falsify it.
 
     Args:
         splits: what "train", "val" and "test" hold.
         class_names: what the labels mean; may be empty.
+        task: a key of `kinds.TASKS`; "" counts as classification.
 
     Raises:
-        InputError: a split with one class only, or training data without a class that is tested.
+        InputError: of classification, a split with one class only, or training data without a class that is tested; of
+            other tasks, labels that the task does not take, or classes beyond the names.
     """
+    if task in ("", "classification"):
+        _check_one_class(splits, class_names)
+    else:
+        _check_others(splits, class_names, task)
+    train = splits["train"].known
+    for name in ("val", "test"):
+        known = splits[name].known
+        if both := len(known & train):
+            log.warning("data: %d of %d %s images are training images too", both, len(known), name)
+
+
+def _check_others(splits: Mapping[str, Contents], class_names: Sequence[str], task: str) -> None:
+    for told in splits.values():
+        if told.problem is not None:
+            raise told.problem
+    found = {name: set(told.classes or ()) for name, told in splits.items() if told.classes is not None}
+    every = set().union(*found.values()) | set(range(len(class_names)))
+    if class_names and (beyond := [c for c in sorted(every) if c >= len(class_names)]):
+        raise InputError(
+            f"The labels have class {beyond[0]}, and {len(class_names)} classes have a name.",
+            expected=f"classes 0 to {len(class_names) - 1}",
+            fix="name all classes: Data(..., class_names=...), or number them anew from 0",
+        )
+    for name, classes in found.items():
+        if missing := sorted(every - classes):
+            log.warning("data: %s lacks %s: its figures say nothing about them", name,
+                        name_classes(missing, class_names))  # fmt: skip
+
+
+def _check_one_class(splits: Mapping[str, Contents], class_names: Sequence[str]) -> None:
     found = {name: set(c.classes or ()) for name, c in splits.items()}
     every = set().union(*found.values())
     advice = (
@@ -134,11 +186,6 @@ def check_classes(splits: Mapping[str, Contents], class_names: Sequence[str]) ->
             log.warning(
                 "data: %s lacks %s: its accuracy says nothing about them", name, name_classes(missing, class_names)
             )
-    train = splits["train"].known
-    for name in ("val", "test"):
-        known = splits[name].known
-        if both := len(known & train):
-            log.warning("data: %d of %d %s images are training images too", both, len(known), name)
 
 
 def name_classes(numbers: Sequence[int], names: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,8 +15,10 @@ from orbit_kd.datasets.as_dataset import as_dataset
 from orbit_kd.datasets.augment import Augment
 from orbit_kd.datasets.examples import Examples
 from orbit_kd.datasets.images import Images
+from orbit_kd.datasets.kinds import check_labels, check_task
 from orbit_kd.datasets.labels import check_alike
 from orbit_kd.datasets.preprocessing import Preprocess
+from orbit_kd.datasets.truths import Numbers, Truth, tell_missing
 from orbit_kd.errors import InputError
 from orbit_kd.support.digests import digest
 
@@ -30,11 +32,12 @@ SPLITS = ("train", "val", "test")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Data:
-    """Training, validation and test examples of one image classification task.
+    """Training, validation and test examples of one task.
 
     `load` makes one; so does `Data(train, val, test)` from anything of your own that Keras' `fit` takes: a batched
     `tf.data.Dataset` of (x, y), shuffled or not, a pair of arrays (x, y), a list of batches, a `keras.utils.Sequence`
-    or `PyDataset`, or `ImageDataGenerator().flow(...)`.
+    or `PyDataset`, or `ImageDataGenerator().flow(...)`. Of a network with several inputs x is a tuple or dict of
+    arrays, with several outputs y is a dict of them (or, from a `tf.data.Dataset`, a tuple).
 
     Attributes:
         train, val, test: batched `tf.data.Dataset` of (x, y). From `load`: in a fixed order, without augmentation; x
@@ -43,6 +46,8 @@ class Data:
         preprocess: what was done to the images, if known.
         fingerprint: hexadecimal SHA-256 over what was loaded and how; "" where that is not known.
         counts: number of examples of "train", "val" and "test", if known.
+        task: a key of `kinds.TASKS`, which says what y is (its shape is held against it). "": not said, and the labels
+            are looked at as classes; `load` says it always.
     """
 
     train: Any = dataclasses.field(repr=False)
@@ -53,16 +58,32 @@ class Data:
     fingerprint: str = ""
     counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
     examples: Examples | None = dataclasses.field(default=None, repr=False)
+    task: str = ""
 
     def __post_init__(self) -> None:
+        import tensorflow as tf
+
+        check_task(self.task, also=("",))
         for name in SPLITS:
             object.__setattr__(self, name, as_dataset(getattr(self, name), name))
-        check_alike({name: getattr(self, name).element_spec[1].shape for name in SPLITS})
+            labels = getattr(self, name).element_spec[1]
+            if isinstance(labels, tf.TensorSpec):
+                check_labels(self.task, labels, name)
+            elif self.task:
+                raise InputError(
+                    f"The {name} data has several labels an example, and the task is {self.task}.",
+                    expected="one array of labels for one task",
+                    fix="leave the task out, or map the data to one of the labels",
+                )
+        shapes = {n: tf.nest.map_structure(lambda s: s.shape, getattr(self, n).element_spec[1]) for n in SPLITS}
+        check_alike(shapes)
 
     @property
-    def shape(self) -> tuple[int | None, ...]:
-        """Shape of one x, without the batch axis."""
-        return tuple(self.train.element_spec[0].shape[1:])
+    def shape(self) -> Any:
+        """Shape of one x, without the batch axis; a tuple or dict of them where x is one of arrays."""
+        import tensorflow as tf
+
+        return tf.nest.map_structure(lambda s: tuple(s.shape[1:]), self.train.element_spec[0])
 
     @property
     def key(self) -> str:
@@ -85,7 +106,7 @@ class Data:
         Raises:
             InputError: examples that move between the splits from pass to pass.
         """
-        found = {name: contents.read(getattr(self, name)) for name in SPLITS}
+        found = {name: contents.read(getattr(self, name), task=self.task, name=name) for name in SPLITS}
         for name, other in ((a, b) for a in SPLITS for b in SPLITS if a != b):
             moved = set(found[name].again) - found[name].known
             if moved & found[other].known:
@@ -100,11 +121,13 @@ class Data:
         """Refuses splits that cannot tell how well a network does, and warns of what may falsify it.
 
         Raises:
-            InputError: a split with one class only, or training data without a class that is tested.
+            InputError: a split with one class only, or training data without a class that is tested; masks, boxes or
+                numbers that are none. Nothing of several labels an example.
         """
-        if self.examples is not None:  # `load` splits each class alike
+        if self.examples is not None:  # `load` splits each class alike, and has checked masks and boxes
             return
-        contents.check_classes(self.contents, self.class_names)
+        if hasattr(self.train.element_spec[1], "shape"):
+            contents.check_classes(self.contents, self.class_names, task=self.task)
 
     def steps(self, batch_size: int | None = None) -> int:
         """Batches in one epoch of training, the last and smaller one included: `fit(..., steps_per_epoch=...)`."""
@@ -113,7 +136,9 @@ class Data:
         known = int(self.train.cardinality())
         if known >= 0 and batch_size is None:
             return known
-        sizes = [int(batch[0].shape[0]) for batch in self.train]
+        import tensorflow as tf
+
+        sizes = [int(tf.nest.flatten(batch[0])[0].shape[0]) for batch in self.train]
         return len(sizes) if batch_size is None else -(-sum(sizes) // batch_size)
 
     def epochs(
@@ -178,26 +203,42 @@ class Data:
 
 def from_examples(
     images: Images,
-    labels: np.ndarray,
+    labels: np.ndarray | Truth,
     splits: Mapping[str, np.ndarray],
     *,
     preprocess: Preprocess,
     batch_size: int,
+    names: Sequence[str] = (),
     **known: Any,
 ) -> Data:
-    """Data over decoded images; `known` goes to `Data` as it is.
+    """Data over decoded images.
+
+    Args:
+        images: of all splits.
+        labels: int32 (n,), one class an image, or labels of another kind.
+        splits: the places of the examples of "train", "val" and "test".
+        preprocess: what happens to each image.
+        batch_size: examples in a batch.
+        names: of the images, for messages.
+        **known: goes to `Data` as it is.
 
     Raises:
-        InputError: the images do not come out of `preprocess` with one shape.
+        InputError: the images do not come out of `preprocess` with one shape, or the labels do not fit the images.
     """
+    truth: Truth = Numbers(labels.astype(np.int32)) if isinstance(labels, np.ndarray) else labels
     shape = images.shape_after(preprocess)
-    whole = Examples(images, labels.astype(np.int32), splits["train"].astype(np.int64), preprocess, shape, batch_size)
+    truth = truth.fit(images, names, preprocess)
+    whole = Examples(images, truth, splits["train"].astype(np.int64), preprocess, shape, batch_size)
     plain = {name: whole.plain(index) for name, index in splits.items()}
     counts = {name: len(index) for name, index in splits.items()}
-    for name, index in splits.items():  # each class has its part in each split, unless `limit` leaves no room for it
-        if missing := sorted(set(labels.tolist()) - set(labels[index].tolist())):
-            log.warning("data: %s lacks %s: its accuracy says nothing about them", name,
-                        contents.name_classes(missing, known.get("class_names", ())))  # fmt: skip
+    class_names = known.get("class_names", ())
+    if not isinstance(labels, np.ndarray):
+        tell_missing(truth, splits, class_names, task=known.get("task", ""), named=contents.name_classes)
+    else:
+        for name, index in splits.items():  # each class has its part in each, unless `limit` leaves no room for it
+            if missing := sorted(set(labels.tolist()) - set(labels[index].tolist())):
+                log.warning("data: %s lacks %s: its accuracy says nothing about them", name,
+                            contents.name_classes(missing, class_names))  # fmt: skip
     return Data(
         plain["train"], plain["val"], plain["test"], preprocess=preprocess, counts=counts, examples=whole, **known
     )

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from orbit_kd.datasets import preprocessing
 from orbit_kd.datasets.augment import Augment
-from orbit_kd.datasets.images import Images
+from orbit_kd.datasets.images import Images, on_host
 from orbit_kd.datasets.preprocessing import Preprocess
+from orbit_kd.datasets.truths import Truth
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -18,11 +20,11 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """Images, labels and the training indices that `epochs` and `views` draw from.
+    """Images, their labels of any kind, and the training indices that `epochs` and `views` draw from.
 
     Attributes:
         images: of all splits.
-        labels: int32 (n,), one an image.
+        truth: the labels, fitted to the images.
         train: int64, the places of the training images.
         preprocess: what happens to each image.
         shape: of an image after it.
@@ -30,7 +32,7 @@ class Examples:
     """
 
     images: Images
-    labels: np.ndarray
+    truth: Truth
     train: np.ndarray
     preprocess: Preprocess
     shape: tuple[int, int, int]
@@ -70,24 +72,37 @@ class Examples:
         """(indices, seeds) -> (x, y)."""
         import tensorflow as tf
 
-        labels = tf.constant(self.labels)
+        _ = self._kept  # made here, outside of the graphs
+        label, kind = self.truth.shape(self.shape), tf.as_dtype(self.truth.dtype)
 
-        def one_size(index: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
-            return preprocessing.apply(self.preprocess, self.images.gather(index), augment=augment, seed=seeds)
+        def one_size(index: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            images = self.images.gather(index)
+            x = preprocessing.apply(self.preprocess, images, augment=augment, seed=seeds)
+            return x, self.truth.render(index, tf.shape(images)[1:3], self.preprocess, augment, seeds, self._kept)
+
+        def alone(place: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+            x, y = one_size(place[0][None], place[1][None])
+            return x[0], y[0]
 
         def render(index: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             if self.images.uniform:
-                x = one_size(index, seeds)
+                x, y = one_size(index, seeds)
             else:
-                spec = tf.TensorSpec(self.shape, tf.float32)
-                x = tf.map_fn(lambda e: one_size(e[0][None], e[1][None])[0], (index, seeds), fn_output_signature=spec)
-            return tf.ensure_shape(x, (None, *self.shape)), tf.gather(labels, index)
+                spec = tf.TensorSpec(self.shape, tf.float32), tf.TensorSpec(label, kind)
+                x, y = tf.map_fn(alone, (index, seeds), fn_output_signature=spec)
+            return tf.ensure_shape(x, (None, *self.shape)), tf.ensure_shape(y, (None, *label))
 
         return batches.map(render, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(2)
 
+    @functools.cached_property
+    def _kept(self) -> tf.Tensor | None:
+        """The labels as one tensor, which all batches draw from."""
+        kept = self.truth.tensor()
+        return None if kept is None else on_host(kept)
+
     def _check_augment(self, augment: Augment | None) -> None:
         for shape in set(self.images.shapes) if augment else ():
-            preprocessing.check_augment(self.preprocess, shape, augment or Augment())
+            preprocessing.check_augment(self.preprocess, shape, augment or Augment(), lowest=self.images.lowest)
 
 
 def _key(seed: int, purpose: int, number: int | tf.Tensor) -> tf.Tensor:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from orbit_kd.datasets.images import SUFFIXES
+from orbit_kd.datasets.decoding import ARRAYS, SUFFIXES
+from orbit_kd.datasets.part_folders import files_in, folders_in
 from orbit_kd.datasets.splits import Source
 from orbit_kd.errors import InputError
 from orbit_kd.support.progress import log
@@ -16,8 +17,18 @@ LAYOUT = "train/<class>/* and test/<class>/* (optional val/<class>/*), or <class
 KINDS = f"images ({', '.join(SUFFIXES)})"
 
 
+def fits(folder: Path) -> bool:
+    """Whether there are two class folders with images, at least."""
+    base = folder / "train" if folders_in(folder / "train") else folder
+    if base == folder and any(_images(folder / name) for name in ("train", "test") if (folder / name).is_dir()):
+        return False
+    return sum(bool(_images(c)) for c in folders_in(base)) > 1
+
+
 def read(folder: Path) -> Source:
     """The class folders below `folder`, in sorted order; nothing is opened yet.
+
+    Arrays (.npy) count where a folder has no other images.
 
     Raises:
         InputError: no folder, no classes, fewer than two images of a class, or splits whose classes differ.
@@ -25,7 +36,7 @@ def read(folder: Path) -> Source:
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}.", expected=f"a folder {LAYOUT}", fix="check the path")
     parts = {"train": folder / "train"}
-    if _classes(parts["train"]):
+    if folders_in(parts["train"]):
         for name, split in (("validation", "val"), ("valid", "val"), ("val", "val"), ("test", "test")):
             if (folder / name).is_dir():
                 parts[split] = folder / name
@@ -37,7 +48,7 @@ def read(folder: Path) -> Source:
                 expected=LAYOUT,
                 fix="sort the images into one folder a class",
             )
-    found = {split: {c.name: _images(c) for c in _classes(path)} for split, path in parts.items()}
+    found = {split: {c.name: _images(c) for c in folders_in(path)} for split, path in parts.items()}
 
     classes = sorted(found["train"])
     if not any(files for files in found["train"].values()):
@@ -70,7 +81,7 @@ def read(folder: Path) -> Source:
             fix="point to the folder above the class folders",
         )
 
-    inner = [root for path in parts.values() for c in _classes(path) for root, _, _ in os.walk(c) if Path(root) != c]
+    inner = [root for path in parts.values() for c in folders_in(path) for root, _, _ in os.walk(c) if Path(root) != c]
     if below := [file for root in inner for file in _images(Path(root))]:
         log.warning(
             "%d images in folders below the class folders are left out, such as %s; Keras takes them",
@@ -96,17 +107,9 @@ def read(folder: Path) -> Source:
     )
 
 
-def _classes(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    # Hidden folders and the ones that macOS puts into zip files are nobody's class.
-    return [d for d in sorted(folder.iterdir()) if d.is_dir() and not d.name.startswith((".", "__MACOSX"))]
-
-
 def _images(folder: Path) -> list[Path]:
     # macOS also leaves "._name.png" files that are no images.
-    files = (f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
-    return sorted(f for f in files if f.is_file())  # a link may lead nowhere
+    return files_in(folder, SUFFIXES) or files_in(folder, ARRAYS)
 
 
 def _list(label: str, names: list[str]) -> str:

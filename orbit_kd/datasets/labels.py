@@ -45,11 +45,37 @@ def check_alike(shapes: Mapping[str, Any]) -> None:
     """Refuses class numbers in one split and rows in another, and rows of different widths.
 
     Args:
-        shapes: split -> shape of its labels (batch first); None where a size is not known.
+        shapes: split -> shape of its labels (batch first), or a tuple or dict of such shapes where a network has
+            several outputs; None where a size is not known.
 
     Raises:
         InputError: labels of different kinds.
     """
+    several = {name: dict(_named(shape)) for name, shape in shapes.items()}
+    if len({tuple(parts) for parts in several.values()}) > 1:
+        raise InputError(
+            "The splits have other labels: "
+            + ", ".join(f"{n} {' and '.join(p) or 'one array'}" for n, p in several.items())
+            + ".",
+            expected="the same labels, by the same names, in all of them",
+            fix="map the splits alike",
+        )
+    for part in next(iter(several.values()), ()):
+        _check_one({name: parts[part] for name, parts in several.items()})
+
+
+def _named(shape: Any) -> list[tuple[str, Any]]:
+    """Name -> shape of each of the labels."""
+    if isinstance(shape, Mapping):
+        return [(str(name), shape[name]) for name in sorted(shape)]
+    if isinstance(shape, (tuple, list)) and any(
+        isinstance(part, (tuple, list)) or hasattr(part, "rank") for part in shape
+    ):
+        return [(str(i), part) for i, part in enumerate(shape)]
+    return [("", shape)]
+
+
+def _check_one(shapes: Mapping[str, Any]) -> None:
     rows = {name: int(shape[-1]) if are_rows(shape) and shape[-1] else 0 for name, shape in shapes.items()}
     kinds = {name: "rows" if are_rows(shape) else f"{max(len(shape), 2)}-d" for name, shape in shapes.items()}
     if len(set(kinds.values())) <= 1 and len(set(rows.values()) - {0}) <= 1:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from orbit_kd.datasets.augment import Augment, apply_augment
+from orbit_kd.datasets.resizing import centre, resize
 from orbit_kd.errors import InputError
 
 if TYPE_CHECKING:
@@ -59,7 +57,7 @@ class Preprocess:
     Attributes:
         crop: centre crop (height, width) in pixels of the decoded image; None keeps all.
         resize: (height, width) in pixels after the crop; None keeps the size.
-        scale: factor on the pixel values, after the mean is taken off.
+        scale: factor on the pixel values, after the mean is taken off: one number, or one a channel.
         mean: subtracted from each channel, in units of the decoded pixels; empty for none.
         channels: 1 (luminance) or 3 (grey repeated); None keeps what the file has.
         loader: whose way of reading and resizing files the network was trained with: "orbit_kd" (Pillow; alpha over
@@ -73,11 +71,14 @@ class Preprocess:
         bgr: whether colours come in reverse order, as keras.applications' VGG and ResNet (v1) have them; `mean` and
             `std` are then in that order.
         std: each channel is divided by it, in units of the decoded pixels; empty for none.
+        bands: which channels of the files the network takes, in this order: numbers counted from 0 (as text), or names
+            of the folders that hold the bands of an image in a file each; empty for all there are. `load` takes them
+            where it reads the files, so what comes to `apply` has these bands only.
     """
 
     crop: tuple[int, int] | None = None
     resize: tuple[int, int] | None = None
-    scale: float = 1.0
+    scale: float | tuple[float, ...] = 1.0
     mean: tuple[float, ...] = ()
     channels: int | None = None
     loader: str = "orbit_kd"
@@ -85,6 +86,7 @@ class Preprocess:
     aspect: str = "stretch"
     bgr: bool = False
     std: tuple[float, ...] = ()
+    bands: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "crop", _pair(self.crop, "crop"))
@@ -93,6 +95,11 @@ class Preprocess:
             value = getattr(self, name)
             value = value if isinstance(value, (tuple, list)) else (value,)
             object.__setattr__(self, name, tuple(float(v) for v in value))
+        if isinstance(self.scale, (tuple, list)):
+            scale = tuple(float(v) for v in self.scale)
+            object.__setattr__(self, "scale", scale[0] if len(scale) == 1 else scale or 1.0)
+        bands = self.bands.split(",") if isinstance(self.bands, str) else self.bands
+        object.__setattr__(self, "bands", tuple(str(b).strip() for b in bands if str(b).strip()))
 
         def need(name: str, good: bool, expected: str, fix: str) -> None:
             if not good:
@@ -100,6 +107,11 @@ class Preprocess:
 
         need("channels", self.channels in (None, 1, 3), "1, 3 or None", "use 1 for grey, 3 for RGB")
         need("std", all(v > 0 for v in self.std), "numbers above 0", "leave out what is not to be divided (--std)")
+        need("bands", len(set(self.bands)) == len(self.bands), "each band once", "name each band once (--bands)")
+        need(
+            "bands", not self.bands or self.loader == "orbit_kd", f"none with the loader {self.loader}",
+            "leave out the loader (--loader), which reads grey and RGB files only",
+        )  # fmt: skip
         known = ", ".join(LOADERS)
         need("loader", self.loader in LOADERS, f"one of {known}", "name the one of the training (--loader)")
         ways = LOADERS[self.loader]
@@ -120,8 +132,12 @@ class Preprocess:
         )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON; `Preprocess(**d)` gives it back."""
-        return dataclasses.asdict(self)
+        """Plain values, for JSON; `Preprocess(**d)` gives it back.
+
+        Without bands there is no entry for them, as before they came: keys and files of that time stay what they were.
+        """
+        values = dataclasses.asdict(self)
+        return values if self.bands else {name: v for name, v in values.items() if name != "bands"}
 
 
 def output_shape(
@@ -130,8 +146,8 @@ def output_shape(
     """Shape (height, width, channels) that `apply` makes of an image of `image_shape`; `name` is for messages.
 
     Raises:
-        InputError: the crop is larger than the image, `channels` or `bgr` cannot be had, or `mean` or `std` has
-            another length.
+        InputError: the crop is larger than the image, `channels` or `bgr` cannot be had, or `mean`, `std` or `scale`
+            has another length.
     """
     height, width, channels = (int(n) for n in image_shape)
     if preprocess.crop and (preprocess.crop[0] > height or preprocess.crop[1] > width):
@@ -148,7 +164,8 @@ def output_shape(
         )
     height, width = preprocess.resize or preprocess.crop or (height, width)
     channels = preprocess.channels or channels
-    for field, values in (("mean", preprocess.mean), ("std", preprocess.std)):
+    scale = preprocess.scale if isinstance(preprocess.scale, tuple) else ()
+    for field, values in (("mean", preprocess.mean), ("std", preprocess.std), ("scale", scale)):
         if len(values) not in (0, 1, channels):
             raise InputError(
                 f"Preprocess({field}=...) has {len(values)} values for {channels} channels.",
@@ -211,12 +228,25 @@ def check(preprocess: Preprocess, image_shape: Sequence[int], input_shape: Seque
         )
 
 
-def check_augment(preprocess: Preprocess, image_shape: Sequence[int], augment: Augment) -> None:
+def check_augment(preprocess: Preprocess, image_shape: Sequence[int], augment: Augment, *, lowest: float = 0.0) -> None:
     """Makes sure that `augment` can be applied to images of `image_shape`.
 
+    Args:
+        preprocess: what happens to the images.
+        image_shape: (height, width, channels) of a decoded image.
+        augment: the changes.
+        lowest: the lowest pixel value of all images.
+
     Raises:
-        InputError: quarter turns of a frame that is not square, or a shift beyond the reflected image.
+        InputError: quarter turns of a frame that is not square, a shift beyond the reflected image, or speckle on
+            negative values.
     """
+    if augment.speckle and lowest < 0:
+        raise InputError(
+            f"Augment(speckle={augment.speckle}) on images with values down to {lowest:g}.",
+            expected="amplitudes or intensities, which are 0 or more: speckle multiplies them",
+            fix="give linear values in place of decibels, or leave speckle out (--speckle)",
+        )
     height, width = int(image_shape[0]), int(image_shape[1])
     frame = preprocess.crop or (height, width)
     if augment.turns and frame[0] != frame[1]:
@@ -259,7 +289,7 @@ def apply(
 
     top = images.dtype.max if images.dtype in (tf.uint8, tf.uint16) else None
     if augment is None or augment == Augment():
-        x = tf.cast(_centre(images, preprocess.crop), tf.float32)
+        x = tf.cast(centre(images, preprocess.crop), tf.float32)
     else:
         x = apply_augment(images, preprocess.crop, augment, seed)
         x = x if top is None else tf.minimum(x, float(top))
@@ -268,64 +298,14 @@ def apply(
     elif preprocess.channels == 3 and x.shape[-1] == 1:
         x = tf.repeat(x, 3, axis=-1)
     if preprocess.resize:
-        x = _resize(preprocess, preprocess.resize, x, images.dtype)
+        x = resize(preprocess, preprocess.resize, x, images.dtype)
     if preprocess.bgr:
         x = x[..., ::-1]
     if preprocess.mean:
         x -= tf.constant(preprocess.mean)
-    x = x if preprocess.scale == 1.0 else x * preprocess.scale
+    if preprocess.scale != 1.0:
+        x *= tf.constant(preprocess.scale) if isinstance(preprocess.scale, tuple) else preprocess.scale
     return x / tf.constant(preprocess.std) if preprocess.std else x
-
-
-def _resize(preprocess: Preprocess, size: tuple[int, int], images: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-    """Float32 images (batch, height, width, channels), decoded as `dtype`, in the size of `preprocess` and its way."""
-    import tensorflow as tf
-
-    if preprocess.loader == "load_img":
-        by_pillow = functools.partial(_pillow, preprocess, size, dtype.as_numpy_dtype)
-        resized = tf.numpy_function(by_pillow, [images], tf.float32)
-        return tf.ensure_shape(resized, [images.shape[0], *size, images.shape[3]])
-    antialias = preprocess.loader == "orbit_kd"
-    if preprocess.aspect == "pad":
-        return tf.image.resize_with_pad(images, *size, method=preprocess.interpolation, antialias=antialias)
-    if preprocess.aspect == "crop":
-        shape = tf.shape(images)
-        images = _centre(images, _inner(shape[1], shape[2], size, tf.minimum, tf.maximum))
-    return tf.image.resize(images, size, method=preprocess.interpolation, antialias=antialias)
-
-
-def _inner(height: Any, width: Any, size: tuple[int, int], least: Any = min, most: Any = max) -> tuple[Any, Any]:
-    """The largest frame inside an image that has the ratio of `size`, as Keras' crop_to_aspect_ratio has it."""
-    fitting = width * size[0] // size[1], height * size[1] // size[0]
-    return most(least(height, fitting[0]), 1), most(least(width, fitting[1]), 1)
-
-
-def _pillow(preprocess: Preprocess, size: tuple[int, int], dtype: Any, images: np.ndarray) -> np.ndarray:
-    """The same on arrays, by Pillow on the decoded pixel type, as Keras' load_img does it."""
-    from PIL import Image
-
-    rows, columns = images.shape[1:3]
-    box = None
-    if preprocess.aspect == "crop":
-        height, width = _inner(rows, columns, size)
-        top, left = (rows - height) // 2, (columns - width) // 2
-        box = (left, top, left + width, top + height)
-    resample = Image.Resampling[str(preprocess.interpolation).upper()]
-    planes = (images if dtype == np.float32 else np.rint(images)).astype(dtype).transpose(0, 3, 1, 2)
-    resized = [[np.asarray(Image.fromarray(p).resize(size[::-1], resample, box)) for p in i] for i in planes]
-    return np.array(resized, np.float32).transpose(0, 2, 3, 1)
-
-
-def _centre(images: tf.Tensor, size: Sequence[int | tf.Tensor] | None) -> tf.Tensor:
-    if size is None:
-        return images
-    import tensorflow as tf
-
-    shape = tf.shape(images)
-    row, column = (shape[1] - size[0]) // 2, (shape[2] - size[1]) // 2
-    cropped = images[:, row : row + size[0], column : column + size[1]]
-    known = [n if isinstance(n, int) else None for n in size]
-    return tf.ensure_shape(cropped, [images.shape[0], *known, images.shape[3]])
 
 
 def _size(shape: Sequence[int | None]) -> str:

@@ -116,6 +116,14 @@ def arrays_of(data: Any, inputs: Any) -> Any:
         return None
     x, *rest = data
     rest = [np.asarray(v) if isinstance(v, (list, tuple)) and v and np.isscalar(v[0]) else v for v in rest]
+    if (
+        isinstance(data, tuple)
+        and isinstance(x, tuple)
+        and rest
+        and not any(isinstance(v, (tuple, list)) for v in rest)
+    ):
+        # Batches are pairs all of them; here x alone is a tuple: the arrays of several inputs.
+        return (x, *rest) if all(is_batch(v) for v in rest) and _alike([x, *rest]) else None
     if isinstance(x, (tuple, list)):  # batches (x, y), or the arrays of a model with several inputs
         return (x, *rest) if inputs is not None and len(x) == len(inputs) > 1 and _alike([x, *rest]) else None
     if not all(is_batch(v) for v in rest):

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from orbit_kd.datasets.images import Item
+from orbit_kd.datasets.decoding import Item
+from orbit_kd.datasets.truths import Truth
 from orbit_kd.errors import InputError
 
 TEST_SHARE = 0.2
@@ -23,10 +24,14 @@ class Source:
     Attributes:
         items: every image: a file, encoded bytes or an array.
         names: what to call each in messages.
-        labels: int32 (n,), an index into `class_names`.
-        class_names: sorted, or in the data set's own order.
+        labels: int32 (n,), an index into `class_names`; for other tasks than classification groups of which each split
+            gets its share, such as all zeros.
+        class_names: sorted, or in the data set's own order; of a table the names of its columns.
         splits: "train", and where the data set has them "val" and "test": indices into `items`.
         identity: lines that tell this data from other data.
+        task: a key of `kinds.TASKS`.
+        truth: the labels of another kind than one class an image; None where they are `labels`.
+        bands: names of the parts of each item, where it is a tuple of files.
     """
 
     items: Sequence[Item]
@@ -35,6 +40,9 @@ class Source:
     class_names: tuple[str, ...]
     splits: dict[str, np.ndarray]
     identity: str
+    task: str = "classification"
+    truth: Truth | None = None
+    bands: tuple[str, ...] = ()
 
 
 def split(source: Source, *, validation: float, seed: int, limit: int | None = None) -> dict[str, np.ndarray]:
@@ -64,8 +72,11 @@ def split(source: Source, *, validation: float, seed: int, limit: int | None = N
         parts |= {"train": parts["train"][rest], "val": parts["train"][val]}
     if empty := [name for name, index in parts.items() if not len(index)]:
         raise InputError(
-            f"No images are left for {' and '.join(empty)} of {len(labels)} in {len(source.class_names)} classes.",
-            expected="three images of some class at least: one each for train, val and test",
+            f"No images are left for {' and '.join(empty)} of {len(labels)}"
+            + (f" in {len(source.class_names)} classes." if source.task == "classification" else "."),
+            expected="three images of some class at least: one each for train, val and test"
+            if source.task == "classification"
+            else "three images at least: one each for train, val and test",
             fix="add images, or give a val/ folder",
         )
     # Shuffled once, so that the first batches of any split hold all classes.

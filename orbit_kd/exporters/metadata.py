@@ -125,5 +125,5 @@ def _text(content: bytes) -> bytes:
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
+        return value.to_dict() if hasattr(value, "to_dict") else dataclasses.asdict(value)
     raise TypeError(f"{type(value).__name__} is no JSON value")
