@@ -72,4 +72,3 @@ def _check_outputs(name: str, values: np.ndarray, labels: np.ndarray) -> None:
             expected="labels from 0 to one less than the number of outputs, and at least two outputs",
             fix="use the data set the network was trained on, with its classes in the same order",
         )
-

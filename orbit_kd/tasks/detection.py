@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from orbit_kd.errors import InputError
 from orbit_kd.models.heads import head_type, heads, logits_of, output_names
 from orbit_kd.tasks.boxes import GEOMETRY, decode, suppress
 from orbit_kd.tasks.coco import RECALLS, accumulated_ap50, coco_scores
-from orbit_kd.tasks.metrics import bootstrap
+from orbit_kd.tasks.metrics import as_json, bootstrap
 from orbit_kd.tasks.segmentation import COLOURS
 from orbit_kd.tasks.task import Metric, Outputs, Records, Task, refuse, tasks
 
@@ -56,13 +55,15 @@ class Detection(Task):
 
     name = "detection"
     metric = Metric("ap50", "AP50")
+    draws = True
     losses = ("detection",)
 
     def __init__(
-        self, classes: int, *, parts: tuple[int, int, int] | None = None, most: int = 100, least: float = 0.01,
+        self, classes: int, *, parts: Sequence[int] | None = None, most: int = 100, least: float = 0.01,
         iou: float | None = None, shown: float = 0.3,
     ) -> None:  # fmt: skip
-        self.classes, self.parts, self.most, self.least, self.iou, self.shown = classes, parts, most, least, iou, shown
+        self.classes, self.most, self.least, self.iou, self.shown = classes, most, least, iou, shown
+        self.parts = None if parts is None else (parts[0], parts[1], parts[2])
 
     @classmethod
     def of(cls, model: keras.Model, data: Data | None = None) -> Detection:
@@ -132,7 +133,7 @@ class Detection(Task):
         # Keras takes the last axis off an output of one channel beside labels of rank 3
         return heat_loss(y, logits[..., None] if logits.shape.rank == 3 else logits)
 
-    def sample_loss(self, model: keras.Model) -> Callable[[Any, Sequence[Any]], Any]:
+    def sample_loss(self, model: keras.Model, *, loss: Any = None) -> Callable[[Any, Sequence[Any]], Any]:
         import tensorflow as tf
 
         from orbit_kd.tasks.box_losses import count, offset_loss, size_loss
@@ -233,6 +234,7 @@ class Detection(Task):
                  "found": int(m.right.sum()), "false": int((~m.right).sum())}
                 for c, m in enumerate(scores.matches)
             ],
+            "per_class": {"AP50": [scores.precision[0, :, c].mean() if known[c] else None for c in range(self.classes)]},
             "curve": {"recall": RECALLS.round(2).tolist(), "precision": curve[0], "score": curve[1]},
             "images": len(records),
             "boxes": sum(len(truth) for truth, _ in records),
@@ -247,7 +249,7 @@ class Detection(Task):
             return accumulated_ap50(matches[rows[0, 0]], np.bincount(rows[:, 1], minlength=len(first)))
 
         rows = [np.stack([np.full(len(first), side), np.arange(len(first))], axis=1) for side in (0, 1)]
-        return dataclasses.asdict(bootstrap(value, *rows))
+        return as_json(bootstrap(value, *rows))
 
     def picture(self, image: np.ndarray, truth: Any, outputs: Outputs | None) -> np.ndarray:
         from PIL import Image, ImageDraw
@@ -268,8 +270,9 @@ class Detection(Task):
                 pen.text((corner[0] + 3, corner[1] + 2), words, fill=colour)
         return np.asarray(drawn)
 
-    def config(self) -> dict[str, Any]:
-        return {**super().config(), "classes": self.classes, "most": self.most, "least": self.least, "iou": self.iou}
+    def arguments(self) -> dict[str, Any]:
+        return {"classes": self.classes, "parts": self.parts and list(self.parts), "most": self.most,
+                "least": self.least, "iou": self.iou, "shown": self.shown}  # fmt: skip
 
 
 def _mean_over_boxes(each: Callable[[Any, Any], Any], *, name: str) -> Callable[[Any, Any], Any]:

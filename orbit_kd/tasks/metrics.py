@@ -100,6 +100,11 @@ def bootstrap(
     return Bootstrap(float(difference), float(low), float(high), float(min(1.0, max(2 * beyond, 1 / draws))))
 
 
+def as_json(found: Bootstrap) -> dict[str, float]:
+    """What reports have of a comparison."""
+    return {"paired_p": found.p, "difference_low": found.low, "difference_high": found.high}
+
+
 def average_precision(truth: np.ndarray, scores: np.ndarray) -> float:
     """Area under the precision-recall steps, as scikit-learn's `average_precision_score`; NaN without a positive.
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from orbit_kd.errors import InputError
 from orbit_kd.registry import Registry
-from orbit_kd.tasks.metrics import bootstrap
+from orbit_kd.tasks.metrics import as_json, bootstrap
 
 if TYPE_CHECKING:
     import tf_keras as keras
@@ -133,8 +133,7 @@ class Task(abc.ABC):
 
         Here the paired bootstrap of `value`: its p, and the 95% interval of the second's metric less the first's.
         """
-        found = bootstrap(self.value, first, second)
-        return {"paired_p": found.p, "difference_low": found.low, "difference_high": found.high}
+        return as_json(bootstrap(self.value, first, second))
 
     def chance(self, records: Records) -> float | None:
         """What an answer that never looks at the image would reach; None where nothing is known."""
