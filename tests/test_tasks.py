@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
+import tensorflow as tf
 import tf_keras as keras
 
 import orbit_kd as okd
@@ -184,3 +187,67 @@ def test_one_output_has_no_tasks_of_outputs(tmp_path):
     with pytest.raises(InputError, match="several outputs"):
         okd.compress(network(1, "sigmoid"), data_of(np.arange(48) % 2),
                      recipe=Recipe(output_weights={"out": 2.0}), workdir=tmp_path)  # fmt: skip
+
+
+def two_outputs() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    image, x = body()
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(image, [layers.Dense(3, name="kind")(x), layers.Dense(1, "sigmoid", name="wet")(x)])
+
+
+def two_inputs() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    image, x = body()
+    angle = keras.Input((2,), name="angle")
+    x = layers.Concatenate()([layers.GlobalAveragePooling2D()(x), layers.Dense(4, "relu", name="read")(angle)])
+    return keras.Model([image, angle], layers.Dense(3, name="out")(x))
+
+
+KIND, WET = np.digitize(LEVELS[:, 0], (-0.5, 0.5)).astype("int32"), (LEVELS[:, 1] > 0).astype("int32")
+
+
+def splits_of(x, y) -> okd.Data:
+    def part(values, places):
+        if isinstance(values, dict):
+            return {name: value[places] for name, value in values.items()}
+        return tuple(v[places] for v in values) if isinstance(values, tuple) else values[places]
+
+    parts = np.split(np.arange(48), [24, 36])
+    return okd.Data(*(tf.data.Dataset.from_tensor_slices((part(x, p), part(y, p))).batch(12) for p in parts))
+
+
+@pytest.mark.parametrize("labels", [{"kind": KIND, "wet": WET}, (KIND, WET)], ids=["by name", "in order"])
+def test_two_outputs_have_a_task_each(labels, tmp_path):
+    model, data = two_outputs(), splits_of(X, labels)
+    task = choose(model, data, weights={"kind": 3.0})
+    assert [part.name for part in task.parts.values()] == ["classification", "binary"]
+    train(model, data, epochs=10, learning_rate=2e-2, batch_size=12, task=task, path=tmp_path / "t.keras")
+    recipe = dataclasses.replace(RECIPE, output_weights={"kind": 3.0})
+    result = okd.compress(model, data, recipe=recipe, workdir=tmp_path / "w")
+    row = result.report.artifacts[0]
+    kinds, wets = okd.predict(result.artifacts[0], X[36:])
+    accuracies = np.mean(kinds.argmax(-1) == KIND[36:]), np.mean((wets[:, 0] > 0.5) == WET[36:])
+    assert row["outputs"]["kind"]["accuracy"] == pytest.approx(accuracies[0])
+    assert row["outputs"]["wet"]["accuracy"] == pytest.approx(accuracies[1])
+    assert row["metric"] == pytest.approx(np.average(accuracies, weights=[3, 1])) and row["tflm"]["max_lsb"] <= 1
+    assert okd.sensitivity(model, data.val, ratios=(0.5,), task=task).metric == task.metric.name
+
+
+def test_outputs_whose_labels_are_missing_are_refused(tmp_path):
+    with pytest.raises(InputError, match="no labels for output 'wet'"):
+        okd.compress(two_outputs(), splits_of(X, {"kind": KIND}), recipe=RECIPE, workdir=tmp_path)
+    with pytest.raises(InputError, match="no such outputs"):
+        choose(two_outputs(), splits_of(X, (KIND, WET)), weights={"dry": 1.0})
+
+
+@pytest.mark.parametrize("form", ["tuple", "dict"])
+def test_two_inputs_go_all_the_way(form, tmp_path):
+    model, angle = two_inputs(), LEVELS.astype("float32")
+    data = splits_of((X, angle) if form == "tuple" else {model.input_names[0]: X, "angle": angle}, KIND)
+    train(model, data, epochs=10, learning_rate=2e-2, batch_size=12, path=tmp_path / "t.keras")
+    result = okd.compress(model, data, recipe=RECIPE, workdir=tmp_path / "w")
+    outputs = okd.predict(result.artifacts[0], (X[36:], angle[36:]))
+    row = result.report.artifacts[0]
+    assert row["accuracy"] == pytest.approx(np.mean(outputs.argmax(-1) == KIND[36:]))
+    assert row["tflm"]["max_lsb"] <= 1 and result.student.count_params() < model.count_params()

@@ -223,6 +223,7 @@ class Detection(Task):
     def details(self, records: Records) -> dict[str, Any]:
         scores = coco_scores(records, classes=self.classes, most=self.most)
         known = scores.precision[0, 0] > -1
+        aps = [float(scores.precision[0, :, c].mean()) if known[c] else None for c in range(self.classes)]
         curve = [
             t[0][:, known].mean(1).round(6).tolist() if known.any() else [] for t in (scores.precision, scores.score)
         ]
@@ -230,11 +231,11 @@ class Detection(Task):
             "ap50": scores.ap50,
             "ap50_95": scores.ap50_95,
             "classes": [
-                {"ap50": float(scores.precision[0, :, c].mean()) if known[c] else None, "boxes": int(m.boxes.sum()),
+                {"ap50": aps[c], "boxes": int(m.boxes.sum()),
                  "found": int(m.right.sum()), "false": int((~m.right).sum())}
                 for c, m in enumerate(scores.matches)
             ],
-            "per_class": {"AP50": [scores.precision[0, :, c].mean() if known[c] else None for c in range(self.classes)]},
+            "per_class": {"AP50": aps},
             "curve": {"recall": RECALLS.round(2).tolist(), "precision": curve[0], "score": curve[1]},
             "images": len(records),
             "boxes": sum(len(truth) for truth, _ in records),
