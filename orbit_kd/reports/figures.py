@@ -165,9 +165,9 @@ def curves(
         at = axes.py(reference)
         lines.append(f'<line class="level" x1="{axes.left}" x2="{WIDTH - axes.right}" y1="{at:.1f}" y2="{at:.1f}"/>')
     body = svg("".join(bands) + axes.draw(lambda v: f"{v:.0f}", y_text, whole_x=True) + "".join(lines))
-    keys = _key("train", "training") + _key("val", "validation")
+    keys = key("train", "training") + key("val", "validation")
     if is_metric and reference is not None:
-        keys += _key("level", f"teacher, test {told.text(reference)}")
+        keys += key("level", f"teacher, test {told.text(reference)}")
     numbered = names != [name for name, _, _ in stages]
     legend = "; ".join(f"{i}: {name}" for i, (name, _, _) in enumerate(stages, 1)) + ". " if numbered else ""
     last = [v for v in (stages[-1][2] or stages[-1][1]) if v is not None]
@@ -281,7 +281,8 @@ def _band_names(names: Sequence[str], room: Sequence[float]) -> list[str]:
     return list(names) if fits else [str(i + 1) for i in range(len(names))]
 
 
-def _key(kind: str, text: str) -> str:
+def key(kind: str, text: str) -> str:
+    """A short line and what it stands for, in a legend."""
     line = f'<line class="{kind}" x1="1" x2="21" y1="5" y2="5"/>'
     return f'<span><svg class="key" viewBox="0 0 22 10" aria-hidden="true">{line}</svg> {escape(text)}</span>'
 

@@ -18,6 +18,7 @@ from markupsafe import Markup
 from orbit_kd.reports import figures, summary, tables
 from orbit_kd.reports import words as text
 from orbit_kd.reports.merit import merit
+from orbit_kd.reports.precision_recall import precision_recall
 from orbit_kd.reports.summary import section
 from orbit_kd.reports.tables import Table
 from orbit_kd.reports.words import NONE, number
@@ -43,6 +44,20 @@ DEFINITIONS = {
     "Channels": "Filters of a layer. A layer that lost filters also makes the next layer's kernels smaller.",
 }
 
+MERITS = {
+    "mean_iou": "Intersection over union of each class, counted over all pixels of all test images, and the mean over "
+    "classes (as PASCAL VOC and Cityscapes count it). Pixels labelled 255 do not count.",
+    "ap50": "Average precision of boxes that overlap the true one by an IoU of 0.5 or more, by COCO's rules "
+    "(pycocotools), mean over classes.",
+    "mean_average_precision": "Average precision of each label over all test images, and the mean over labels.",
+    "r2": "1 - squared errors / squared deviations from the mean label; the mean over the numbers.",
+    "mean_metric": "The mean of the metrics of all outputs, by their weights; each stands in report.json.",
+}
+PAIRED = (
+    "How often chance alone gives a difference this large: the test images are drawn again 2,000 times with replacement, "
+    "the same ones for both networks. One run cannot show zero loss: that takes three seeds of the whole compression."
+)
+
 
 def page(data: dict[str, Any]) -> str:
     """The whole page; a section without data is left out."""
@@ -62,7 +77,7 @@ def page(data: dict[str, Any]) -> str:
         search=tables.search(data),
         training=_drawn(_curves(data, history)),
         last_values=_last_values(history),
-        confusions=_drawn(_confusions(data)),
+        confusions=_drawn([*_confusions(data), precision_recall(data)]),
         mistakes=_mistakes(data) if merit(data).key == "accuracy" else None,
         per_class=tables.per_class(data),
         pictures=_pictures(data),
@@ -72,7 +87,7 @@ def page(data: dict[str, Any]) -> str:
         layers=tables.layers(layers),
         command=str(data.get("command") or ""),
         made=_made(data),
-        definitions=DEFINITIONS,
+        definitions=_definitions(data),
     )
 
 
@@ -92,6 +107,15 @@ def _drawn(svgs: Sequence[str]) -> list[Markup]:
 def rows(data: dict[str, Any], name: str) -> list[dict[str, Any]]:
     """The records of a section of the report; none where it is missing."""
     return data.get(name) or []
+
+
+def _definitions(data: dict[str, Any]) -> dict[str, str]:
+    """What the figures mean, of the task's metric in place of accuracy."""
+    told = merit(data)
+    if told.key not in MERITS:
+        return DEFINITIONS
+    own = {"Accuracy": (told.title, MERITS[told.key]), "McNemar p": ("Paired bootstrap p", PAIRED)}
+    return dict(own.get(name, (name, text)) for name, text in DEFINITIONS.items())
 
 
 def _pictures(data: dict[str, Any]) -> list[tuple[str, str]]:
