@@ -54,8 +54,8 @@ MERITS = {
     "mean_metric": "The mean of the metrics of all outputs, by their weights; each stands in report.json.",
 }
 PAIRED = (
-    "How often chance alone gives a difference this large: the test images are drawn again 2,000 times with replacement, "
-    "the same ones for both networks. One run cannot show zero loss: that takes three seeds of the whole compression."
+    "How often chance alone gives a difference this large: the test images are drawn 2,000 times with replacement, the "
+    "same ones for both networks. One run cannot show zero loss: that takes three seeds of the whole compression."
 )
 
 
