@@ -199,6 +199,8 @@ def test_class_folders_of_many_bands(tmp_path):
     assert data.shape == (*SIZE, 2)
     x, _ = arrays(data.train)
     assert all(any(np.array_equal(noise(i, *SIZE, 7, dtype=np.uint16)[..., [6, 2]], e) for i in range(5)) for e in x)
+    read = okd.datasets.renderings(tmp_path, split="all").dataset(data.preprocess)
+    assert read.element_spec[0].shape[1:] == (*SIZE, 2)
     refuses(tmp_path, "no band 'nir'", "each image is one file", bands=("nir",))
     tifffile.imwrite(tmp_path / "a/9.tif", noise(0, *SIZE, 6, dtype=np.uint16), **how)
     refuses(tmp_path, "9.tif", "6", "7 channels")
