@@ -199,6 +199,8 @@ def test_class_folders_of_many_bands(tmp_path):
     assert data.shape == (*SIZE, 2)
     x, _ = arrays(data.train)
     assert all(any(np.array_equal(noise(i, *SIZE, 7, dtype=np.uint16)[..., [6, 2]], e) for i in range(5)) for e in x)
+    read = okd.datasets.renderings(tmp_path, split="all").dataset(data.preprocess)
+    assert read.element_spec[0].shape[1:] == (*SIZE, 2)
     refuses(tmp_path, "no band 'nir'", "each image is one file", bands=("nir",))
     tifffile.imwrite(tmp_path / "a/9.tif", noise(0, *SIZE, 6, dtype=np.uint16), **how)
     refuses(tmp_path, "9.tif", "6", "7 channels")
@@ -248,17 +250,23 @@ def test_a_damaged_tiff_is_named(cut, tmp_path):
         decode(tmp_path / "a.tif")
 
 
-def test_a_compression_that_needs_the_extra_says_so(tmp_path):
-    # An LZW file as GDAL writes them; the pixels do not matter, the tag does.
-    file = tmp_path / "a.tif"
-    tifffile.imwrite(file, noise(0, *SIZE, 5, dtype=np.int16), photometric="minisblack", planarconfig="contig")
-    with tifffile.TiffFile(file, mode="r+") as tiff:
-        tiff.pages[0].tags["Compression"].overwrite(5)
-    try:
-        import imagecodecs  # noqa: F401
-    except ModuleNotFoundError:
-        with pytest.raises(InputError, match=r"a\.tif(?s:.*)orbit-kd\[geo\]"):
-            decode(file)
+def test_a_compression_that_needs_the_extra_says_so(tmp_path, monkeypatch):
+    def without(self, *_, **__):
+        raise ValueError("<COMPRESSION.LZW: 5> requires the 'imagecodecs' package")  # tifffile's own words
+
+    how = {"photometric": "minisblack", "planarconfig": "contig", "compression": "zlib"}
+    tifffile.imwrite(tmp_path / "a.tif", noise(0, *SIZE, 5, dtype=np.int16), **how)
+    np.testing.assert_array_equal(decode(tmp_path / "a.tif"), noise(0, *SIZE, 5, dtype=np.int16))
+    monkeypatch.setattr(tifffile.TiffPageSeries, "asarray", without)
+    with pytest.raises(InputError, match=r"a\.tif(?s:.*)LZW(?s:.*)orbit-kd\[geo\]"):
+        decode(tmp_path / "a.tif")
+
+
+def test_lzw_is_read_with_the_extra(tmp_path):
+    pytest.importorskip("imagecodecs", reason="the extra geo is not installed")
+    how = {"photometric": "minisblack", "planarconfig": "contig", "compression": "lzw"}
+    tifffile.imwrite(tmp_path / "a.tif", noise(0, *SIZE, 5, dtype=np.int16), **how)
+    np.testing.assert_array_equal(decode(tmp_path / "a.tif"), noise(0, *SIZE, 5, dtype=np.int16))
 
 
 def test_speckle_on_negative_values_is_refused_and_gain_is_not(folder):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from orbit_kd.datasets.band_choice import channel_numbers
 from orbit_kd.datasets.data import from_examples
 from orbit_kd.datasets.images import Images
 from orbit_kd.datasets.preprocessing import Preprocess
@@ -29,7 +30,7 @@ class Renderings:
         self.labels = source.labels[index]
         self.class_names = source.class_names
         self._items, self._names = ([values[i] for i in index] for values in (source.items, source.names))
-        self._decoded: tuple[tuple[str, int | None], Images] | None = None
+        self._decoded: tuple[tuple[Any, ...], Images] | None = None
 
     def images(self, preprocess: Preprocess) -> Images:
         """The decoded images, in the way of the loader.
@@ -38,10 +39,11 @@ class Renderings:
             InputError: one that the loader cannot read.
         """
         # Channels matter to the decoders of Keras alone.
-        how = preprocess.loader, None if preprocess.loader == "orbit_kd" else preprocess.channels
+        bands = channel_numbers(preprocess.bands, ())
+        how = preprocess.loader, None if preprocess.loader == "orbit_kd" else preprocess.channels, bands
         if self._decoded is None or self._decoded[0] != how:
             self._decoded = None  # room for the next
-            self._decoded = how, Images(self._items, self._names, preprocess=preprocess)
+            self._decoded = how, Images(self._items, self._names, preprocess=preprocess, bands=bands)
         return self._decoded[1]
 
     def dataset(self, preprocess: Preprocess, *, batch_size: int = 64) -> tf.data.Dataset:

@@ -1,4 +1,7 @@
-"""Boxes in Pascal VOC's XML: `train/*.xml` beside the images, or `annotations/*.xml` and `images/*`."""
+"""Boxes in Pascal VOC's XML: `train/*.xml` beside the images, or `annotations/*.xml` and `images/*`.
+
+Coordinates are taken as they are: files that count pixels from 1 have boxes that begin a pixel late.
+"""
 
 from __future__ import annotations
 
