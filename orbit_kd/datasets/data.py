@@ -86,6 +86,11 @@ class Data:
         return tf.nest.map_structure(lambda s: tuple(s.shape[1:]), self.train.element_spec[0])
 
     @property
+    def moving_labels(self) -> bool:
+        """Whether augmentation moves labels with their image, so that those of two `views` differ: masks and boxes."""
+        return self.examples is not None and self.task in ("segmentation", "detection")
+
+    @property
     def key(self) -> str:
         """Hexadecimal SHA-256 that tells this data from other data: the fingerprint, or else all that it yields.
 

@@ -180,6 +180,7 @@ def cache_teacher(
     seed: int = 0,
     data_key: str | None = None,
     shard: tuple[int, int] = (0, 1),
+    moving_labels: bool = False,
 ) -> TeacherCache:
     """Runs the teacher once over a data set and keeps its outputs beside the samples.
 
@@ -206,6 +207,8 @@ def cache_teacher(
         shard: (index, count) keeps, and runs the teacher on, every count-th sample from `index` on: one part for each
             worker of a distributed training (see `Distiller.fit`). Batches of all workers together are, without
             shuffling, those of the data set.
+        moving_labels: labels move with the image (masks, boxes), so that those of two views differ; that the views are
+            in one order is then the caller's word, and only their length is checked.
 
     Raises:
         InputError: an empty data set, one without end, one that does not fit the teacher, or one with fewer samples
@@ -223,13 +226,15 @@ def cache_teacher(
         views.append(filler.view(source, label, None if data_key is None else f"{data_key} {number}/{len(datasets)}"))
     first = views[0]
     for number, view in enumerate(views[1:], 2):
-        if view.labels != first.labels and (view.examples != first.examples or not first.examples):
+        if moving_labels:
+            _check_length(number, view.total, first.total)
+        elif view.labels != first.labels and (view.examples != first.examples or not first.examples):
             raise InputError(
                 f"View {number} has other labels than view 1, or the same in another order.",
                 expected="the same samples in the same order in every view",
                 fix="leave .shuffle() out of what the views are made of: TeacherCache.epochs shuffles in each epoch",
             )
-    views = [first, *(view for view in views[1:] if view.labels == first.labels)]
+    views = [first, *(view for view in views[1:] if moving_labels or view.labels == first.labels)]
     return TeacherCache(
         [chunks.Records(view.chunks, merge=path is None) for view in views],
         structure=views[0].structure,
@@ -241,3 +246,13 @@ def cache_teacher(
         total=views[0].total,
         shards=shard[1],
     )
+
+
+def _check_length(number: int, samples: int, first: int) -> None:
+    """Raises InputError for a view that has more or fewer samples than the first."""
+    if samples != first:
+        raise InputError(
+            f"View {number} has {samples} samples, view 1 has {first}.",
+            expected="the same samples in the same order in every view",
+            fix="make all views of one data set",
+        )

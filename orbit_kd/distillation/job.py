@@ -71,7 +71,14 @@ class TrainingJob:
         """
         views = self.data.renderings(self.views, seed=self.seed, augment=self.augment)
         return cache_teacher(
-            self.teacher, views, path=folder, layers=layers, seed=self.seed, data_key=key, shard=self._place
+            self.teacher,
+            views,
+            path=folder,
+            layers=layers,
+            seed=self.seed,
+            data_key=key,
+            shard=self._place,
+            moving_labels=self.data.moving_labels,
         )
 
     def distiller(self, student: keras.Model) -> Distiller:
