@@ -17,8 +17,6 @@ from orbit_kd.tasks import box_losses, choose, coco, tasks
 from orbit_kd.tasks.boxes import decode, overlaps, peaks, suppress
 from orbit_kd.tasks.detection import Detection
 
-pytest.importorskip("pycocotools")
-
 
 def boxes(*rows: tuple[float, ...], most: int = 4) -> np.ndarray:
     """Labels of one image, filled up."""
