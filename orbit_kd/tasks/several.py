@@ -113,7 +113,13 @@ class Several(Task):
         return found
 
     def _of(self, records: Records, i: int) -> Records:
-        return np.stack(list(records[:, i]))
+        rows = list(records[:, i])
+        if not isinstance(rows[0], tuple):
+            return np.stack(rows)
+        found = np.empty(len(rows), object)  # of tuples, which numpy would take apart
+        for j, row in enumerate(rows):
+            found[j] = row
+        return found
 
     def value(self, records: Records) -> float:
         values = [part.value(self._of(records, i)) for i, part in enumerate(self.parts.values())]
