@@ -5,7 +5,8 @@ from __future__ import annotations
 import runpy
 import sys
 
-TOOLS = ("train", "sensitivity", "prune", "distill", "compress", "evaluate", "export", "benchmark", "inspect_model")
+TOOLS = ("train", "sensitivity", "prune", "distill", "compress", "evaluate", "predict", "export", "benchmark",
+         "inspect_model")  # fmt: skip
 
 
 def main() -> None:
