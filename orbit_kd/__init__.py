@@ -1,4 +1,4 @@
-"""orbit_kd: makes a trained Keras CNN fit a satellite payload, a microcontroller or an FPGA.
+"""orbit_kd: makes a trained Keras network fit a satellite payload, a microcontroller or an FPGA.
 
 A map of the packages, each importing only those on lower levels:
 
@@ -12,6 +12,7 @@ A map of the packages, each importing only those on lower levels:
     4  clustering     few distinct values a kernel
     3  channels       every channel has a name: ids, rules a layer type, the graph, costs
     3  runtimes       LiteRT, its reference kernels, TFLite Micro, onnxruntime, compiled code
+    3  tasks          what a network is for: checks, loss, metric, comparison, pictures; one class a task
     3  training       fit, callbacks, resuming, workers
     3  sparsity       patterns, schedules, wrappers: N:M, UHP, magnitude
     2  datasets       builders, folders, preprocessing, labels, batches of any kind, samples
