@@ -5,12 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tf_keras as keras
+from PIL import Image
 from tf_keras import layers
 
+from orbit_kd.datasets.preprocessing import Preprocess
 from orbit_kd.errors import InputError
 from orbit_kd.evaluation import scenes
 from orbit_kd.evaluation.scenes import predict_scene
 from orbit_kd.exporters import export
+from orbit_kd.exporters.metadata import note
 from orbit_kd.runtimes import Port
 from orbit_kd.tasks import Task
 from orbit_kd.tasks.classification import Classification
@@ -200,3 +203,24 @@ def test_what_cannot_be_cut_in_tiles_is_refused():
         predict_scene(Runner(lambda image: np.zeros((10, 10, 2))), scene, task=Segmentation(2, (10, 10)))
     with pytest.raises(InputError, match="finite"):
         predict_scene(Runner(lambda image: np.full((8, 8, 5), np.nan)), scene, task=task)
+
+
+def test_the_tool_reads_what_the_file_says_and_measures(tool, tmp_path):
+    task, scene = Segmentation(2, (16, 16)), smooth_scene(40, 50).astype("uint8")
+    about = note(("dark", "bright"), Preprocess(mean=(20.0,), scale=1.2), task=task.config())
+    file = export(bright(16), "tflite_float32", path=tmp_path / "m.tflite", metadata=about)
+    truth = predict_scene(file, (scene - np.float32(20)) * np.float32(1.2), task=task)
+    assert 0.2 < truth.mean() < 0.8
+    Image.fromarray(scene[..., 0]).save(tmp_path / "scene.png")
+    Image.fromarray(truth).save(tmp_path / "truth.png")
+    flags = [f"--model={file.path}", f"--scene={tmp_path / 'scene.png'}", f"--output={tmp_path / 'out' / 'a'}"]
+    done = tool("predict", *flags, f"--truth={tmp_path / 'truth.png'}")
+    assert done.returncode == 0 and "mean IoU 1.0000" in done.stdout, done.stderr
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / "a_classes.png")), truth)
+    assert np.asarray(Image.open(tmp_path / "out" / "a.png")).shape == (40, 50, 3)
+    Image.fromarray(truth[:20]).save(tmp_path / "truth.png")
+    done = tool("predict", *flags, f"--truth={tmp_path / 'truth.png'}")
+    assert done.returncode == 1 and "20x50 pixels, the scene 40x50" in done.stderr
+    plain = export(bright(16), "tflite_float32", path=tmp_path / "plain.tflite")
+    done = tool("predict", f"--model={plain.path}", *flags[1:])
+    assert done.returncode == 1 and "does not say that it is for masks or boxes" in done.stderr

@@ -75,8 +75,10 @@ def read_scene(preprocess: dict[str, Any]) -> tuple[Any, Any]:
 
     how = Preprocess(**preprocess)
     if how.resize or how.crop:
-        log.warning("The training images were cropped to %s and resized to %s; the scene is taken as it is: its pixels "
-                    "must have the size on the ground that the network knows.", how.crop, how.resize)  # fmt: skip
+        sizes = (("cropped", how.crop), ("resized", how.resize))
+        done = " and ".join(f"{word} to {size[0]}x{size[1]}" for word, size in sizes if size)
+        log.warning("The training images were %s; the scene is taken as it is: its pixels must have the size on the "
+                    "ground that the network knows.", done)  # fmt: skip
     numbers = tuple(int(band) for band in how.bands) if all(b.isdigit() for b in how.bands) else ()
     if not numbers and how.bands and len(FLAGS.scene) not in (1, len(how.bands)):
         raise InputError(
