@@ -121,7 +121,10 @@ def go(teacher, data, tmp_path_factory):
         patch.setattr(pipeline, "Stages", Seen)
         patch.setattr(pipeline, "export_all", export_all)
         patch.setattr(pipeline, "model_bytes", lambda artifact: file)
-        patch.setattr("orbit_kd.distillation.job.cache_teacher", lambda *_, **__: SimpleNamespace(steps=lambda size: 4))
+        patch.setattr(
+            "orbit_kd.distillation.job.cache_teacher",
+            lambda *_, **__: SimpleNamespace(steps=lambda size: 4, nbytes=0, views=1),
+        )
         patch.setattr(pipeline, "records_of", lambda *_, **k: {"student": np.array([[0, 0], [1, 1]])})
         patch.setattr(trainings, "recalibrate_batchnorm", lambda *_: None)
         for module in (pipeline, trainings):

@@ -134,7 +134,9 @@ def keys(made, tmp_path_factory):
 
     patch.setattr(Stages, "stage", stage)
     patch.setattr(Data, "renderings", lambda *a, **k: None)
-    patch.setattr("orbit_kd.distillation.job.cache_teacher", lambda *a, **k: SimpleNamespace(steps=lambda n: 1))
+    patch.setattr(
+        "orbit_kd.distillation.job.cache_teacher", lambda *a, **k: SimpleNamespace(steps=lambda n: 1, nbytes=0, views=1)
+    )
     for module, name in ((pipeline, "save_model"), (trainings, "save_model"), (pipeline, "report_sections"),
                          (trainings, "sparse_student"), (checks, "sparse_student")):  # fmt: skip
         patch.setattr(module, name, lambda *a, **k: {})

@@ -251,3 +251,44 @@ def test_two_inputs_go_all_the_way(form, tmp_path):
     row = result.report.artifacts[0]
     assert row["accuracy"] == pytest.approx(np.mean(outputs.argmax(-1) == KIND[36:]))
     assert row["tflm"]["max_lsb"] <= 1 and result.student.count_params() < model.count_params()
+
+
+def squares(count: int = 48) -> tuple[np.ndarray, np.ndarray]:
+    """Images with one bright square each, and its box."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(scale=0.1, size=(count, 32, 32, 1)).astype("float32"), np.zeros((count, 2, 5), "float32")
+    y[:, 1, 0] = -1
+    for i in range(count):
+        size, (top, left) = int(rng.integers(8, 14)), rng.integers(0, 18, 2)
+        x[i, top : top + size, left : left + size] += 1
+        y[i, 0, 1:] = np.array([top, left, top + size, left + size]) / 32
+    return x, y
+
+
+def detector() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    image = keras.Input((32, 32, 1))
+    x = layers.Conv2D(16, 5, strides=2, padding="same", activation="relu", name="a")(image)
+    x = layers.Conv2D(24, 5, strides=2, padding="same", activation="relu", name="b")(x)
+    x = layers.Conv2D(24, 5, padding="same", activation="relu", name="c")(x)
+    return keras.Model(image, layers.Conv2D(5, 1, activation="sigmoid", name="maps")(x))
+
+
+def test_boxes_go_all_the_way(tmp_path):
+    (x, y), model = squares(), detector()
+    data = splits_of(x, y)
+    train(model, data, epochs=60, learning_rate=1e-2, batch_size=12, path=tmp_path / "t.keras")
+    recipe = dataclasses.replace(RECIPE, ratio=0.25, epochs=20)
+    result = okd.compress(model, data, recipe=recipe, workdir=tmp_path / "w")
+    report, row = result.report, result.report.artifacts[0]
+    task = choose(model, data)
+    records = task.records(task.truth(y[36:]), (okd.predict(result.artifacts[0], x[36:]),))
+    assert report.task["kind"] == "detection" and row["metric"] == pytest.approx(task.value(records))
+    assert report.teacher["metric"] > 0.5 and row["metric"] > 0.3 and 0 < row["paired_p"] <= 1
+    assert len(report.pictures) == 8 and report.pictures[0]["metric"] <= report.pictures[-1]["metric"]
+    page = (tmp_path / "w" / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 8 and "Precision against recall" in page
+    scan = okd.sensitivity(model, data.val, ratios=(0.5,))
+    assert scan.metric == "AP50" and scan.accuracy == pytest.approx(
+        task.value(task.records(task.truth(y[24:36]), (model(x[24:36]).numpy(),))), abs=1e-3
+    )

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ from orbit_kd.distillation.losses import DistillationLoss
 from orbit_kd.tasks import Task, choose
 from orbit_kd.training import workers
 from orbit_kd.training.fit import fit
+
+log = logging.getLogger("orbit_kd")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +73,7 @@ class TrainingJob:
             key: names images and augmentation for certain, so that they are not read again to compare.
         """
         views = self.data.renderings(self.views, seed=self.seed, augment=self.augment)
-        return cache_teacher(
+        cache = cache_teacher(
             self.teacher,
             views,
             path=folder,
@@ -80,6 +83,8 @@ class TrainingJob:
             shard=self._place,
             moving_labels=self.data.moving_labels,
         )
+        log.info("the teacher's answers with their images: %.0f MB in %d views", cache.nbytes / 1e6, cache.views)
+        return cache
 
     def distiller(self, student: keras.Model) -> Distiller:
         """The Distiller that trains a student, which is in the strategy's scope; it builds the losses."""
