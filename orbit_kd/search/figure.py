@@ -33,7 +33,7 @@ def draw(scan: Scan, path: Path) -> Path:
             x, y = (0.0, *c.ratios), (scan.accuracy, *c.accuracy)
             axes.plot(x, 100 * np.array(y), style, color=f"C{i % 8}", marker=".", label=c.name)
         axes.axhline(100 * scan.accuracy, color="0.6", linewidth=0.8)
-        axes.set(xlabel=f"part of the {what} that is gone", ylabel="accuracy, %", ylim=(0, 101), xlim=(0, 1))
+        axes.set(xlabel=f"part of the {what} that is gone", ylabel=f"{scan.metric}, %", ylim=(0, 101), xlim=(0, 1))
         axes.grid(alpha=0.3)
         figure.legend(loc="outside right upper", fontsize=8)
     else:
@@ -46,6 +46,6 @@ def draw(scan: Scan, path: Path) -> Path:
         axes.set_xticks(range(len(scan.ratios)), [f"{r:.0%}" for r in scan.ratios])
         axes.set_yticks(range(len(curves)), [c.name for c in curves], fontsize=7)
         axes.set_xlabel(f"part of the {what} that is gone")
-        figure.colorbar(image, label="accuracy, %", shrink=0.6)
+        figure.colorbar(image, label=f"{scan.metric}, %", shrink=0.6)
     axes.set_title(f"{scan.accuracy:.1%} with everything, {scan.images} images", fontsize=10)
     return replace_file(path, lambda file: figure.savefig(file, dpi=120))

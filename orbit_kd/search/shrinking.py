@@ -17,12 +17,13 @@ from orbit_kd.quantization.aware import plain_model
 from orbit_kd.removal.planning import plan_removal
 from orbit_kd.removal.surgery import recalibrate_batchnorm, remove_filters
 from orbit_kd.search.allocation import Steps, is_coded, steps_of
-from orbit_kd.search.evaluator import Evaluator
+from orbit_kd.search.evaluator import Evaluator, size_of
 from orbit_kd.search.points import Question
 from orbit_kd.search.sensitivity import sensitivities
 from orbit_kd.search.trial import Judge, Reached, shrunk, takes_bits, with_bits
 from orbit_kd.search.trials import Found, State, Trial
 from orbit_kd.sparsity.sparsify import keep_zeros
+from orbit_kd.tasks import Metric
 
 log = logging.getLogger("orbit_kd")
 
@@ -68,24 +69,29 @@ class Shrinking:
         self._start = time.monotonic() - self.state.spent
         unknown = self.removal["unknown"]
         right, self._forward = _accuracy_and_pace(self.teacher, self.judge)
-        self.images_seen = sum(len(y) for _, y in self.judge.batches)
+        self.images_seen = sum(size_of(x) for x, _ in self.judge.batches)
         self.target = right - self.max_drop - 1e-9  # a drop of just max_drop is within it
         copy = remove_filters(self.teacher, plan_removal(self.teacher, ratio=0.0, unknown=unknown))
         if self.state.whole is None:
             self.state.whole = self.judge(copy)
             self.state.best = self.state.keep(copy, self.state.whole, {})
             self.state.save()
-        log.info("search: at least %.2f%% of %d validation images; the teacher's own int8 file: %s bytes, %.2f%%",
-                 100 * self.target, self.images_seen, f"{self.state.whole.bytes:,}",
-                 100 * self.state.whole.accuracy)  # fmt: skip
+        log.info("search: at least %s on %d validation images; the teacher's own int8 file: %s bytes, %s",
+                 self.metric.text(self.target), self.images_seen, f"{self.state.whole.bytes:,}",
+                 self.metric.text(self.state.whole.accuracy))  # fmt: skip
         self.coarse = is_coded(self.judge.target) and takes_bits(copy)
         self._explore()
         self._train_longer()
         best = self.state.best
         found = Found(self.state.model(best), self.target, self.images_seen, self.state.whole,
-                      Reached(**best["reached"]), tuple(self.state.trials))  # fmt: skip
+                      Reached(**best["reached"]), tuple(self.state.trials), self.metric)  # fmt: skip
         log.info("search: %s", found.verdict)
         return found
+
+    @property
+    def metric(self) -> Metric:
+        """What the search is held to."""
+        return self.judge.task.metric
 
     def _explore(self) -> None:
         """Steps from the best network, until the time for them is over or they get too small."""
@@ -150,8 +156,9 @@ class Shrinking:
                       time.monotonic() - begun, factor, epochs, training, patience)  # fmt: skip
         state.trials.append(trial)
         state.save()
-        log.info("search: %s parameters, %s bytes, %.2f%% after %d epochs, %s", f"{trial.params:,}",
-                 f"{trial.bytes:,}", 100 * trial.accuracy, epochs, "taken" if taken else "not taken")  # fmt: skip
+        reaches, verdict = self.metric.text(trial.accuracy), "taken" if taken else "not taken"
+        log.info("search: %s parameters, %s bytes, %s after %d epochs, %s", f"{trial.params:,}", f"{trial.bytes:,}",
+                 reaches, epochs, verdict)  # fmt: skip
         return taken
 
     def _is_better(self, reached: Reached) -> bool:

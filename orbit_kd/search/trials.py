@@ -16,6 +16,7 @@ from orbit_kd.quantization.aware import plain_model
 from orbit_kd.search.trial import Reached
 from orbit_kd.support.files import write_file
 from orbit_kd.support.text_table import aligned
+from orbit_kd.tasks import Metric
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Found:
         whole: what the teacher's own file reaches.
         reached: what the file of the best network reaches.
         trials: every network that was tried, in order.
+        metric: what target and accuracies are of.
     """
 
     model: keras.Model
@@ -67,6 +69,7 @@ class Found:
     whole: Reached
     reached: Reached
     trials: tuple[Trial, ...]
+    metric: Metric = dataclasses.field(default_factory=lambda: Metric("accuracy", "accuracy"))
 
     @property
     def student(self) -> keras.Model:
@@ -89,13 +92,15 @@ class Found:
                 f"{t.macs:,.0f} MACs",
                 f"{t.bytes:,} bytes",
                 f"{t.epochs} epochs",
-                f"{t.accuracy:.2%}",
+                self.metric.text(t.accuracy),
                 "taken" if t.accepted else "too small" if t.factor > 1 else "no better",
             )
             for t in self.trials
         ]
-        told = (f"at least {self.target:.2%} of {self.images} validation images; the teacher's own int8 file: "
-                f"{self.whole.bytes:,} bytes, {self.whole.accuracy:.2%}")  # fmt: skip
+        of = "of" if self.metric.key == "accuracy" else f"{self.metric.name} on"
+        own = f"{self.whole.bytes:,} bytes, {self.metric.text(self.whole.accuracy)}"
+        told = (f"at least {self.metric.text(self.target)} {of} {self.images} validation images; "
+                f"the teacher's own int8 file: {own}")  # fmt: skip
         return "\n".join([told, *aligned(rows, ">>>>><"), self.verdict])
 
 
