@@ -58,8 +58,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     spread = f", sample deviation {np.std(drops, ddof=1):.2f}" if len(drops) > 1 else ""
     zero = len({r["seed"] for r in rows}) >= 3 and np.mean(drops) >= 0
     verdict = " By the project's definition this is zero loss: a mean of at least 0 over three seeds." if zero else ""
-    told = f"Mean difference {np.mean(drops):+.2f} points over {len(drops)} seeds, from {min(drops):+.2f} to {max(drops):+.2f}"
-    return f"{markdown(head, body)}\n\nTeacher: {before[0]:.2%}. {told}{spread}.{verdict}"
+    told = f"Teacher: {before[0]:.2%}. Mean difference {np.mean(drops):+.2f} points over {len(drops)} seeds"
+    told += f", from {min(drops):+.2f} to {max(drops):+.2f}{spread}.{verdict}"
+    return f"{markdown(head, body)}\n\n{told}"
 
 
 def main(_: list[str]) -> None:
