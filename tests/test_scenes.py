@@ -30,6 +30,7 @@ class Runner:
         self.answer, self.calls = answer, []
         self.input = Port((*shape, bands), np.dtype("float32"), 0.0, 0)
         self.output = Port((), np.dtype("float32"), 0.0, 0)
+        self.inputs, self.outputs = (self.input,), (self.output,)
 
     def raw(self, x: np.ndarray) -> np.ndarray:
         self.calls.append(len(x))
@@ -195,8 +196,6 @@ def test_what_cannot_be_cut_in_tiles_is_refused():
         predict_scene(runner, np.zeros((64, 64, 3)), task=task)
     with pytest.raises(InputError, match="shape"):
         predict_scene(runner, np.zeros((64, 64)), task=task)
-    with pytest.raises(InputError, match="three outputs"):
-        predict_scene(runner, scene, task=Detection(1, parts=(0, 1, 2)))
     with pytest.raises(InputError, match="no map"):
         predict_scene(Runner(lambda image: np.zeros(3)), scene, task=task)
     with pytest.raises(InputError, match="10x10 places"):
@@ -224,3 +223,21 @@ def test_the_tool_reads_what_the_file_says_and_measures(tool, tmp_path):
     plain = export(bright(16), "tflite_float32", path=tmp_path / "plain.tflite")
     done = tool("predict", f"--model={plain.path}", *flags[1:])
     assert done.returncode == 1 and "does not say that it is for masks or boxes" in done.stderr
+
+
+def test_a_detector_of_three_outputs_is_run_as_one_of_one(tmp_path):
+    keras.utils.set_random_seed(0)
+    image, ends = keras.Input((32, 32, 1)), {"size": 2, "heat": 1, "reg": 2}
+    x = layers.Conv2D(8, 3, strides=4, padding="same", activation="relu")(image)
+    parts = [layers.Conv2D(n, 1, activation="sigmoid", name=name)(x) for name, n in ends.items()]
+    joined = layers.Concatenate()([parts[1], parts[0], parts[2]])
+    one, three = (
+        export(keras.Model(image, out), "tflite_float32", path=tmp_path / f"{name}.tflite")
+        for name, out in (("one", joined), ("three", parts))
+    )
+    scene = np.random.default_rng(0).normal(size=(50, 40, 1)).astype("float32")
+    expected = predict_scene(one, scene, task=Detection(1, least=0.1))
+    found = predict_scene(three, scene, task=Detection(1, least=0.1, parts=(1, 0, 2)))
+    assert len(found) and np.allclose(found, expected, atol=1e-4)
+    with pytest.raises(InputError, match="has 3 outputs"):
+        predict_scene(three, scene, task=Detection(1))

@@ -84,12 +84,6 @@ def predict_scene(
             expected="segmentation or detection, whose answers have a place",
             fix="cut the scene into images and use okd.predict for one answer an image",
         )
-    if isinstance(task, Detection) and task.parts is not None:
-        raise InputError(
-            "The detector gives three outputs.",
-            expected="one map (height, width, classes + 4), which is what an exported file is run for",
-            fix="join them before the export: keras.layers.Concatenate()([heat, size, offset])",
-        )
     if not 0 <= overlap < 1:
         raise InputError(f"overlap={overlap}.", expected="a share from 0 to below 1", fix="0.25 is usual")
     if isinstance(file, (Artifact, str, os.PathLike, bytes)):
@@ -97,7 +91,7 @@ def predict_scene(
         runner = runtimes.load(model, runtime=runtime or own, threads=threads)
     else:
         runner = file
-    run = _TileRunner(runner, scene if hasattr(scene, "shape") else np.asarray(scene), prepare)
+    run = _TileRunner(runner, scene if hasattr(scene, "shape") else np.asarray(scene), prepare, task)
     tiles = list(_tiles(run.scene.shape[:2], run.size, overlap))
     if isinstance(task, Segmentation):
         return _pixels(run, tiles, task, overlap)
@@ -107,8 +101,8 @@ def predict_scene(
 class _TileRunner:
     """A network on one tile of a scene."""
 
-    def __init__(self, runner: runtimes.Runner, scene: Any, prepare: Prepare | None) -> None:
-        self.runner, self.scene, self.prepare = runner, scene, prepare
+    def __init__(self, runner: runtimes.Runner, scene: Any, prepare: Prepare | None, task: Task) -> None:
+        self.runner, self.scene, self.prepare, self.task = runner, scene, prepare, task
         shape = runner.input.shape
         if len(shape) != 3 or len(scene.shape) != 3 or min(scene.shape[:2]) < 1:
             raise InputError(
@@ -132,7 +126,17 @@ class _TileRunner:
         image = np.pad(image, [*missing, (0, 0)], mode="edge")
         if self.prepare is not None:
             image = np.asarray(self.prepare(image))
-        output = np.asarray(runtimes.run(self.runner, image[None])[0])
+        said = runtimes.run(self.runner, image[None])
+        outputs = said if isinstance(said, tuple) else (said,)
+        if isinstance(self.task, Detection) and self.task.parts is not None and len(outputs) == len(self.task.parts):
+            outputs = (self.task.joined(outputs),)  # heat, sizes and offsets of a detector with three outputs
+        if len(outputs) != 1:
+            raise InputError(
+                f"The file has {len(outputs)} outputs.",
+                expected="one map, or the three of a detector whose task says which is which",
+                fix="give the task that the file names: orbit_kd.tasks.from_config(okd.read_metadata(file)['task'])",
+            )
+        output = np.asarray(outputs[0][0])
         if output.ndim != 3 or not np.isfinite(output).all():
             raise InputError(
                 f"The network gives {output.shape} for a tile{'' if output.ndim == 3 else ', no map'}, or NaN or Inf.",
