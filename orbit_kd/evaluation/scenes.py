@@ -134,7 +134,7 @@ class _TileRunner:
             raise InputError(
                 f"The file has {len(outputs)} outputs.",
                 expected="one map, or the three of a detector whose task says which is which",
-                fix="give the task that the file names: orbit_kd.tasks.from_config(okd.read_metadata(file)['task'])",
+                fix="give the task that the file names: orbit_kd.tasks.from_config(okd.exporters.read_metadata(file)['task'])",
             )
         output = np.asarray(outputs[0][0])
         if output.ndim != 3 or not np.isfinite(output).all():
@@ -228,7 +228,7 @@ def _boxes(run: _TileRunner, tiles: list[_Tile], task: Detection, iou: float) ->
     of_tile: list[np.ndarray] = []
     height, width = run.size
     for number, tile in enumerate(tiles):
-        maps = task.joined((run(tile),))
+        maps = run(tile) if task.parts else task.joined((run(tile),))
         boxes = task.found(maps)
         # a box that comes nearer than a cell may go on in the next tile
         low, high = (1 / maps.shape[0], 1 / maps.shape[1]), (1 - 1 / maps.shape[0], 1 - 1 / maps.shape[1])
