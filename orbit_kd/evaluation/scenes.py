@@ -134,7 +134,8 @@ class _TileRunner:
             raise InputError(
                 f"The file has {len(outputs)} outputs.",
                 expected="one map, or the three of a detector whose task says which is which",
-                fix="give the task that the file names: orbit_kd.tasks.from_config(okd.exporters.read_metadata(file)['task'])",
+                fix="give the task that the file names: "
+                "orbit_kd.tasks.from_config(okd.exporters.read_metadata(file)['task'])",
             )
         output = np.asarray(outputs[0][0])
         if output.ndim != 3 or not np.isfinite(output).all():
