@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from orbit_kd.models.heads import head_type, heads
 from orbit_kd.tasks.classification import ClassScores
 from orbit_kd.tasks.metrics import average_precision
+from orbit_kd.tasks.sigmoid import binary_accuracy, binary_loss, threshold_of
 from orbit_kd.tasks.task import Outputs, Records, refuse, tasks
 
 if TYPE_CHECKING:
@@ -39,23 +39,18 @@ class Binary(ClassScores):
             told = ", ".join(str(tuple(t.shape)) for t in model.outputs)
             raise refuse(model, cls.name, f"its outputs have the shapes {told}", expected="one number an image",
                          fix="let it end in Dense(1, 'sigmoid'); two scores are the task classification")  # fmt: skip
-        return cls(threshold=0.5 if _is_probability(model) else 0.0)
+        return cls(threshold=threshold_of(model))
 
     def loss(self, model: keras.Model, data: Data | None = None) -> Any:
-        import tf_keras as keras
-
-        return keras.losses.BinaryCrossentropy(from_logits=not _is_probability(model))
+        return binary_loss(model)
 
     def keras_metrics(self, model: keras.Model) -> list[Any]:
-        import tf_keras as keras
-
-        return [keras.metrics.BinaryAccuracy(name="accuracy", threshold=self.threshold)]
+        return [binary_accuracy(self.threshold)]
 
     def sample_loss(self, model: keras.Model, *, loss: Any = None) -> Callable[[Any, Sequence[Any]], Any]:
         import tensorflow as tf
-        import tf_keras as keras
 
-        each = keras.losses.BinaryCrossentropy(from_logits=not _is_probability(model), reduction="none")
+        each = binary_loss(model, reduction="none")
         return lambda y, outputs: each(tf.cast(y, tf.float32)[:, None], tf.reshape(outputs[0], (-1, 1)))
 
     def predicted(self, outputs: Outputs) -> np.ndarray:
@@ -74,7 +69,3 @@ class Binary(ClassScores):
     def chance(self, records: Records) -> float:
         share = float(records[:, 0].mean())
         return max(share, 1 - share)
-
-
-def _is_probability(model: keras.Model) -> bool:
-    return head_type(heads(model)[0]).kind == "labels"

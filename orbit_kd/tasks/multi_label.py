@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from orbit_kd.errors import InputError
-from orbit_kd.models.heads import head_type, heads
+from orbit_kd.models.heads import heads
 from orbit_kd.tasks.metrics import average_precision
+from orbit_kd.tasks.sigmoid import binary_accuracy, binary_loss, threshold_of
 from orbit_kd.tasks.task import Metric, Outputs, Records, Task, refuse, tasks
 
 if TYPE_CHECKING:
@@ -42,23 +43,18 @@ class MultiLabel(Task):
             told = f"it ends in {heads(model)[0]} of shape {tuple(shape)}"
             raise refuse(model, cls.name, told, expected="one sigmoid (or its logit) for each label",
                          fix="let it end in Dense(labels, 'sigmoid'); a softmax is for classification")  # fmt: skip
-        return cls(int(shape[-1]), threshold=0.5 if _is_probability(model) else 0.0)
+        return cls(int(shape[-1]), threshold=threshold_of(model))
 
     def loss(self, model: keras.Model, data: Data | None = None) -> Any:
-        import tf_keras as keras
-
-        return keras.losses.BinaryCrossentropy(from_logits=not _is_probability(model))
+        return binary_loss(model)
 
     def keras_metrics(self, model: keras.Model) -> list[Any]:
-        import tf_keras as keras
-
-        return [keras.metrics.BinaryAccuracy(name="accuracy", threshold=self.threshold)]
+        return [binary_accuracy(self.threshold)]
 
     def sample_loss(self, model: keras.Model, *, loss: Any = None) -> Callable[[Any, Sequence[Any]], Any]:
         import tensorflow as tf
-        import tf_keras as keras
 
-        each = keras.losses.BinaryCrossentropy(from_logits=not _is_probability(model), reduction="none")
+        each = binary_loss(model, reduction="none")
         return lambda y, outputs: each(tf.cast(y, tf.float32), outputs[0])
 
     def truth(self, y: Any) -> np.ndarray:
@@ -98,7 +94,3 @@ class MultiLabel(Task):
     def chance(self, records: Records) -> float:
         shares = records[:, 0].mean(0)
         return float(shares[shares > 0].mean()) if shares.any() else 0.0
-
-
-def _is_probability(model: keras.Model) -> bool:
-    return head_type(heads(model)[0]).kind == "labels"
