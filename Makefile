@@ -4,7 +4,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 
-.PHONY: demo vgg16_mstar vgg16_mstar_400 vgg16_aid15a vgg16_aid15a_18x resnet20_mstar resnet20_mstar_max_drop mobilenet_mstar test lint test-slow install clean
+.PHONY: demo vgg16_mstar vgg16_mstar_400 vgg16_aid15a vgg16_aid15a_18x resnet20_mstar resnet20_mstar_max_drop mobilenet_mstar unet_water centernet_boats test lint test-slow install clean
 
 demo: $(READY)
 	$(PY) tools/train.py --flagfile=models/demo/train.flags --output=out/demo/teacher.keras
@@ -15,7 +15,7 @@ vgg16_mstar vgg16_mstar_400 vgg16_aid15a vgg16_aid15a_18x: $(READY)
 	$(PY) tools/compress.py --flagfile=models/$@/recipe.flags --teacher=$(TEACHER) --data_dir=$(DATA) --workdir=out/$@
 
 # these train their teachers too: make resnet20_mstar DATA=mstar10
-resnet20_mstar resnet20_mstar_max_drop mobilenet_mstar: $(READY)
+resnet20_mstar resnet20_mstar_max_drop mobilenet_mstar unet_water centernet_boats: $(READY)
 	$(PY) tools/train.py --flagfile=models/$@/train.flags --data_dir=$(DATA) --output=out/$@/teacher.keras
 	$(PY) tools/compress.py --flagfile=models/$@/recipe.flags --teacher=out/$@/teacher.keras --data_dir=$(DATA) \
 		--workdir=out/$@

@@ -81,7 +81,7 @@ class Point:
 POINTS: dict[str, dict[str, Point]] = {
     "mstar": {
         "filters": Point(),
-        "filters, levels": Point(1.0, 0.0, 4, (0, 0, 40)),
+        "filters + levels": Point(1.0, 0.0, 4, (0, 0, 40)),
         "1500x": Point(1.0, 0.74, 4, (0, 20, 40)),
         "2500x": Point(0.75, 0.70, 3, (50, 25, 50)),
         "3000x": Point(0.68, 0.70, 3, (50, 25, 50)),
@@ -97,13 +97,13 @@ POINTS: dict[str, dict[str, Point]] = {
 # What each way contributes, on MSTAR: the same trainings with one left out.
 ALONE = {
     "nothing": Point(whole=True),
-    "zeros alone, not retrained": Point(1.0, 0.74, 8, whole=True),
-    "levels alone, not retrained": Point(1.0, 0.0, 4, whole=True),
+    "zeros alone (not retrained)": Point(1.0, 0.74, 8, whole=True),
+    "levels alone (not retrained)": Point(1.0, 0.0, 4, whole=True),
     "filters": Point(),
-    "filters, zeros": Point(1.0, 0.74, 8, (0, 20, 0)),
-    "filters, levels": Point(1.0, 0.0, 4, (0, 0, 40)),
-    "filters, zeros, levels": POINTS["mstar"]["1500x"],
-    "filters, tfmot clustering": Point(1.0, 0.0, 8, (0, 0, 40), coded=False, clusters=16),
+    "filters + zeros": Point(1.0, 0.74, 8, (0, 20, 0)),
+    "filters + levels": Point(1.0, 0.0, 4, (0, 0, 40)),
+    "filters + zeros + levels": POINTS["mstar"]["1500x"],
+    "filters + tfmot clustering": Point(1.0, 0.0, 8, (0, 0, 40), coded=False, clusters=16),
 }
 
 

@@ -263,7 +263,8 @@ class Detection(Task):
             shown = [(box[1:], f"{int(box[0])}") for box in np.asarray(truth) if box[0] >= 0]
         else:
             rows = [row for row in self.found(self.joined(outputs)) if row[1] >= self.shown]
-            shown = [(row[2:], f"{int(row[0])}: {row[1]:.2f}") for row in rows]
+            name = "{:.0f}: {:.2f}" if self.classes > 1 else "{1:.2f}"
+            shown = [(row[2:], name.format(*row[:2])) for row in rows]
         for (top, left, bottom, right), words in shown:
             corner = (float(left) * (width - 1), float(top) * (height - 1))
             pen.rectangle([*corner, float(right) * (width - 1), float(bottom) * (height - 1)], outline=colour, width=2)
