@@ -146,11 +146,10 @@ class Students:
             name += f"_{point.sparsity:g}"
             steps = point.epochs[1] and point.epochs[1] * self.lessons.steps(64)
 
+            when: dict[str, Any] = {"schedule": "polynomial", "end_step": max(1, steps // 2)} if steps else {}
+
             def sparse(student: keras.Model = student) -> keras.Model:
-                return sparsify(
-                    student, "magnitude", sparsity=point.sparsity, scope="lamp",
-                    schedule="polynomial" if steps else "constant", end_step=max(1, steps // 2),
-                )  # fmt: skip
+                return sparsify(student, "magnitude", sparsity=point.sparsity, scope="lamp", **when)
 
             student = self._stage("zeros", name, sparse, point.epochs[1], seed, strip)
         if point.bits < 8:
