@@ -65,21 +65,22 @@ def main() -> None:
     import tf_keras as keras
 
     from orbit_kd.pipeline.teaching import teach
+    from orbit_kd.tasks import choose
 
     keras.utils.set_random_seed(FLAGS.seed)
     student = make_student(teacher, data)
     settings = {name: FLAGS[name].value for name in ("label_free", "epochs", "learning_rate", "batch_size", "views",
-                                                     "seed", "tensorboard")}  # fmt: skip
+                                                     "seed", "tensorboard", "task")}  # fmt: skip
     history = teach(student, teacher, data=data, losses=losses, alpha=alpha, augment=augment, strategy=strategy,
                     path=FLAGS.output, **settings)  # fmt: skip
-    shown = {name: values[-1] for name, values in history.items() if name.startswith("val_")}
-    print(f"{FLAGS.output}: {', '.join(f'{name} {value:.4f}' for name, value in shown.items())}")
+    of = choose(student, data, task=FLAGS.task)
+    key, name = (f"val_{of.metric.key}", of.metric.name) if f"val_{of.metric.key}" in history else ("val_loss", "loss")
+    print(f"{FLAGS.output}: validation {name} {history[key][-1]:.4f}")
     if FLAGS.test:
         from orbit_kd.search.evaluator import examples_of, value_of
-        from orbit_kd.tasks import choose
 
-        task, batches = examples_of(data.test, None, model=student, task=choose(student, data), what="test data")
-        print(f"test {task.metric.name} {value_of(student, batches, task=task):.4f}")
+        _, batches = examples_of(data.test, None, model=student, task=of, what="test data")
+        print(f"test {of.metric.name} {value_of(student, batches, task=of):.4f}")
 
 
 def make_student(teacher: Any, data: Any) -> Any:

@@ -75,14 +75,14 @@ def teach(
     strategy = strategy or tf.distribute.get_strategy()
     with workers.watch_workers(strategy):
         for model in (teacher, student):
-            check_fit(model, data, task=task, labels=not label_free)
+            of = check_fit(model, data, task=task, labels=not label_free)
         index, count = shard = workers.index_and_count(strategy)
         if batch_size % strategy.num_replicas_in_sync:
             raise InputError(f"batch_size={batch_size} for {strategy.num_replicas_in_sync} replicas.",
                              expected="equal parts", fix="give a multiple of their number")  # fmt: skip
         training = TrainingJob(
             teacher, data, losses=losses, alpha=alpha, label_free=label_free, views=views, augment=augment or Augment(),
-            seed=seed, batch_size=batch_size, learning_rate=learning_rate, strategy=strategy, task=task,
+            seed=seed, batch_size=batch_size, learning_rate=learning_rate, strategy=strategy, task=of,
         )  # fmt: skip
         copy = workers.copy_into(student, strategy)
         distiller = training.distiller(copy)
@@ -99,6 +99,7 @@ def teach(
             "losses": [keras.saving.serialize_keras_object(loss) for loss in losses],
             "alpha": Scheduled(alpha, name="alpha").serialize(),
             "label_free": label_free,
+            "task": of.config(),
             "epochs": epochs,
             "learning_rate": learning_rate,
             "batch_size": batch_size,
