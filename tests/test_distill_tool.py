@@ -169,7 +169,7 @@ def test_every_argument_runs_those_stages_again_that_use_it(tmp_path, monkeypatc
                 ran.extend([] if done else [name])
                 yield folder, done
 
-    lessons = SimpleNamespace(steps=lambda size: 1)
+    lessons = SimpleNamespace(steps=lambda size: 1, nbytes=0, views=1)
     monkeypatch.setattr(teaching, "Stages", Seen)
     monkeypatch.setattr(teaching, "save_model", lambda *_: None)
     monkeypatch.setattr(job, "cache_teacher", lambda *_, **__: lessons)
