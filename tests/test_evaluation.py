@@ -266,7 +266,7 @@ def test_a_file_that_does_not_say_what_its_one_output_is_asks(tmp_path, images):
     model = keras.Sequential([layers.Input((10, 10, 2)), layers.Flatten(), layers.Dense(1, activation="sigmoid")])
     file = export(model, "tflite_float32", path=tmp_path / "m.tflite")
     test = [(images[0], images[1] % 2)]
-    with pytest.raises(InputError, match=r"does not say what it is for[\s\S]*--task"):
+    with pytest.raises(InputError, match=r"neither it nor the labels say what it is for[\s\S]*--task"):
         evaluate(file, test, latency_runs=1, tflm_images=1)
     expected = np.mean((model.predict(images[0], verbose=0)[:, 0] > 0.5) == images[1] % 2)
     for about in ({"task": "binary"}, {"teacher": model}):

@@ -167,7 +167,8 @@ NO_DATA = {
     "RelationalDistillation", "RemovalPlan", "Report", "Resume", "Scan", "SimilarityPreserving", "StopOnNonFinite",
     "TeacherCache", "as_graph", "channel_rule", "check_preprocess", "cluster", "allocate", "keep_zeros", "load",
     "load_model", "profile", "quantize_table", "ratios_for", "remove_filters", "save_model", "sparsify",
-    "sparsity_table", "strip", "strip_clusters", "strip_quantization",
+    "sparsity_table", "strip", "strip_clusters", "strip_quantization", "predict_scene", "ChannelWiseDistillation",
+    "ChannelWiseFeatures", "DetectionDistillation",
 }  # fmt: skip
 JUDGES = ("evaluate", "sensitivity", "smallest")  # say how accurate a network is
 ENDLESS = (  # look at the first batches, or the first 20,000 images

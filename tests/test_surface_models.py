@@ -177,7 +177,8 @@ TAKES_NONE = {
     "Artifact", "AttentionTransfer", "Augment", "Data", "DecoupledDistillation", "DistillationLoss", "FeatureHints",
     "InputError", "LogitsDistillation", "MAEDistillation", "MSEDistillation", "Piecewise", "Preprocess", "Recipe",
     "RelationalDistillation", "RemovalPlan", "Report", "Resume", "Scan", "SimilarityPreserving", "StopOnNonFinite",
-    "TeacherCache", "channel_rule", "load", "predict",
+    "TeacherCache", "channel_rule", "load", "predict", "predict_scene", "ChannelWiseDistillation",
+    "ChannelWiseFeatures", "DetectionDistillation",
 }  # fmt: skip
 LOADS = {"check_preprocess"}  # hands what it gets to load_model, which is in the walk
 # What makes another network of a model wants it plain; wrappers of sparsity are looked through elsewhere.

@@ -76,6 +76,7 @@ def check() -> None:
     from orbit_kd.evaluation.preprocess_check import check_preprocess
 
     name, where = data_flags()
+    where.pop("task")  # it is classes that --expected_accuracy is of
     preprocess = collect(Preprocess)
     expected = FLAGS.expected_accuracy
     found = check_preprocess(

@@ -72,7 +72,7 @@ def _by_shape(file: File, labels: Any, task: str) -> Task:
     if task in found and (task != "segmentation" or len(shape) == 3):
         return from_config({"name": task, **found[task]})
     raise InputError(
-        f"The file gives {shape} for each image, and does not say what it is for.",
+        f"The file gives {shape} for each image, and neither it nor the labels say what it is for.",
         expected="a file that this version exported by `compress`, the Keras teacher beside it, or the task's name",
         fix=f"name the task (--task): {', '.join(tasks)}",
     )

@@ -9,9 +9,8 @@ import numpy as np
 
 from orbit_kd.datasets.labels import are_rows, check_several, class_numbers
 from orbit_kd.errors import InputError
-from orbit_kd.models.heads import heads
-from orbit_kd.models.label_losses import check_classes, class_loss, cross_entropy
 from orbit_kd.tasks.metrics import confusion_matrix, mcnemar
+from orbit_kd.tasks.network import heads
 from orbit_kd.tasks.task import Metric, Outputs, Records, Task, tasks
 
 if TYPE_CHECKING:
@@ -121,6 +120,8 @@ class Classification(ClassScores):
                 fix="name the task it is for (--task); where it is a classifier, let its last layer give one number a "
                 "class",
             )
+        from orbit_kd.models.label_losses import check_classes
+
         if check_classes(model) == "labels" and data is not None:
             raise InputError(
                 f"Model {model.name!r} ends in {heads(model)[0]}: independent labels, each yes or no.",
@@ -132,8 +133,12 @@ class Classification(ClassScores):
         return cls(int(shape[-1]))
 
     def loss(self, model: keras.Model, data: Data | None = None) -> Any:
+        from orbit_kd.models.label_losses import cross_entropy
+
         return cross_entropy(model, one_hot=data is not None and are_rows(data.val.element_spec[1].shape))
 
     def sample_loss(self, model: keras.Model, *, loss: Any = None) -> Callable[[Any, Sequence[Any]], Any]:
+        from orbit_kd.models.label_losses import class_loss
+
         each = class_loss(model, loss=loss)
         return lambda y, outputs: each(y, outputs[0])

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from orbit_kd.errors import InputError
-from orbit_kd.models.heads import head_type, heads, logits_of, output_names
 from orbit_kd.tasks.boxes import GEOMETRY, decode, suppress
 from orbit_kd.tasks.coco import RECALLS, accumulated_ap50, coco_scores
 from orbit_kd.tasks.metrics import as_json, bootstrap
+from orbit_kd.tasks.network import head_type, heads, logits_of, output_names
 from orbit_kd.tasks.segmentation import COLOURS
 from orbit_kd.tasks.task import Metric, Outputs, Records, Task, refuse, tasks
 

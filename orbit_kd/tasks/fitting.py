@@ -9,8 +9,7 @@ import numpy as np
 
 from orbit_kd.datasets.labels import are_rows
 from orbit_kd.errors import InputError
-from orbit_kd.models.heads import heads
-from orbit_kd.models.outputs import kinds_of
+from orbit_kd.tasks.network import heads, kinds_of
 from orbit_kd.tasks.task import tasks
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from orbit_kd.errors import InputError
-from orbit_kd.models.heads import heads
 from orbit_kd.tasks.metrics import average_precision
+from orbit_kd.tasks.network import heads
 from orbit_kd.tasks.sigmoid import binary_accuracy, binary_loss, threshold_of
 from orbit_kd.tasks.task import Metric, Outputs, Records, Task, refuse, tasks
 

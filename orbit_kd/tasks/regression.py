@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from orbit_kd.errors import InputError
-from orbit_kd.models.outputs import compiled_loss
+from orbit_kd.tasks.network import compiled_loss
 from orbit_kd.tasks.task import Metric, Outputs, Records, Task, refuse, tasks
 
 if TYPE_CHECKING:

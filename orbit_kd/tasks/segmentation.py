@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from orbit_kd.errors import InputError
-from orbit_kd.models.heads import head_type, heads
 from orbit_kd.tasks.metrics import intersection_over_union
+from orbit_kd.tasks.network import head_type, heads
 from orbit_kd.tasks.task import Metric, Outputs, Records, Task, refuse, tasks
 
 if TYPE_CHECKING:

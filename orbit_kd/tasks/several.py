@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from orbit_kd.errors import InputError
-from orbit_kd.models.heads import output_names
-from orbit_kd.models.outputs import part_of
 from orbit_kd.tasks.fitting import fitting
+from orbit_kd.tasks.network import output_names, part_of
 from orbit_kd.tasks.task import Metric, Outputs, Records, Task, from_config, tasks
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from orbit_kd.models.heads import head_type, heads
+from orbit_kd.tasks.network import head_type, heads
 
 if TYPE_CHECKING:
     import tf_keras as keras
