@@ -18,6 +18,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 from absl import app, flags
 from absl import logging as absl_logging
 
+from orbit_kd.datasets.kinds import TASKS
 from orbit_kd.datasets.preprocessing import Preprocess
 from orbit_kd.errors import InputError
 from orbit_kd.pipeline.recipe import Recipe
@@ -271,8 +272,10 @@ def data_flags() -> tuple[str, dict[str, Any]]:
             "There is no data.", expected="--data=FOLDER, --data_dir=FOLDER or --data=NAME", fix="give one"
         )
     kept = FLAGS.data_dir if FLAGS.data else None
+    # a task of one's own, or several outputs, read data of a known kind; whoever takes the task checks its name
+    task = FLAGS.task if FLAGS.task in TASKS else "auto"
     return name, {"validation": FLAGS.validation, "seed": FLAGS.seed, "data_dir": kept, "limit": FLAGS.limit,
-                  "task": "auto" if FLAGS.task == "several" else FLAGS.task}  # fmt: skip
+                  "task": task}  # fmt: skip
 
 
 def load_teacher() -> Any:
