@@ -104,7 +104,7 @@ def test_scans_budgets_and_the_search_take_every_task(done, tmp_path):
     task = choose(model, data)
     (x, y) = next(iter(data.val.unbatch().batch(100)))
     assert scan.accuracy == pytest.approx(task.value(task.records(task.truth(y), (model(x).numpy(),))), rel=1e-3)
-    recipe = Recipe(max_drop=0.5, epochs=1, search_epochs=1, views=1, batch_size=12, calibration=12, time_budget=8.0,
+    recipe = Recipe(max_drop=0.5, epochs=1, search_epochs=1, views=1, batch_size=12, calibration=12, time_budget=2.0,
                     targets=("tflite_int8",))  # fmt: skip
     found = okd.compress(model, data, recipe=recipe, workdir=tmp_path).report
     assert found.search["reached"] >= found.search["target"] - 1e-9 or "below" in found.search["verdict"]

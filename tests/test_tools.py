@@ -74,7 +74,7 @@ BAD = {
     "corrupt image": (["--data_dir={p}/broken"], "9.png"),
     "class count": (["--teacher={p}/five.keras"], "5 outputs"),
     "unknown task": (["--task=magic"], "Unknown task 'magic'"),
-    "task of another head": (["--task=segmentation"], "(task=segmentation)"),
+    "task of another head": (["--task=segmentation"], "holds class folders, and no labels for segmentation"),
     "channels": (["--teacher={p}/colour.keras"], "--channels"),
     "image size": (["--crop=12"], "12x12"),
     "no model": (["--teacher={p}/text.keras"], "no Keras model file"),
