@@ -248,7 +248,7 @@ def curve(runs: Runs, dataset: str) -> str:
     """Bytes against accuracy: a row a point, over its seeds."""
     rows = []
     for name, point in POINTS[dataset].items():
-        if found := runs.find(dataset=dataset, **json_of(point)):
+        if found := rows_of(runs, dataset, point):
             rows.append(
                 (
                     name,
@@ -267,7 +267,7 @@ def alone(runs: Runs, dataset: str) -> str:
     """What each way contributes, and what the same weights take as an int8 file, one through gzip, and a coded one."""
     rows = []
     for name, point in ALONE.items():
-        if found := runs.find(dataset=dataset, **json_of(point)):
+        if found := rows_of(runs, dataset, point):
             _, fewer, *figures = _figures(found)
             sizes = (f"{np.mean([r[size] for r in found]):,.0f}" for size in ("int8_bytes", "gzip", "bytes"))
             rows.append((name, *sizes, fewer, *figures[:-1], len(found)))
@@ -291,6 +291,12 @@ def _figures(found: list[dict[str, Any]]) -> tuple[str, ...]:
     )
 
 
+def rows_of(runs: Runs, dataset: str, point: Point, **more: Any) -> list[dict[str, Any]]:
+    """The lines of a point and of no other: what a line leaves out is at its default."""
+    found = runs.find(dataset=dataset, **json_of(point), **more)
+    return [r for r in found if (r.get("whole", False), r.get("clusters", 0)) == (point.whole, point.clusters)]
+
+
 def json_of(point: Point) -> dict[str, Any]:
     """A point as its line in the results has it."""
     found = {**dataclasses.asdict(point), "epochs": list(point.epochs)}
@@ -304,7 +310,7 @@ def main(_: list[str]) -> None:
         for name, point in points.items():
             if (not FLAGS.points or name in FLAGS.points) and not (point.whole and seed):
                 settings = {"dataset": dataset, "point": name, **json_of(point), "seed": seed}
-                if not runs.find(dataset=dataset, **json_of(point), seed=seed):
+                if not rows_of(runs, dataset, point, seed=seed):
                     runs.once(settings, lambda point=point, seed=seed: students.measured(point, seed))
     command = "python benchmarks/coded_students.py --dataset={mstar,aid15a} --data_dir=DATA --models_dir=MODELS"
     tables = [
