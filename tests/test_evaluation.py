@@ -13,6 +13,7 @@ import tensorflow as tf
 import tf_keras as keras
 from test_tflite_reader import recount
 
+import orbit_kd as okd
 from orbit_kd.errors import InputError
 from orbit_kd.evaluation import evaluate as evaluation
 from orbit_kd.evaluation.evaluate import evaluate
@@ -272,6 +273,28 @@ def test_a_file_that_does_not_say_what_its_one_output_is_asks(tmp_path, images):
     for about in ({"task": "binary"}, {"teacher": model}):
         found = evaluate(file, test, latency_runs=1, tflm_images=1, **about)
         assert found.artifacts[0]["accuracy"] == expected and found.task["kind"] == "binary"
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", None])
+@pytest.mark.parametrize("target", ["tflite_float32", "tflite_int8"])
+def test_a_file_alone_is_asked_whether_its_yes_is_a_probability_or_a_logit(activation, target, tmp_path, images):
+    keras.utils.set_random_seed(0)
+    dense = layers.Dense(1, activation=activation, bias_initializer=keras.initializers.Constant(0.2))
+    model = keras.Sequential([layers.Input((10, 10, 2)), layers.Flatten(), dense])
+    file = export(model, target, path=tmp_path / "m.tflite", calibration=images[0])
+    found = evaluate(file, [(images[0], images[1] % 2)], task="binary", latency_runs=1, tflm_images=1)
+    yes = okd.predict(file.path, images[0])[:, 0] > (0.5 if activation else 0.0)
+    assert found.artifacts[0]["accuracy"] == np.mean(yes == images[1] % 2)
+
+
+def test_a_file_of_several_outputs_that_says_nothing_is_refused(tmp_path, images):
+    image = layers.Input((10, 10, 2))
+    x = layers.Flatten()(image)
+    file = export(
+        keras.Model(image, [layers.Dense(4)(x), layers.Dense(4)(x)]), "tflite_float32", path=tmp_path / "m.tflite"
+    )
+    with pytest.raises(InputError, match="has 2 outputs, and does not say"):
+        evaluate(file, [images], latency_runs=1, tflm_images=1)
 
 
 def test_a_runtime_that_aborts_is_told_before_anything_is_measured(made, images, monkeypatch):

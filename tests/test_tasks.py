@@ -12,6 +12,7 @@ import tf_keras as keras
 import orbit_kd as okd
 from orbit_kd.errors import InputError
 from orbit_kd.pipeline.recipe import Recipe
+from orbit_kd.pipeline.retraining import losses_of
 from orbit_kd.tasks import choose, from_config, tasks
 from orbit_kd.tasks.metrics import average_precision, bootstrap, intersection_over_union
 from orbit_kd.training.fit import train
@@ -232,6 +233,15 @@ def test_two_outputs_have_a_task_each(labels, tmp_path):
     assert row["outputs"]["wet"]["accuracy"] == pytest.approx(accuracies[1])
     assert row["metric"] == pytest.approx(np.average(accuracies, weights=[3, 1])) and row["tflm"]["max_lsb"] <= 1
     assert okd.sensitivity(model, data.val, ratios=(0.5,), task=task).metric == task.metric.name
+
+
+def test_a_temperature_that_several_outputs_would_not_get_is_refused(tmp_path):
+    recipe = dataclasses.replace(RECIPE, temperature=3.0)
+    with pytest.raises(InputError, match=r"temperature=3[\s\S]*--losses=logits:1"):
+        okd.compress(two_outputs(), splits_of(X, (KIND, WET)), recipe=recipe, workdir=tmp_path)
+    named = dataclasses.replace(recipe, losses=("logits:1",))
+    (loss,) = losses_of(named, choose(two_outputs(), splits_of(X, (KIND, WET))))
+    assert loss.temperature.at(0) == 3.0
 
 
 def test_outputs_whose_labels_are_missing_are_refused(tmp_path):

@@ -57,7 +57,7 @@ def predict(
             fix="export it first: okd.export(model, 'tflite_float32', path='model.tflite'); the model itself runs with "
             "model.predict(x)",
         )
-    model, own = _content(file)
+    model, own = content_of(file)
     runner = runtimes.load(model, runtime=runtime or own, threads=threads)
     parts = runtimes.parts_of(x, runner.inputs)
     for port, part in zip(runner.inputs, parts, strict=True):
@@ -69,7 +69,7 @@ def predict(
     return tuple(part[0] for part in out) if len(runner.outputs) > 1 else out[0]
 
 
-def _content(file: Artifact | str | os.PathLike[str] | bytes) -> tuple[runtimes.Model, str]:
+def content_of(file: Artifact | str | os.PathLike[str] | bytes) -> tuple[runtimes.Model, str]:
     """What a runtime loads, and the runtime that is made for it."""
     if isinstance(file, bytes):
         return file, runtimes.made_for(file)
@@ -78,7 +78,7 @@ def _content(file: Artifact | str | os.PathLike[str] | bytes) -> tuple[runtimes.
     path = file.path if isinstance(file, Artifact) else file
     suffix = Path(path).suffix if isinstance(path, (str, os.PathLike)) else ""
     if suffix == ".cc":
-        return _content(read_c_array(path))
+        return content_of(read_c_array(path))
     if suffix == ".tflite" and not isinstance(file, Artifact):
         return path, runtimes.made_for(read_bytes(path))
     runtime = find(file.target)[0].runtime if isinstance(file, Artifact) else "onnx" if suffix == ".onnx" else "litert"

@@ -15,7 +15,7 @@ import numpy as np
 
 from orbit_kd import runtimes
 from orbit_kd.errors import InputError
-from orbit_kd.evaluation.prediction import _content
+from orbit_kd.evaluation.prediction import content_of
 from orbit_kd.exporters import Artifact
 from orbit_kd.tasks.boxes import areas, intersections, overlaps
 from orbit_kd.tasks.detection import Detection
@@ -87,7 +87,7 @@ def predict_scene(
     if not 0 <= overlap < 1:
         raise InputError(f"overlap={overlap}.", expected="a share from 0 to below 1", fix="0.25 is usual")
     if isinstance(file, (Artifact, str, os.PathLike, bytes)):
-        model, own = _content(file)
+        model, own = content_of(file)
         runner = runtimes.load(model, runtime=runtime or own, threads=threads)
     else:
         runner = file

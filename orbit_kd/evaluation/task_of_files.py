@@ -13,6 +13,8 @@ from orbit_kd.errors import InputError
 from orbit_kd.exporters.metadata import read_metadata
 from orbit_kd.tasks import Task, choose, from_config, tasks
 from orbit_kd.tasks.classification import Classification
+from orbit_kd.tflite.reader import parse
+from orbit_kd.tflite.subgraph import Subgraph
 
 
 class File(Protocol):
@@ -52,6 +54,12 @@ def task_of(files: Sequence[File], teacher: Any, test: Any, *, task: str | Task)
 
 def _by_shape(file: File, labels: Any, task: str) -> Task:
     runner = runtimes.load(file.model, runtime=file.runtime)
+    if len(runner.outputs) > 1:
+        raise InputError(
+            f"The file has {len(runner.outputs)} outputs, and does not say what they are for.",
+            expected="a file that this version exported by `compress`, or the Keras teacher beside it",
+            fix="give the teacher: evaluate(file, test, teacher=model) (--teacher)",
+        )
     shape, width = runner.output.shape, int(np.prod(runner.output.shape))
     if task == "auto" and width > 1 and len(shape) <= 3 and shape[-1] == width:
         try:
@@ -62,12 +70,14 @@ def _by_shape(file: File, labels: Any, task: str) -> Task:
             return Classification(width)
     if task not in ("auto", *tasks):
         tasks.get(task)  # says which there are
+    threshold = 0.5 if _ends_in_sigmoid(file.model) else 0.0  # of a probability, of a logit
     found: dict[str, dict[str, Any]] = {
         "classification": {"classes": width},
-        "binary": {},
-        "multi_label": {"labels": width},
+        "binary": {"threshold": threshold},
+        "multi_label": {"labels": width, "threshold": threshold},
         "regression": {"numbers": width},
-        "segmentation": {"classes": max(2, shape[-1]), "size": shape[:2], "threshold": 0.5 if shape[-1] == 1 else None},
+        "segmentation": {"classes": max(2, shape[-1]), "size": shape[:2],
+                         "threshold": threshold if shape[-1] == 1 else None},
     }  # fmt: skip
     if task in found and (task != "segmentation" or len(shape) == 3):
         return from_config({"name": task, **found[task]})
@@ -76,3 +86,13 @@ def _by_shape(file: File, labels: Any, task: str) -> Task:
         expected="a file that this version exported by `compress`, the Keras teacher beside it, or the task's name",
         fix=f"name the task (--task): {', '.join(tasks)}",
     )
+
+
+def _ends_in_sigmoid(model: bytes) -> bool:
+    """Whether the last operator that changes values is a sigmoid."""
+    graph = Subgraph(parse(model))
+    makers = {tensor: op for op in graph.operators for tensor in graph.outputs(op)}
+    op = makers.get(graph.outputs_of_graph[0])
+    while op is not None and graph.name(op) in ("QUANTIZE", "RESHAPE", "CAST"):
+        op = makers.get(int(op.inputs[0]))
+    return op is not None and graph.name(op) == "LOGISTIC"

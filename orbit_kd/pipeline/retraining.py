@@ -14,6 +14,7 @@ from orbit_kd.datasets import Data
 from orbit_kd.datasets.augment import Augment
 from orbit_kd.distillation import DistillationLoss, TeacherCache, get_loss
 from orbit_kd.distillation.job import TrainingJob, layers_of
+from orbit_kd.errors import InputError
 from orbit_kd.models.saving import load_model, save_model
 from orbit_kd.pipeline.recipe import Recipe
 from orbit_kd.support.files import write_file
@@ -132,6 +133,12 @@ def losses_of(recipe: Recipe, task: Task) -> list[DistillationLoss]:
         InputError: a name that no loss has, or a bad weight.
     """
     names = task.losses if recipe.losses == _USUAL else recipe.losses
+    if not names and recipe.temperature != Recipe.temperature:
+        raise InputError(
+            f"temperature={recipe.temperature:g}, and what is learned from each output is chosen by what it holds.",
+            expected="the usual temperature, or losses by name",
+            fix="leave the temperature out, or name the losses with their weights: --losses=logits:1",
+        )
     return [get_loss(text, temperature=recipe.temperature) for text in names]
 
 
