@@ -313,6 +313,22 @@ def test_trainings_take_a_share_of_the_time_and_all_of_it_is_used(teacher, val, 
     assert 80 <= clock[0] <= 100
 
 
+def test_a_network_whose_epochs_are_long_gets_a_few_and_not_one(teacher, val, graded, monkeypatch):
+    """On rsscn7, single epochs of large networks were taken for failures, and ever smaller steps followed."""
+    clock, retrain = [0.0], graded(teacher.count_params() / 2)
+
+    def timed(student, epochs, rate):
+        retrain(student, epochs, rate)
+        clock[0] += 6 * epochs
+
+    monkeypatch.setattr(shrinking.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(Shrinking, "_pace", lambda self, model: 6.0)
+    found = smallest(teacher, timed, data=val, max_drop=0.1, seconds=100.0)
+    trials = steps(found)
+    assert trials[0].epochs == 3  # of 75 seconds for steps, three tenths; a share would have given one
+    assert clock[0] <= 100
+
+
 def test_an_epoch_that_would_take_all_of_the_time_is_left_out(teacher, val, graded, monkeypatch):
     retrain = graded(teacher.count_params() / 2)
     monkeypatch.setattr(Shrinking, "_pace", lambda self, model: 1e6)

@@ -34,9 +34,10 @@ _SAFE = 0.3  # predicted rise of the loss that the first step may have
 _FIRST, _LEAST, _MOST = 1.25, 1.08, 16.0  # what is to be small is divided by so much in a step; less is not worth one
 _PATIENCE = 4  # times the epochs, once steps with fewer have come to their end
 _GENTLEST = 0.1  # of the usual learning rate, for a network that is as its teacher was
-# Parts of the time: for steps; of what is left of that, for the training of one trial, and for scans; of what is left
-# in the end, for a network that came near; and what estimates are trusted to.
-_EXPLORING, _SHARE, _SCANNING, _NEAR, _SURELY = 0.75, 0.12, 0.2, 0.5, 0.85
+# Parts of the time: for steps; of what is left of that, for the training of one trial, for one whose epochs are few,
+# and for scans; of what is left in the end, for a network that came near; and what estimates are trusted to.
+_EXPLORING, _SHARE, _LARGER, _SCANNING, _NEAR, _SURELY = 0.75, 0.12, 0.3, 0.2, 0.5, 0.85
+_FEW = 5  # epochs, which tell too little of a network: one trial of more is worth three of these
 _SCAN, _TRAINING = 10, 4  # forward passes that scans take over their images, and training over an epoch's; roughly
 _FEWEST = 64  # images of a scan
 
@@ -196,12 +197,15 @@ class Shrinking:
         return min(self.epochs * _PATIENCE**patience, self.longest) if patience >= 0 else 0
 
     def _epochs(self, model: keras.Model, left: float, *, at_most: int) -> int:
-        """Of a trial: as long as all else in it, or a share of the time; none where one would take all of the time."""
+        """Of a trial: as long as all else in it, or a share of the time, and a larger one where that is a few epochs;
+        none where one would take all of the time.
+        """
         if self.seconds is None:
             return at_most
         pace, overhead = self._pace(model), self._overhead()
         fits = pace < _SURELY * (left - overhead)
-        return min(at_most, max(int(max(_SHARE * left, overhead) / pace), 1)) if fits else 0
+        usual, few = int(max(_SHARE * left, overhead) / pace), min(int(_LARGER * left / pace), _FEW)
+        return min(at_most, max(usual, few, 1)) if fits else 0
 
     def _pace(self, model: keras.Model) -> float:
         """Seconds an epoch takes, as the last trainings tell; before the first, as forward passes of the teacher do."""
