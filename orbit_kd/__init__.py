@@ -4,6 +4,7 @@ A map of the packages, each importing only those on lower levels:
 
     7  pipeline       compress: the whole job, its recipe, what it decides, its stages; distillation by command
     6  search         sensitivity scans, ratios from them, the smallest network within an accuracy
+    6  flight         what a file meets in orbit: bit flips, manifest and signature, updates by uplink
     5  removal        which channels matter, the plan, budgets, surgery, rounds
     5  distillation   Distiller, losses, teachers and the cache of what they say, DST
     5  evaluation     exported files on the test set: metrics, latency, operators, parity
