@@ -33,6 +33,7 @@ from orbit_kd.distillation.terms import Batch
 from orbit_kd.errors import InputError
 from orbit_kd.models.conversion import as_tf_keras
 from orbit_kd.models.keras3.objects import to_tf_keras
+from orbit_kd.models.strided_pointwise import strides_first
 from orbit_kd.training.variables import create_variables
 from orbit_kd.training.workers import watch_workers
 
@@ -291,7 +292,7 @@ class Distiller(keras.Model):
         y, taught = unpack(y)
         taught = taught or self._require_teacher()(x, layers=self._untracked.objective.teacher_layers)
         sample_weight = sample_weights(self._untracked.class_weight, y, sample_weight, self.student)
-        with tf.GradientTape() as tape, record_outputs(self._student_layers()) as features:
+        with tf.GradientTape() as tape, record_outputs(self._student_layers()) as features, strides_first(self.student):
             y_pred = self(x, training=True)
             sample_weight = broadcast_weights(sample_weight, y_pred)
             loss = self._total(Batch(y, y_pred, sample_weight, features, self._step), taught)

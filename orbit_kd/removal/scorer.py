@@ -14,6 +14,7 @@ from orbit_kd.channels.graph import ChannelGraph, Group
 from orbit_kd.datasets.batches import as_batches, in_order, inputs_of
 from orbit_kd.errors import InputError
 from orbit_kd.models.label_losses import label_loss
+from orbit_kd.models.strided_pointwise import strides_first
 from orbit_kd.models.tracing import traced
 from orbit_kd.models.walk import replay
 from orbit_kd.removal.importance import Member, criteria
@@ -138,7 +139,7 @@ def _gradients(model: keras.Model, data: Any, loss: Any) -> dict[int, np.ndarray
 
     @traced
     def step(x: Any, y: Any) -> list[tf.Tensor]:
-        with tf.GradientTape() as tape:
+        with tf.GradientTape() as tape, strides_first(model):
             tape.watch(variables)
             value = loss_of(y, model(x, training=False))
         return tape.gradient(value, variables, unconnected_gradients="zero")

@@ -16,6 +16,7 @@ import tf_keras as keras
 from orbit_kd.datasets import Data, preprocessing
 from orbit_kd.datasets.preprocessing import Preprocess
 from orbit_kd.models.saving import save_model
+from orbit_kd.models.strided_pointwise import strides_first
 from orbit_kd.support.files import write_file
 from orbit_kd.support.progress import duration
 from orbit_kd.tasks import Task, choose
@@ -110,14 +111,15 @@ def fit(
         model.compile(optimizer=keras.optimizers.Adam(schedule), loss=loss, metrics=_metrics(metrics), **about)
         resume = Resume(folder / "training", seed=seed, callbacks=callbacks)
     create_variables(model, val, outputs=getattr(model, "outputs", None))
-    history = model.fit(
-        batches(resume.initial_epoch()),
-        steps_per_epoch=steps,
-        epochs=epochs,
-        validation_data=val,
-        callbacks=[StopOnNonFinite(), Progress(label), *callbacks, resume],
-        verbose=0,
-    )
+    with strides_first(model):
+        history = model.fit(
+            batches(resume.initial_epoch()),
+            steps_per_epoch=steps,
+            epochs=epochs,
+            validation_data=val,
+            callbacks=[StopOnNonFinite(), Progress(label), *callbacks, resume],
+            verbose=0,
+        )
     return {key: [float(v) for v in values] for key, values in history.history.items()}
 
 
