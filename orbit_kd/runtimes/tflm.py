@@ -108,7 +108,7 @@ class _Tflm:
 
         with native_stderr() as log:
             try:
-                return runtime.Interpreter.from_bytes(self._data, arena_size=_ample_arena(self._data))
+                return runtime.Interpreter.from_bytes(self._data, arena_size=ample_arena(self._data))
             except Exception as error:
                 raise RuntimeError(f"{error}. {log.text}") from error
 
@@ -137,7 +137,7 @@ class _Tflm:
         return one_or_all(done)
 
 
-def _ample_arena(data: bytes) -> int:
+def ample_arena(data: bytes) -> int:
     """More than any plan needs: all activations side by side twice, and per-channel data of each weight axis."""
     model = parse(data)
     total = 1 << 20

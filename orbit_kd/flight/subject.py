@@ -1,0 +1,97 @@
+"""The undamaged file of a campaign: its images, what it says about them, and what that is worth."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from orbit_kd import runtimes
+from orbit_kd.datasets.batches import as_batches, in_order
+from orbit_kd.evaluation.running import file_inputs
+from orbit_kd.evaluation.task_of_files import task_of
+from orbit_kd.flight.halves import cuts, halve
+from orbit_kd.flight.regions import spans
+from orbit_kd.flight.worker import File
+from orbit_kd.runtimes.tflm import ample_arena
+from orbit_kd.support.digests import digest
+from orbit_kd.tasks import Task
+
+
+class Subject:
+    """The undamaged file, its images, and what it says about them."""
+
+    def __init__(self, data: bytes, test: Any, *, runtime: str, task: str | Task) -> None:
+        self.data, self.runtime = data, runtime
+        self._runner = runtimes.load(data, runtime=runtime)
+        self.task = task_of([_Model(data, runtime)], None, test, task=task)
+        parts: list[tuple[np.ndarray, ...]] = []
+        self._truth: list[Any] = []
+        inputs = file_inputs(data) or {"image": self._runner.inputs[0].shape}
+        for given, y, _ in as_batches(test, what="test data", inputs=inputs):
+            x = runtimes.one_or_all(tuple(np.asarray(part) for part in in_order(given, inputs)))
+            raw = runtimes.quantized(self._runner, x)
+            parts.append(raw if isinstance(raw, tuple) else (raw,))
+            self._truth += [_rows(y, [i]) for i in range(len(parts[-1][0]))]
+        self.inputs = tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        self.images = len(self.inputs[0])
+        self.spans = spans(data)
+        self.tail_names: tuple[str, ...] = ()
+        clean = self._runner.raw(self.inputs if len(self.inputs) > 1 else self.inputs[0])
+        self.clean = np.concatenate([
+            self.records([i], tuple(array[i : i + 1] for array in _tuple(clean))) for i in range(self.images)
+        ])  # fmt: skip
+        self.whole = self.task.value(self.clean)
+
+    @property
+    def key(self) -> str:
+        """Names images, labels and task."""
+        return digest(self.task.config(), *self.inputs, self.clean)
+
+    def file(self) -> File:
+        """The file for the workers."""
+        arena = ample_arena(self.data) if self.runtime == "tflm" else 0
+        return File(self.data, self.runtime, self.inputs, arena)
+
+    def tails(self) -> dict[str, File]:
+        """What comes after each cut, with what is alive there for all images."""
+        found = {}
+        for at in range(1, cuts(self.data) + 1):
+            halves = halve(self.data, at)
+            alive = runtimes.load(halves.head, runtime=self.runtime).raw(
+                self.inputs if len(self.inputs) > 1 else self.inputs[0])  # fmt: skip
+            arena = ample_arena(halves.tail) if self.runtime == "tflm" else 0
+            found[f"{at} {halves.layer}"] = File(halves.tail, self.runtime, _tuple(alive), arena)
+        self.tail_names = tuple(found)
+        self.alive = {name: sum(part[0].nbytes for part in f.inputs) for name, f in found.items()}
+        return found
+
+    def records(self, images: Sequence[int], outputs: tuple[np.ndarray, ...]) -> np.ndarray:
+        """Of some images, from what a file put out; an image with an output that is no number counts as zeros."""
+        real = tuple(
+            np.nan_to_num(port.dequantize(array), posinf=0.0, neginf=0.0)
+            for port, array in zip(self._runner.outputs, outputs, strict=True)
+        )
+        return np.concatenate([
+            self.task.records(self.task.truth(self._truth[image]), tuple(array[i : i + 1] for array in real))
+            for i, image in enumerate(images)
+        ])  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class _Model:
+    model: bytes
+    runtime: str
+
+
+def _tuple(arrays: Any) -> tuple[np.ndarray, ...]:
+    return arrays if isinstance(arrays, tuple) else (arrays,)
+
+
+def _rows(y: Any, numbers: list[int]) -> Any:
+    """Some rows of labels of any structure."""
+    if isinstance(y, Mapping):
+        return {name: _rows(part, numbers) for name, part in y.items()}
+    return type(y)(_rows(part, numbers) for part in y) if isinstance(y, (tuple, list)) else np.asarray(y)[numbers]
