@@ -38,6 +38,16 @@ def _no_tracebacks_of_operators():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_optimizer_of_graphs():
+    """Grappler rewrites each traced function before it runs, which pays for networks larger than those of tests: a
+    sixth of the processor time. The converter to TFLite has its own passes.
+    """
+    import tensorflow as tf
+
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     """Every test starts from the same random state."""

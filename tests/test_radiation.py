@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import orbit_kd as okd
 from orbit_kd import runtimes
 from orbit_kd.flight import radiation, worker
+from orbit_kd.flight.guard import harden
 from orbit_kd.flight.halves import cuts, halve
 from orbit_kd.flight.intervals import mean_interval
 from orbit_kd.flight.radiation import campaign
@@ -205,10 +206,37 @@ def test_a_file_that_nothing_is_left_of_is_told_so(file, images):
     assert "no trial runs" in page and "python tools/radiation.py" in page
 
 
+def test_a_guarded_file_keeps_its_accuracy_where_a_bare_one_loses_it(file, images):
+    how = {"regions": ["constants"], "rates": [5e-3], "trials": 24, "images": 20, "workers": 1, "seed": 2}
+    bare = campaign(file, [images], **how).rows[0]
+    guarded = campaign(file, [images], guard=harden(file), **how).rows[0]
+    assert bare.mean.value < guarded.mean.value - 0.02 and guarded.mean.value > 0.98, (bare, guarded)
+    assert guarded.flips > bare.flips  # those in the guard count
+    with pytest.raises(okd.InputError, match="the guard is of one with"):
+        campaign(file, [images], guard=harden(halve(file.read_bytes(), 1).head), **how)
+
+
+def test_the_harden_tool_writes_checks_and_mends(file, tmp_path, tool):
+    model = tmp_path / "model.tflite"
+    model.write_bytes(file.read_bytes())
+    flag = f"--model={model}"
+    assert "% of the file" in tool("harden", flag, "--level=file").stdout
+    assert (tmp_path / "orbit_scrub.c").is_file() and (tmp_path / "model.tflite.guard").is_file()
+    assert tool("harden", flag, "--check").stdout.endswith("whole\n")
+    model.write_bytes(flipped(file.read_bytes(), np.array([1000])))
+    refused = tool("harden", flag, "--check")
+    assert refused.returncode and "give --repair" in refused.stderr
+    assert "1 bytes mended" in tool("harden", flag, "--repair").stdout
+    assert model.read_bytes() == file.read_bytes()
+    tool("harden", flag, "--level=checksums")
+    model.write_bytes(flipped(file.read_bytes(), np.array([1000])))
+    assert "send it again" in tool("harden", flag, "--repair").stderr
+
+
 @pytest.mark.parametrize(
     "how, words",
     [
-        ({"regions": ["kernels"]}, "weights, biases, scales, structure, activations"),
+        ({"regions": ["kernels"]}, "weights, biases, scales, structure, constants, activations"),
         ({"rates": [2.0]}, "between 0 and 1"),
         ({"rates": []}, "between 0 and 1"),
         ({"by": ["channel"]}, "layer"),

@@ -6,7 +6,7 @@ import runpy
 import sys
 
 TOOLS = ("train", "sensitivity", "prune", "distill", "compress", "evaluate", "predict", "export", "benchmark",
-         "radiation", "inspect_model")  # fmt: skip
+         "radiation", "harden", "inspect_model")  # fmt: skip
 
 
 def main() -> None:

@@ -20,7 +20,14 @@ from orbit_kd_tools.common import FLAGS, define_data, given, load_data, required
 
 flags.DEFINE_string("model", None, "The exported .tflite file.")
 flags.DEFINE_string("output", None, "Folder of the results.")
-flags.DEFINE_list("regions", ["weights", "biases", "scales", "structure"], "Of these, or activations.")
+flags.DEFINE_list(
+    "regions",
+    ["weights", "biases", "scales", "structure"],
+    "Of these, constants (the first three together), or activations.",
+)
+flags.DEFINE_string(
+    "guard", None, "The file's guard, as tools/harden.py wrote it: it is hit too, and repairs the file."
+)
 flags.DEFINE_list("rates", ["1e-6", "1e-5", "1e-4", "1e-3", "1e-2"], "Probabilities of a flip, of each bit.")
 flags.DEFINE_list("by", [], "layer, bit, or both: cells of their own.")
 flags.DEFINE_list("layers", ["*"], "Patterns of the layers whose bits flip.")
@@ -50,7 +57,7 @@ def main() -> None:
         raise InputError(f"--rates={','.join(FLAGS.rates)}.", expected="numbers, separated by commas",
                          fix="--rates=1e-5,1e-4") from error  # fmt: skip
     how = {name: getattr(FLAGS, name) for name in ("regions", "by", "layers", "images", "trials", "tolerance",
-                                                   "runtime", "workers", "seed", "task")}  # fmt: skip
+                                                   "runtime", "workers", "seed", "task", "guard")}  # fmt: skip
     found = campaign(FLAGS.model, data.test, rates=rates, path=output / "trials.jsonl", **how)
     command = shlex.join(["python", *sys.argv])
     write_file(output / "radiation.json", json.dumps(found.to_dict(), indent=1))

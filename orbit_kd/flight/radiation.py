@@ -23,7 +23,7 @@ from orbit_kd.tflite.reader import read_bytes
 log = logging.getLogger("orbit_kd")
 
 RATES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
-ACTIVATIONS = "activations"
+ACTIVATIONS, CONSTANTS = "activations", "constants"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +67,7 @@ def campaign(
     runtime: str = "",
     seed: int = 0,
     workers: int | None = None,
+    guard: str | os.PathLike[str] | bytes | None = None,
     path: str | os.PathLike[str] | None = None,
 ) -> Campaign:
     """Flips bits of a file at random, runs it, and measures what is left of its metric.
@@ -80,7 +81,7 @@ def campaign(
     Args:
         file: an exported .tflite file.
         test: batches (x, y), as `evaluate` takes them.
-        regions: "weights", "biases", "scales", "structure", "activations".
+        regions: "weights", "biases", "scales", these together as "constants", "structure", "activations".
         rates: probabilities of a flip, of each bit.
         by: "layer", "bit", or both: cells of their own for each layer and each bit of a number.
         layers: patterns of the layers that count.
@@ -91,6 +92,7 @@ def campaign(
         runtime: "litert" or "tflm"; "" for the one the file is made for.
         seed: of flips and images.
         workers: processes; None for one a core.
+        guard: of the file (see `guard.harden`): its bits flip too, and it repairs the file before each run.
         path: file of JSON lines, one a trial; the same campaign goes on from it.
 
     Raises:
@@ -102,7 +104,8 @@ def campaign(
     runtime = runtime or runtimes.made_for(data)
     if runtime not in ("litert", "tflm"):
         raise InputError(f"runtime={runtime!r}.", expected='"litert" or "tflm"', fix="leave it out")
-    subject = Subject(data, test, runtime=runtime, task=task)
+    kept = b"" if guard is None else read_bytes(guard)
+    subject = Subject(data, test, runtime=runtime, task=task, guard=kept)
     count = min(images, subject.images)
     known = Known(path, digest(data, subject.key, runtime, count, seed))
     rows = []
@@ -127,7 +130,8 @@ def _cells(
         if region == ACTIVATIONS:
             yield from ((Cell(region, rate), None) for rate in rates)
             continue
-        found = [s for s in subject.spans if s.region == region]
+        inside_of = [r for r in REGIONS if r != "structure"] if region == CONSTANTS else [region]
+        found = [s for s in subject.spans if s.region in inside_of]
         if region != "structure":
             found = [s for s in found if any(fnmatchcase(s.layer, pattern) for pattern in layers)]
         if not found:
@@ -160,9 +164,9 @@ def _line(row: Row, metric: Metric) -> str:
 
 def _check(regions: Sequence[str], rates: Sequence[float], by: Sequence[str], *, images: int, trials: int) -> None:
     """Raises InputError for arguments that make no sense."""
-    unknown = [r for r in regions if r not in (*REGIONS, ACTIVATIONS)]
-    if unknown or not regions:
-        raise InputError(f"regions={list(regions)}.", expected=f"some of {', '.join((*REGIONS, ACTIVATIONS))}",
+    known = (*REGIONS, CONSTANTS, ACTIVATIONS)
+    if not regions or set(regions) - set(known):
+        raise InputError(f"regions={list(regions)}.", expected=f"some of {', '.join(known)}",
                          fix="correct the names")  # fmt: skip
     if not rates or not all(0 <= rate <= 1 for rate in rates):
         raise InputError(f"rates={list(rates)}.", expected="probabilities of a flip, between 0 and 1",

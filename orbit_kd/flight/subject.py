@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,11 +11,13 @@ import numpy as np
 
 from orbit_kd import runtimes
 from orbit_kd.datasets.batches import as_batches, in_order
+from orbit_kd.errors import InputError
 from orbit_kd.evaluation.running import file_inputs
 from orbit_kd.evaluation.task_of_files import task_of
+from orbit_kd.flight.guard import repair
 from orbit_kd.flight.halves import cuts, halve
 from orbit_kd.flight.regions import spans
-from orbit_kd.flight.worker import File
+from orbit_kd.flight.worker import File, flipped
 from orbit_kd.runtimes.tflm import ample_arena
 from orbit_kd.support.digests import digest
 from orbit_kd.tasks import Task
@@ -23,8 +26,11 @@ from orbit_kd.tasks import Task
 class Subject:
     """The undamaged file, its images, and what it says about them."""
 
-    def __init__(self, data: bytes, test: Any, *, runtime: str, task: str | Task) -> None:
-        self.data, self.runtime = data, runtime
+    def __init__(self, data: bytes, test: Any, *, runtime: str, task: str | Task, guard: bytes = b"") -> None:
+        self.data, self.runtime, self._guard = data, runtime, guard
+        if guard and not repair(data, guard).whole:
+            raise InputError("The guard does not find its file whole.", expected="the guard of this file",
+                             fix="make it again: okd.flight.guard.harden(file)")  # fmt: skip
         self._runner = runtimes.load(data, runtime=runtime)
         self.task = task_of([_Model(data, runtime)], None, test, task=task)
         parts: list[tuple[np.ndarray, ...]] = []
@@ -48,7 +54,24 @@ class Subject:
     @property
     def key(self) -> str:
         """Names images, labels and task."""
-        return digest(self.task.config(), *self.inputs, self.clean)
+        return digest(self.task.config(), *self.inputs, self.clean, self._guard)
+
+    def guarded(self, bits: np.ndarray, rate: float, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+        """Which bits of the file are still turned round once its guard has repaired it, and how many flipped in all.
+
+        The guard lies in the same memory: its own bits flip at the same rate.
+        """
+        if not self._guard:
+            return bits, len(bits)
+        size = 8 * len(self._guard)
+        own = rng.choice(size, rng.binomial(size, rate), replace=False, shuffle=False)
+        damaged = flipped(self.data, bits)
+        with contextlib.suppress(InputError):  # a guard beyond repair repairs nothing
+            damaged = repair(damaged, flipped(self._guard, own)).data
+        left = np.frombuffer(damaged, np.uint8) ^ np.frombuffer(self.data, np.uint8)
+        places = np.flatnonzero(left)
+        rows, which = np.nonzero(np.unpackbits(left[places, None], axis=1, bitorder="little"))
+        return 8 * places[rows] + which, len(bits) + len(own)
 
     def file(self) -> File:
         """The file for the workers."""

@@ -118,29 +118,31 @@ class Bench:
             size = min(_ROUND if len(done) >= _FIRST else _FIRST, trials - len(done))
             done += self._made(range(len(done), len(done) + size), known)
             mean = self._summary(done).mean
-            if mean and max(mean.value - mean.low, mean.high - mean.value) <= tolerance:
-                break
+            if mean is None or max(mean.value - mean.low, mean.high - mean.value) <= tolerance:
+                break  # where none of the first trials ran, the share that does is below an eighth
         return self._summary(done)
 
     def _made(self, numbers: range, known: Known) -> list[dict[str, Any]]:
         found = {n: known.get(self._cell, n) for n in numbers}
         drawn = {n: self._drawn(n) for n in numbers if found[n] is None}
-        ran = [n for n, trial in drawn.items() if len(trial.bits) or trial.input_bits]
-        outcomes = dict(zip(ran, self._crew.outcomes([drawn[n] for n in ran]), strict=True))
-        for n, trial in drawn.items():
-            said = {"end": "ran", "value": self._subject.whole}  # of one without a flip
+        ran = [n for n, (trial, _) in drawn.items() if len(trial.bits) or trial.input_bits]
+        outcomes = dict(zip(ran, self._crew.outcomes([drawn[n][0] for n in ran]), strict=True))
+        for n, (trial, flips) in drawn.items():
+            said = {"end": "ran", "value": self._subject.whole}  # of one without a flip that is left
             if n in outcomes:
                 said = self._said(trial, outcomes[n])
-            flips = len(trial.bits) + len(trial.input_bits)
             found[n] = known.add(self._cell, n, {**said, "flips": flips})
         return [f for f in found.values() if f is not None]
 
-    def _drawn(self, number: int) -> Trial:
+    def _drawn(self, number: int) -> tuple[Trial, int]:
+        """A trial, and how many bits flip in it before a guard is asked."""
         place = digest(dataclasses.asdict(self._cell), number)
         rng = np.random.default_rng([self._seed, int(place[:15], 16)])
         images = np.sort(rng.choice(self._subject.images, self._images, replace=False))
         if self._field is not None:
-            return Trial("", images, self._field.drawn(self._cell.rate, rng), seconds=self._seconds)
+            drawn = self._field.drawn(self._cell.rate, rng)
+            left, flips = self._subject.guarded(drawn, self._cell.rate, rng)
+            return Trial("", images, left, seconds=self._seconds), flips
         name = self._subject.tail_names[rng.integers(len(self._subject.tail_names))]
         size = 8 * self._subject.alive[name]
         bits = [
@@ -148,7 +150,7 @@ class Bench:
             for i in range(len(images))
             for bit in rng.choice(size, rng.binomial(size, self._cell.rate), replace=False, shuffle=False)
         ]
-        return Trial(name, images, np.zeros(0, np.int64), tuple(bits), seconds=self._seconds)
+        return Trial(name, images, np.zeros(0, np.int64), tuple(bits), seconds=self._seconds), len(bits)
 
     def _said(self, trial: Trial, outcome: Outcome) -> dict[str, Any]:
         shapes = [(self._images, *port.shape) for port in self._subject._runner.outputs]
