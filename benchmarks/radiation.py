@@ -52,7 +52,7 @@ def main(_: list[str]) -> None:
         [[r["network"], f"{r['plain']:.2f}", f"{r['ours']:.2f}", f"{r['speed']:.1f}x"] for r in bare],
     )
     table = markdown(
-        ["network", "guard", "its bytes, of the file", "accuracy without flips", "mean at 1e-3", "95% interval", "worst",
+        ["network", "guard", "its bytes", "accuracy without flips", "mean at 1e-3", "95% interval", "worst",
          "trials", "did not run"],
         [[r["network"], r["level"], f"{r['bytes']:.1%}", f"{r['whole']:.2%}", f"{r['value']:.2%}",
           f"{r['low']:.2%} to {r['high']:.2%}", f"{r['worst']:.2%}", str(r["trials"]), f"{r['failed'][0]:.0%}"]
