@@ -51,13 +51,9 @@ def main(_: list[str]) -> None:
         ["network", "plain way, trials a second", "campaign", "ratio, median of 3 turns"],
         [[r["network"], f"{r['plain']:.2f}", f"{r['ours']:.2f}", f"{r['speed']:.1f}x"] for r in bare],
     )
-    table = markdown(
-        ["network", "guard", "its bytes", "accuracy without flips", "mean at 1e-3", "95% interval", "worst",
-         "trials", "did not run"],
-        [[r["network"], r["level"], f"{r['bytes']:.1%}", f"{r['whole']:.2%}", f"{r['value']:.2%}",
-          f"{r['low']:.2%} to {r['high']:.2%}", f"{r['worst']:.2%}", str(r["trials"]), f"{r['failed'][0]:.0%}"]
-         for r in guarded],
-    )  # fmt: skip
+    head = ["network", "guard", "its bytes", "accuracy without flips", "mean at 1e-3", "95% interval", "worst", "trials",
+            "did not run"]  # fmt: skip
+    table = markdown(head, [guarded_cells(row) for row in guarded])
     command = "python benchmarks/radiation.py --data_dir=DATA"
     text = f"# Bit flips: figures\n\n{written_by(command, 'radiation')}\n\n" + "\n".join(parts)
     told = "Every bit of weights, biases, scales and of the guard itself flips with a probability of 0.001."
@@ -83,6 +79,15 @@ def cell(row: dict[str, Any]) -> str:
     low, high, worst = (f"{100 * row[key]:.1f}" for key in ("low", "high", "worst"))
     said = f"{row['value']:.1%} [{low}, {high}], worst {worst}, {row['trials']} trials"
     return f"{said}; {row['failed'][0]:.0%} fail" if row["failed"][0] else said
+
+
+def guarded_cells(row: dict[str, Any]) -> list[str]:
+    """A line of the table of guards."""
+    figures = ["–"] * 3
+    if row.get("value") is not None:
+        figures = [f"{row['value']:.2%}", f"{row['low']:.2%} to {row['high']:.2%}", f"{row['worst']:.2%}"]
+    named = [row["network"], row["level"], f"{row['bytes']:.1%}", f"{row['whole']:.2%}"]
+    return [*named, *figures, str(row["trials"]), f"{row['failed'][0]:.0%}"]
 
 
 def measured(name: str) -> dict[str, Any]:
