@@ -51,7 +51,7 @@ def main(_: list[str]) -> None:
         ["network", "plain way, trials a second", "campaign", "ratio, median of 3 turns"],
         [[r["network"], f"{r['plain']:.2f}", f"{r['ours']:.2f}", f"{r['speed']:.1f}x"] for r in bare],
     )
-    head = ["network", "guard", "its bytes", "accuracy without flips", "mean at 1e-3", "95% interval", "worst", "trials",
+    head = ["network", "guard", "its bytes", "without flips", "mean at 1e-3", "95% interval", "worst", "trials",
             "did not run"]  # fmt: skip
     table = markdown(head, [guarded_cells(row) for row in guarded])
     command = "python benchmarks/radiation.py --data_dir=DATA"
