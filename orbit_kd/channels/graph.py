@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -168,14 +169,12 @@ class ChannelGraph:
 
     def parameters(self, stays: np.ndarray) -> int:
         """Elements of all variables after a removal; `stays`: bool per unit."""
-        return sum(self.size(w, stays) for layer in self.layers.values() for w in layer.weights.values()) + sum(
-            self._unnamed(layer) for layer in self.layers.values()
-        )
+        return self._unnamed + sum(size for _, size in self._sizes(stays))
 
     def macs(self, stays: np.ndarray) -> float:
         """Multiply-accumulates of one image after a removal; NaN where an image size is not known."""
         return sum(la.macs for la in self.layers.values()) + sum(
-            w.uses * self.size(w, stays) for la in self.layers.values() for w in la.weights.values() if w.uses
+            weight.uses * size for weight, size in self._sizes(stays) if weight.uses
         )
 
     def macs_of(self, model: keras.Model, shape: tuple[int | None, ...]) -> float:
@@ -197,11 +196,44 @@ class ChannelGraph:
         )
         return math.prod(sizes)
 
-    def _unnamed(self, record: Layer) -> int:
-        if isinstance(record.layer, keras.Model):
-            return 0
-        named = {id(getattr(record.layer, name)) for name in record.weights}
-        return sum(math.prod(v.shape) for v in record.layer.weights if id(v) not in named)
+    def _sizes(self, stays: np.ndarray) -> Iterator[tuple[Weight, int]]:
+        """What `size` gives for each variable with channels; axes of the same channels are counted once."""
+        units, weights = self._axes
+        counts = [int(np.count_nonzero(stays[axis])) for axis in units]
+        for weight, fixed, axes in weights:
+            yield weight, fixed * math.prod([counts[axis] for axis in axes])
+
+    @functools.cached_property
+    def _axes(self) -> tuple[list[np.ndarray], list[tuple[Weight, int, list[int]]]]:
+        """Units of each different axis; each variable with its fixed elements and the numbers of its axes.
+
+        A search asks for thousands of sizes of one graph.
+        """
+        known: dict[bytes, int] = {}
+        units, weights = list[np.ndarray](), list[tuple[Weight, int, list[int]]]()
+        for weight in (w for layer in self.layers.values() for w in layer.weights.values()):
+            axes, fixed = [], 1
+            for n, ids in zip(weight.shape, weight.axes, strict=True):
+                if ids is None:
+                    fixed *= n
+                    continue
+                axis = self.unit_of[ids]
+                if axis.tobytes() not in known:
+                    known[axis.tobytes()] = len(units)
+                    units.append(axis)
+                axes.append(known[axis.tobytes()])
+            weights.append((weight, fixed, axes))
+        return units, weights
+
+    @functools.cached_property
+    def _unnamed(self) -> int:
+        """Elements of the variables that no rule names, which no removal changes."""
+        total = 0
+        for record in self.layers.values():
+            if not isinstance(record.layer, keras.Model):
+                named = {id(getattr(record.layer, name)) for name in record.weights}
+                total += sum(math.prod(v.shape) for v in record.layer.weights if id(v) not in named)
+        return total
 
 
 def _like(kind: str) -> str:

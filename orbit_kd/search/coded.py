@@ -64,20 +64,19 @@ class CodedSize:
     @functools.cache  # noqa: B019  (lives as long as the moves, which are one step's)
     def _rate(self, layer: str, sparsity: float, bits: int) -> tuple[float, float]:
         """Bytes of a kernel whatever its size, and of each of its weights."""
-        codes, sizes = self._sample(layer, bits)
-        codes = codes.copy()
-        codes[np.argsort(sizes, kind="stable")[: round(len(sizes) * sparsity)]] = 0
+        codes = self._sample(layer, bits).copy()
+        codes[: round(len(codes) * sparsity)] = 0
         total = self.moves.kernels[layer].value.size
         counts = histogram(codes) * (total / len(codes))
         whole, half = (coded_size_of(np.rint(part * counts).astype(int)) for part in (1.0, 0.5))
         return max(2.0 * half - whole, 0.0), min(2 * (whole - half) / total, 1.0)
 
     @functools.cache  # noqa: B019
-    def _sample(self, layer: str, bits: int) -> tuple[np.ndarray, np.ndarray]:
-        """Weights of all channels of a kernel, as whole numbers of so many bits, and how large they are."""
+    def _sample(self, layer: str, bits: int) -> np.ndarray:
+        """Weights of all channels of a kernel, as whole numbers of so many bits, the smallest weight first."""
         kernel = self.moves.kernels[layer]
         axes = [axis % kernel.value.ndim for axis in channel_axes(kernel.layer)]
         channels = np.moveaxis(kernel.value, axes, range(len(axes)))
         rows = channels.reshape(np.prod(channels.shape[: len(axes)]), -1)
         rows = rows[:, :: -(-rows.size // _SEEN)]
-        return to_levels(rows, bits, axes=(-2,))[0].ravel(), np.abs(rows).ravel()
+        return to_levels(rows, bits, axes=(-2,))[0].ravel()[np.argsort(np.abs(rows).ravel(), kind="stable")]
