@@ -15,9 +15,16 @@ vgg16_mstar vgg16_mstar_400 vgg16_aid15a vgg16_aid15a_18x: $(READY)
 	$(PY) tools/compress.py --flagfile=models/$@/recipe.flags --teacher=$(TEACHER) --data_dir=$(DATA) --workdir=out/$@
 
 # these train their teachers too: make resnet20_mstar DATA=mstar10
-resnet20_mstar resnet20_mstar_max_drop mobilenet_mstar unet_water centernet_boats: $(READY)
+resnet20_mstar resnet20_mstar_max_drop mobilenet_mstar unet_water: $(READY)
 	$(PY) tools/train.py --flagfile=models/$@/train.flags --data_dir=$(DATA) --output=out/$@/teacher.keras
 	$(PY) tools/compress.py --flagfile=models/$@/recipe.flags --teacher=out/$@/teacher.keras --data_dir=$(DATA) \
+		--workdir=out/$@
+
+# the same, on the pictures with few and large enough boxes: make centernet_boats DATA=boats
+centernet_boats: $(READY)
+	$(PY) benchmarks/boats_few.py --data_dir=$(DATA) --output=out/boats_few
+	$(PY) tools/train.py --flagfile=models/$@/train.flags --data_dir=out/boats_few --output=out/$@/teacher.keras
+	$(PY) tools/compress.py --flagfile=models/$@/recipe.flags --teacher=out/$@/teacher.keras --data_dir=out/boats_few \
 		--workdir=out/$@
 
 test: lint
