@@ -1,7 +1,7 @@
 /* Softmax over rows, in fixed point: Qm.n is a number of 1 + m + n bits, n of them after the point. */
 #include "orbit_kernels.h"
 
-/* Twice the sum of squares is what a left shift may exceed: x * 2^bits, saturated. */
+/* x * 2^bits, saturated. */
 static int32_t orbit_softmax_shift_left(int32_t x, int32_t bits) {
   const int64_t wide = (int64_t)x * ((int64_t)1 << bits);
   return wide > INT32_MAX ? INT32_MAX : wide < INT32_MIN ? INT32_MIN : (int32_t)wide;
