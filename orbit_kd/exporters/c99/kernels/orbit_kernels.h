@@ -62,4 +62,104 @@ void orbit_conv2d_nm_s8(const orbit_conv *layer, const int8_t *input, int8_t *ou
 void orbit_conv2d_shared_s8(const orbit_conv *layer, const int8_t *input, int8_t *output, void *scratch);
 void orbit_conv2d_csr_s8(const orbit_conv *layer, const int8_t *input, int8_t *output, void *scratch);
 
+/* These take the plain bias, and weights of int8_t: (kernel_h, kernel_w, out_c), where out_c is a multiple of in_c, and
+ * (out_c, kernel_h, kernel_w, in_c). Which taps meet the image depends on the pixel, so that nothing is folded. */
+void orbit_depthwise_conv2d_s8(const orbit_conv *layer, const int8_t *input, int8_t *output);
+void orbit_transpose_conv2d_s8(const orbit_conv *layer, const int8_t *input, int8_t *output);
+
+/* ---- Pooling ----------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+  int32_t in_h, in_w, channels, out_h, out_w;
+  int32_t kernel_h, kernel_w, stride_h, stride_w, pad_top, pad_left;
+  int32_t act_min, act_max;
+} orbit_pool;
+
+void orbit_max_pool_s8(const orbit_pool *layer, const int8_t *input, int8_t *output);
+void orbit_average_pool_s8(const orbit_pool *layer, const int8_t *input, int8_t *output);
+
+/* Over the middle axis of (outer, count, inner). The multiplier has the division by count in it. */
+typedef struct {
+  int32_t outer, count, inner;
+  int32_t in_zero, out_zero, multiplier, shift;
+} orbit_mean;
+
+void orbit_mean_s8(const orbit_mean *layer, const int8_t *input, int8_t *output);
+
+typedef struct {
+  int32_t outer, count, inner;
+} orbit_reduce;
+
+void orbit_reduce_max_s8(const orbit_reduce *layer, const int8_t *input, int8_t *output);
+
+/* ---- Element by element ------------------------------------------------------------------------------------------ */
+
+/* Two operands are walked through with steps of their own; one that is repeated along an axis has a step of 0 there. */
+typedef struct {
+  int32_t size[4], step1[4], step2[4];
+  int32_t zero1, zero2, out_zero, act_min, act_max;
+  int32_t multiplier1, shift1, multiplier2, shift2, multiplier, shift; /* a product has but the last */
+} orbit_binary;
+
+void orbit_add_s8(const orbit_binary *layer, const int8_t *input1, const int8_t *input2, int8_t *output);
+void orbit_subtract_s8(const orbit_binary *layer, const int8_t *input1, const int8_t *input2, int8_t *output);
+void orbit_multiply_s8(const orbit_binary *layer, const int8_t *input1, const int8_t *input2, int8_t *output);
+
+/* Any function of one int8 (or uint8): its values at the bytes 0 to 255. */
+typedef struct {
+  int32_t size;
+  const int8_t *table;
+} orbit_lookup;
+
+void orbit_lookup_s8(const orbit_lookup *layer, const int8_t *input, int8_t *output);
+
+/* Differences to the largest of a row below diff_min count as exp() = 0. */
+typedef struct {
+  int32_t rows, depth;
+  int32_t multiplier, shift, diff_min;
+} orbit_softmax;
+
+void orbit_softmax_s8(const orbit_softmax *layer, const int8_t *input, int8_t *output);
+
+typedef struct {
+  int32_t size;
+  float scale;
+  int32_t zero;
+} orbit_float;
+
+void orbit_quantize_f32(const orbit_float *layer, const float *input, int8_t *output);
+void orbit_dequantize_s8(const orbit_float *layer, const int8_t *input, float *output);
+
+/* ---- Moving ------------------------------------------------------------------------------------------------------ */
+
+/* Elements from one walk over memory to another: parts of concatenations, slices, transpositions, images in a frame. */
+typedef struct {
+  int32_t size[4], in_step[4], out_step[4];
+  int32_t in_start, out_start;
+} orbit_copy;
+
+void orbit_copy_s8(const orbit_copy *layer, const int8_t *input, int8_t *output);
+
+typedef struct {
+  int32_t size, value;
+} orbit_fill;
+
+void orbit_fill_s8(const orbit_fill *layer, int8_t *output);
+
+/* rows and columns say which pixel of the input each one of the output is. */
+typedef struct {
+  int32_t in_w, out_h, out_w, channels;
+  const uint16_t *rows, *columns;
+} orbit_resize_nearest;
+
+void orbit_resize_nearest_s8(const orbit_resize_nearest *layer, const int8_t *input, int8_t *output);
+
+/* Positions in the input in 1024ths of a pixel: place * scale + start. */
+typedef struct {
+  int32_t in_h, in_w, out_h, out_w, channels;
+  int32_t scale_h, scale_w, start_h, start_w;
+} orbit_resize_bilinear;
+
+void orbit_resize_bilinear_s8(const orbit_resize_bilinear *layer, const int8_t *input, int8_t *output);
+
 #endif /* ORBIT_KERNELS_H_ */
