@@ -1,0 +1,435 @@
+"""Int8 kernels of convolutions in the formats that the C kernels read, and which of them a layer is to take.
+
+A format is a value, filed in `formats`: whether it holds a kernel, its bytes, and the scratch its C function needs. The
+layout of each is written in its C file (`kernels/conv_*.c`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from orbit_kd.errors import InputError
+from orbit_kd.registry import Registry
+from orbit_kd.support.n_of_m import grouped
+
+LANES = 8  # ORBIT_LANES: output pixels that a kernel computes at once
+NARROW = 3  # ORBIT_NARROW: rows with fewer output pixels are computed pixel by pixel
+CHANNELS_FLUSH = 16  # ORBIT_CHANNELS_FLUSH
+# Cortex-M4 keeps two sums in 64 bits, the lower one within 2**22, of activations of 128 at most.
+SUM_LIMIT = 2**22 // 128
+# SMMULR takes twice the sum.
+ACCUMULATOR_LIMIT = 2**30
+_STEP_LIMIT = 2**15  # bytes from a channel to the next in the scratch, an operand of 16 bits
+_PAIRS = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
+_GROUP_SIZES = (2, 4, 8, 16)
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """What a convolution's scratch depends on, in pixels; a dense layer has 1 everywhere but for its channels."""
+
+    in_c: int
+    out_w: int
+    kernel_h: int = 1
+    kernel_w: int = 1
+    stride_w: int = 1
+    dilation_w: int = 1
+
+    def columns(self) -> int:
+        """Columns of a row in the scratch: `orbit_rows_of`."""
+        reach = (self.kernel_w - 1) * self.dilation_w
+        lanes = self.out_w if self.out_w < NARROW else -(-self.out_w // LANES) * LANES
+        return (lanes + reach // self.stride_w) * min(self.stride_w, reach + 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """How a kernel's weights lie in flash, and the C function that reads them.
+
+    Attributes:
+        name: as in the C function's name.
+        pack: int8 (out, kernel_h, kernel_w, in) -> its bytes.
+        fits: whether `pack` takes a kernel.
+        channels, channel_bytes: of the scratch, so many bytes a column for so many input channels.
+        cost: (kernel) -> a Cortex-M4's instructions for a dense multiply-accumulate, as `benchmarks/mcu_kernels.py`
+            measured them on large layers; what "fastest" means.
+        sources: its C files, in `kernels/`, in the order in which they include each other.
+    """
+
+    name: str
+    pack: Callable[[np.ndarray], bytes]
+    fits: Callable[[np.ndarray], bool]
+    channels: int
+    channel_bytes: int
+    cost: Callable[[np.ndarray], float]
+    sources: tuple[str, ...]
+
+    @property
+    def function(self) -> str:
+        """The C function."""
+        return f"orbit_conv2d_{self.name}_s8"
+
+    def scratch_bytes(self, geometry: Geometry) -> int:
+        """Bytes of scratch that the C function needs, on the core that needs most.
+
+        Raises:
+            InputError: rows too wide for the kernels.
+        """
+        columns = geometry.columns()
+        if columns * 4 >= _STEP_LIMIT:
+            raise InputError(
+                f"A convolution's rows are {columns} columns wide with their padding.",
+                expected=f"fewer than {_STEP_LIMIT // 4}: distances in the kernels have 16 bits",
+                fix="cut the images into tiles, and run the network on each",
+            )
+        if geometry.out_w < NARROW:
+            row = geometry.in_c * columns
+        else:
+            row = -(-geometry.in_c // self.channels) * self.channel_bytes * columns
+        return geometry.kernel_h * (16 + -(-row // 8) * 8)
+
+
+formats: Registry[Format] = Registry("weight format")
+
+
+def format_named(name: str) -> Format:
+    """The format of that name: "dense", "nm", "shared" or "csr".
+
+    Raises:
+        InputError: there is none.
+    """
+    return formats.get(name)
+
+
+def fitting(weights: np.ndarray) -> list[str]:
+    """Names of the formats that hold a kernel.
+
+    Raises:
+        InputError: no int8 kernel (out, kernel_h, kernel_w, in), or one whose sums no format holds.
+    """
+    if weights.dtype != np.int8 or weights.ndim != 4 or not weights.size:
+        raise InputError(
+            f"A kernel of type {weights.dtype} and shape {weights.shape}.",
+            expected="int8 (output channels, kernel height, kernel width, input channels)",
+            fix="quantize first: target tflite_int8; a dense layer's kernel has height and width 1",
+        )
+    names = [name for name in ("dense", "nm", "shared", "csr") if formats.get(name).fits(weights)]
+    if not names:
+        raise InputError(
+            "The sums of a layer may leave the 23 bits that the kernels keep them in between two steps.",
+            expected=f"weights whose magnitudes add up to less than {SUM_LIMIT} in every {CHANNELS_FLUSH} channels",
+            fix="use a smaller kernel (two of 3x3 for one of 7x7)",
+        )
+    return names
+
+
+def choose(weights: np.ndarray, *, prefer: str = "speed") -> Format:
+    """The format for a layer: the fastest, or the smallest; of equals the other one decides.
+
+    Args:
+        weights: int8 (out, kernel_h, kernel_w, in).
+        prefer: "speed" (fewest instructions on a Cortex-M4) or "bytes" (of flash).
+
+    Raises:
+        InputError: another `prefer`, or a kernel that no format holds.
+    """
+    if prefer not in ("speed", "bytes"):
+        raise InputError(f"prefer={prefer!r}.", expected='"speed" or "bytes"', fix="leave it out: speed")
+    found = [formats.get(name) for name in fitting(weights)]
+
+    def rank(form: Format) -> tuple[float, float]:
+        cost, size = form.cost(weights), len(form.pack(weights))
+        return (cost, size) if prefer == "speed" else (size, cost)
+
+    return min(found, key=rank)
+
+
+def accumulator_bound(weights: np.ndarray, bias: np.ndarray) -> int:
+    """The largest magnitude that a sum can reach, for any int8 input.
+
+    Args:
+        weights: int8 (out, kernel_h, kernel_w, in).
+        bias: integers (out,), as the kernels have them, the input's zero point folded in.
+
+    The kernels need it times 2**(left shift) below `ACCUMULATOR_LIMIT`.
+    """
+    sums = np.abs(weights.astype(np.int64)).reshape(len(weights), -1).sum(1) * 128
+    return int((sums + np.abs(np.asarray(bias, np.int64))).max())
+
+
+# ---- Sums that share a word -------------------------------------------------------------------------------------
+
+
+def _largest(magnitudes: np.ndarray) -> int:
+    return int(magnitudes.max(initial=0))
+
+
+def _whole_sums(weights: np.ndarray) -> int:
+    """The largest sum of an output channel's magnitudes."""
+    return _largest(np.abs(weights.astype(np.int64)).reshape(len(weights), -1).sum(1))
+
+
+def _place_sums(weights: np.ndarray) -> int:
+    """The same of one place of the kernel."""
+    return _largest(np.abs(weights.astype(np.int64)).sum(3))
+
+
+def _channel_sums(weights: np.ndarray, channels: list[np.ndarray]) -> int:
+    """The same of `CHANNELS_FLUSH` entries, from each output channel's list of input channels."""
+    sums = np.abs(weights.astype(np.int64)).sum((1, 2))
+    blocks = [
+        row[some[i : i + CHANNELS_FLUSH]].sum()
+        for row, some in zip(sums, channels, strict=True)
+        for i in range(0, len(some), CHANNELS_FLUSH)
+    ]
+    return max((int(b) for b in blocks), default=0)
+
+
+def _flush(weights: np.ndarray) -> int:
+    return int(_whole_sums(weights) >= SUM_LIMIT)
+
+
+def _int8(values: list[int]) -> bytes:
+    """Bytes of weights (negative too), counts and distances."""
+    return bytes(v & 0xFF for v in values)
+
+
+# ---- dense --------------------------------------------------------------------------------------------------------
+
+
+def _all_channels(weights: np.ndarray) -> list[np.ndarray]:
+    return [np.arange(weights.shape[3])] * len(weights)
+
+
+def _pack_dense(weights: np.ndarray) -> bytes:
+    return bytes([_flush(weights), 0, 0, 0]) + weights.transpose(0, 3, 1, 2).tobytes()
+
+
+# ---- csr ----------------------------------------------------------------------------------------------------------
+
+
+def _distances(places: list[int], limit: int) -> list[tuple[int, int]]:
+    """(place or -1, distance from the last) with steps of at most `limit`; -1 stands for a step to nothing."""
+    steps, at = [], 0
+    for place in places:
+        while place - at > limit:
+            steps.append((-1, limit))
+            at += limit
+        steps.append((place, place - at))
+        at = place
+    return steps
+
+
+def _pack_csr(weights: np.ndarray) -> bytes:
+    rows = weights.reshape(-1, weights.shape[3])
+    entries = [
+        [(0 if place < 0 else int(row[place]), step) for place, step in _distances(np.flatnonzero(row).tolist(), 255)]
+        for row in rows
+    ]
+    count_bytes = 1 if max(map(len, entries)) < 256 else 2
+    data = bytearray([count_bytes, _flush(weights), 0, 0])
+    for row_entries in entries:
+        data += len(row_entries).to_bytes(count_bytes, "little")
+        data += _int8([v for entry in row_entries for v in entry])
+    return bytes(data)
+
+
+# ---- shared -------------------------------------------------------------------------------------------------------
+
+
+def _used_channels(weights: np.ndarray) -> list[np.ndarray]:
+    """Input channels of each output channel's entries; a step beyond 255 takes a channel on the way."""
+    used = []
+    for kernel in weights:
+        steps = _distances(np.flatnonzero(kernel.any((0, 1))).tolist(), 255)
+        used.append(np.cumsum([step for _, step in steps], dtype=np.int64))
+    return used
+
+
+def _pack_shared(weights: np.ndarray) -> bytes:
+    data = bytearray([_flush(weights), 0, 0, 0])
+    for kernel, channels in zip(weights, _used_channels(weights), strict=True):
+        data += len(channels).to_bytes(2, "little")
+        for channel, step in zip(channels, np.diff(channels, prepend=0), strict=True):
+            data += bytes([int(step)]) + kernel[:, :, channel].tobytes()
+    return bytes(data)
+
+
+# ---- nm -----------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _NofM:
+    """N of M, and the entries that each row of (out, ky, kx) stores.
+
+    Attributes:
+        n, m: the pattern.
+        places: int64 (rows, groups, n), channels, ascending.
+        values: int8, their weights.
+    """
+
+    n: int
+    m: int
+    places: np.ndarray
+    values: np.ndarray
+
+    @property
+    def pairs(self) -> bool:
+        """Whether it is 2:4, which has a layout of its own."""
+        return (self.n, self.m) == (2, 4)
+
+    @property
+    def largest_step(self) -> int:
+        """Channels from an entry to the next, at most."""
+        return _largest(np.diff(self.places.reshape(len(self.places), -1), axis=1, prepend=0))
+
+    @property
+    def index_bits(self) -> int:
+        """Bits of an entry's distance; of 2:4 of a group's."""
+        return 4 if self.pairs or self.largest_step < 16 else 8
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row."""
+        groups, count = self.places.shape[1], self.places.shape[1] * self.n
+        if self.pairs:
+            return groups // 2 * 5 + groups % 2 * 3
+        return count // 2 * 3 + count % 2 * 2 if self.index_bits == 4 else 2 * count
+
+
+def _placed(rows: np.ndarray, groups: np.ndarray, n: int, m: int) -> _NofM:
+    """Places of each group's N entries: its non-zeros, then the first free places."""
+    places = np.sort(np.argsort(groups == 0, axis=2, kind="stable")[:, :, :n], axis=2)
+    values = np.take_along_axis(groups, places, axis=2)
+    places = places + m * np.arange(groups.shape[1])[None, :, None]
+    if (n, m) != (2, 4):
+        # A place behind the last channel holds no weight: its entry stays at the last channel.
+        places = np.minimum(places, rows.shape[1] - 1)
+    return _NofM(n, m, places, values)
+
+
+def _n_of_m(weights: np.ndarray) -> _NofM | None:
+    """The pattern with the fewest bytes that a kernel keeps; None where it has a full group at every size."""
+    rows = weights.reshape(-1, weights.shape[3])
+    found = []
+    for m in _GROUP_SIZES:
+        groups = grouped(rows, m)
+        n = max(int(np.count_nonzero(groups, axis=2).max(initial=0)), 1)
+        if n < m:
+            found.append(_placed(rows, groups, n, m))
+    return min(found, key=lambda pattern: (pattern.row_bytes, pattern.m), default=None)
+
+
+def _pack_nm(weights: np.ndarray) -> bytes:
+    pattern = _n_of_m(weights)
+    if pattern is None:
+        raise InputError(
+            "A kernel has a full group of input channels at every group size.",
+            expected="N non-zeros in each group of M consecutive input channels",
+            fix='take the format "csr" or "dense"',
+        )
+    row_of = _pair_row if pattern.pairs else _short_row if pattern.index_bits == 4 else _long_row
+    data = bytearray([pattern.n, pattern.m, _flush(weights), pattern.index_bits])
+    for places, values in zip(pattern.places, pattern.values, strict=True):
+        data += _int8(row_of(places, values))
+    return bytes(data)
+
+
+def _pair_row(places: np.ndarray, values: np.ndarray) -> list[int]:
+    """A row of 2:4: see kernels/conv_nm.c."""
+    pairs = [6 * g + _PAIRS.index((int(a) - 4 * g, int(b) - 4 * g)) for g, (a, b) in enumerate(places)]
+    steps = np.diff(pairs, prepend=0).tolist()
+    row: list[int] = []
+    for g in range(0, len(pairs) - 1, 2):
+        (a, b), (c, d) = values[g].tolist(), values[g + 1].tolist()
+        row += [a, c, b, d, steps[g] | steps[g + 1] << 4]
+    if len(pairs) % 2:
+        row += [*values[-1].tolist(), steps[-1]]
+    return row
+
+
+def _short_row(places: np.ndarray, values: np.ndarray) -> list[int]:
+    """Single entries with 4 bits of distance."""
+    weights, steps = values.ravel().tolist(), np.diff(places.ravel(), prepend=0).tolist()
+    row: list[int] = []
+    for i in range(0, len(weights) - 1, 2):
+        row += [weights[i], weights[i + 1], steps[i] | steps[i + 1] << 4]
+    if len(weights) % 2:
+        row += [weights[-1], steps[-1]]
+    return row
+
+
+def _long_row(places: np.ndarray, values: np.ndarray) -> list[int]:
+    """Single entries with 8 bits of distance."""
+    steps = np.diff(places.ravel(), prepend=0)
+    return np.stack([values.ravel().astype(np.int64), steps], 1).ravel().tolist()
+
+
+# ---- The table ----------------------------------------------------------------------------------------------------
+
+_LANES_SOURCES = ("conv_rows.h", "conv_lanes.h")
+_CHANNEL_SOURCES = (*_LANES_SOURCES, "conv_channels.h")
+
+
+def _weight_cost(weights: np.ndarray) -> float:
+    """Of a weight whose neighbours in its row are there, too."""
+    return 0.96 if weights.shape[2] == 3 else 1.25
+
+
+def _nm_cost(weights: np.ndarray) -> float:
+    pattern = _n_of_m(weights)
+    if pattern is None:
+        return math.inf
+    return 0.55 if pattern.pairs else pattern.n / pattern.m * (1.4 if pattern.index_bits == 4 else 1.3)
+
+
+formats.register("dense")(
+    Format(
+        "dense",
+        pack=_pack_dense,
+        fits=lambda w: _channel_sums(w, _all_channels(w)) < SUM_LIMIT,
+        channels=1,
+        channel_bytes=4,
+        cost=_weight_cost,
+        sources=(*_CHANNEL_SOURCES, "conv_dense.c"),
+    )
+)
+formats.register("nm")(
+    Format(
+        "nm",
+        pack=_pack_nm,
+        fits=lambda w: _n_of_m(w) is not None and _place_sums(w) < SUM_LIMIT,
+        channels=4,
+        channel_bytes=24,
+        cost=_nm_cost,
+        sources=(*_LANES_SOURCES, "conv_nm.c"),
+    )
+)
+formats.register("shared")(
+    Format(
+        "shared",
+        pack=_pack_shared,
+        fits=lambda w: (
+            w.shape[3] < 2**16 and not w.any((1, 2)).all() and _channel_sums(w, _used_channels(w)) < SUM_LIMIT
+        ),
+        channels=1,
+        channel_bytes=4,
+        cost=lambda w: float(w.any((1, 2)).mean()) * (_weight_cost(w) + 0.04),
+        sources=(*_CHANNEL_SOURCES, "conv_shared.c"),
+    )
+)
+formats.register("csr")(
+    Format(
+        "csr",
+        pack=_pack_csr,
+        fits=lambda w: w.shape[3] < 2**16 and not w.all() and _place_sums(w) < SUM_LIMIT,
+        channels=1,
+        channel_bytes=4,
+        cost=lambda w: float((w != 0).mean()) * 1.3,
+        sources=(*_LANES_SOURCES, "conv_csr.c"),
+    )
+)
