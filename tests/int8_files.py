@@ -14,6 +14,10 @@ SAME, VALID = schema.Padding.SAME, schema.Padding.VALID
 NONE, RELU, RELU6 = (getattr(schema.ActivationFunctionType, name) for name in ("NONE", "RELU", "RELU6"))
 
 
+# operators that have one version; of the others the second has int8
+_FIRST_VERSION = {"RESHAPE", "HARD_SWISH", "DEPTH_TO_SPACE"}
+
+
 class Int8File:
     """A graph that grows by methods named after operators; each takes tensors (their numbers) and returns one."""
 
@@ -68,7 +72,7 @@ class Int8File:
         code = schema.OperatorCodeT(
             builtinCode=getattr(schema.BuiltinOperator, name),
             deprecatedBuiltinCode=min(getattr(schema.BuiltinOperator, name), 127),
-            version={"PADV2": 2, "PAD": 2, "FULLY_CONNECTED": 4, "CONV_2D": 3}.get(name, 2),
+            version={"FULLY_CONNECTED": 4, "CONV_2D": 3}.get(name, 1 if name in _FIRST_VERSION else 2),
         )
         self._model.operatorCodes.append(code)
         kind = type(options).__name__[:-1] if options is not None else "NONE"
@@ -122,7 +126,7 @@ class Int8File:
             padding=padding, strideH=stride, strideW=stride, fusedActivationFunction=act,
             dilationHFactor=dilation, dilationWFactor=dilation,
         )  # fmt: skip
-        return self.add_op("CONV_2D", [x, kernel, b], [out], options)
+        return self.add_op("CONV_2D", [x, kernel, *([b] if bias else [])], [out], options)
 
     def depthwise(self, x, *, k=3, multiplier=1, stride=1, dilation=1, padding=SAME, act=NONE) -> int:
         _, h, w, c = self.shape(x)

@@ -112,8 +112,8 @@ OPERATORS = {
                                       options=schema.TransposeOptionsT()),
     "slice": lambda g, x: g.moved("SLICE", x, (1, 3, 4, 6), more=[g.numbers(0, 2, 5, 0), g.numbers(1, 3, 4, -1)]),
     "strided_slice": lambda g, x: g.moved(
-        "STRIDED_SLICE", x, (7, 4, 6), more=[g.numbers(0, 0, 1, 0), g.numbers(1, 7, 9, 6), g.numbers(1, 1, 2, 1)],
-        options=schema.StridedSliceOptionsT(shrinkAxisMask=1, beginMask=2, endMask=2)),
+        "STRIDED_SLICE", x, (1, 4, 6), more=[g.numbers(0, 3, -8, 0), g.numbers(1, 4, 9, 6), g.numbers(1, 1, 2, 1)],
+        options=schema.StridedSliceOptionsT(shrinkAxisMask=2, beginMask=8, endMask=12)),
     "depth_to_space": lambda g, x: g.moved("DEPTH_TO_SPACE", g.conv(x, 8), (1, 14, 18, 2),
                                            options=schema.DepthToSpaceOptionsT(blockSize=2)),
     "space_to_depth": lambda g, x: g.moved("SPACE_TO_DEPTH", g.pad(x, [(0, 0), (1, 0), (1, 0), (0, 0)]), (1, 4, 5, 24),

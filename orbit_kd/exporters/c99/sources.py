@@ -173,7 +173,7 @@ def model_files(
     for number, step in enumerate(steps):
         if step.moves and body.place(step.inputs[0]) == body.place(step.output):
             continue
-        sources[step.source] = None
+        sources |= dict.fromkeys(step.sources)
         body.call(number, step, constants)
     arena = max(plan.bytes, 8)
     pointers = [*(f"const {p.type} *{p.name}" for p in took), *(f"{p.type} *{p.name}" for p in gave)]
@@ -228,10 +228,9 @@ class _Body:
 
 
 def kernels(sources: Iterable[str]) -> str:
-    """One C file of several of kernels/."""
-    include = '#include "orbit_kernels.h"\n'
-    texts = [kernel_text(source).replace(include, "") for source in sorted(sources)]
-    return f"{NOTE}\n{include}\n" + "\n".join(texts)
+    """One C file of several of kernels/, each after those that it includes."""
+    texts = [re.sub(r'^#include "\w+\.h"\n', "", kernel_text(source), flags=re.MULTILINE) for source in sources]
+    return f'{NOTE}\n#include "orbit_kernels.h"\n\n' + "\n".join(texts)
 
 
 def kernel_text(name: str) -> str:

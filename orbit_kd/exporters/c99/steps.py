@@ -35,7 +35,7 @@ class Step:
         operator: TFLite's name.
         layer: for people.
         kernel: the C function.
-        source: the file in kernels/ that holds it.
+        sources: the files in kernels/ that hold it, in the order in which they include each other.
         type: the C type of its parameters.
         fields: of the parameters, by name: a number, a tuple for an array within, a NumPy array for a pointer to one.
         inputs: tensors.
@@ -49,7 +49,7 @@ class Step:
     operator: str
     layer: str
     kernel: str
-    source: str
+    sources: tuple[str, ...]
     type: str
     fields: Mapping[str, Value]
     inputs: tuple[Tensor, ...]
@@ -61,18 +61,25 @@ class Step:
 
     @classmethod
     def of(
-        cls, call: Call, kernel: str, source: str, type: str, fields: Mapping[str, Value], *inputs: Tensor, **other: Any
+        cls,
+        call: Call,
+        kernel: str,
+        sources: tuple[str, ...],
+        type: str,
+        fields: Mapping[str, Value],
+        *inputs: Tensor,
+        **other: Any,
     ) -> Step:
         """A step of an operator that writes its first output, unless `other` names another one.
 
         Args:
             call: the operator.
-            kernel, source, type, fields: see `Step`.
+            kernel, sources, type, fields: see `Step`.
             *inputs: tensors.
             **other: further attributes.
         """
         output = other.pop("output", call.output)
-        return cls(call.operator, call.layer, kernel, source, type, fields, inputs, output, **other)
+        return cls(call.operator, call.layer, kernel, sources, type, fields, inputs, output, **other)
 
 
 @dataclasses.dataclass(frozen=True)

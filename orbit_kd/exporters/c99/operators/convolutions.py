@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +19,7 @@ _SAME = 0  # of the schema's Padding
 
 @operator("CONV_2D")
 def conv2d(call: Call, choice: Choice) -> list[Step]:
-    """Dense, N:M, tap-shared or CSR, whatever suits the kernel."""
+    """Dense, N:M, tap-shared or CSR, whatever suits the weights."""
     kernel, options = _kernel(call, 1), call.options
     image, out = call.input(0), call.output
     if kernel.shape[3] != image.shape[3]:
@@ -54,7 +57,9 @@ def depthwise(call: Call, choice: Choice) -> list[Step]:
     image, out = call.input(0), call.output
     dilation = options.dilationHFactor, options.dilationWFactor
     fields = _geometry(image, out, kernel.shape[1:3], (options.strideH, options.strideW), dilation, options.padding)
-    return [_plain(call, fields, kernel, "depthwise_conv", options.fusedActivationFunction, axis=3)]
+    return [
+        _plain(call, fields, kernel, "depthwise_conv2d", "depthwise_conv.c", options.fusedActivationFunction, axis=3)
+    ]
 
 
 @operator("TRANSPOSE_CONV")
@@ -69,7 +74,7 @@ def transpose_conv(call: Call, choice: Choice) -> list[Step]:
             steps = -(-size // stride)
             fields[f"pad_{side}"] = same_padding(size, steps, kernel=kernel.shape[axis], stride=stride)
     activation = getattr(options, "fusedActivationFunction", 0)
-    return [_plain(call, fields, kernel, "transpose_conv", activation, axis=0)]
+    return [_plain(call, fields, kernel, "transpose_conv2d", "transpose_conv.c", activation, axis=0)]
 
 
 def _geometry(
@@ -111,23 +116,38 @@ def _kernel(call: Call, place: int) -> np.ndarray:
 
 
 def _packed(call: Call, choice: Choice, fields: Fields, weights: np.ndarray, activation: int) -> Step:
-    """A layer whose kernel treats places outside the image as its input's zero, which is why that is in the bias."""
-    bias, common = _common(call, call.input(0), weights, activation, axis=0)
-    sums = weights.reshape(len(weights), -1).sum(axis=1, dtype=np.int64)
-    folded = (bias - call.input(0).zero * sums).astype(np.int32)
-    form = packing.choose(weights, prefer=choice.prefer)
-    fields = {**fields, **common, "bias": folded, "weights": form.pack(weights)}
-    scratch, details = form.scratch_bytes(fields), {"format": form.name}
+    """A layer for the fast kernels, in the format that suits its weights; the plain kernel where none holds it.
+
+    They treat places outside the image as its input's zero, which is why that is in the bias.
+    """
     image = call.input(0)
-    return Step.of(call, form.function, form.source, "orbit_conv", fields, image, scratch=scratch, details=details)
+    bias, common = _common(call, image, weights, activation, axis=0)
+    sums = weights.reshape(len(weights), -1).sum(axis=1, dtype=np.int64)
+    folded = bias - image.zero * sums
+    held = any(packing.formats.get(name).fits(weights) for name in packing.formats)
+    largest = packing.accumulator_bound(weights, folded) << max(0, int(np.max(common["shift"])))
+    if not held or largest >= packing.ACCUMULATOR_LIMIT:
+        return _plain(call, fields, weights, "conv2d_plain", "conv_plain.c", activation, axis=0)
+    form = packing.choose(weights, prefer=choice.prefer)
+    packed = np.frombuffer(form.pack(weights), np.int8)
+    fields = {**fields, **common, "bias": folded.astype(np.int32), "weights": packed}
+    scratch = form.scratch_bytes(_scratch_geometry(fields))
+    details = {"format": form.name, "weight_bytes": packed.nbytes, "dense_bytes": weights.nbytes}
+    return Step.of(call, form.function, form.sources, "orbit_conv", fields, image, scratch=scratch, details=details)
 
 
-def _plain(call: Call, fields: Fields, weights: np.ndarray, kind: str, activation: int, *, axis: int) -> Step:
+def _scratch_geometry(fields: Mapping[str, Any]) -> packing.Geometry:
+    return packing.Geometry(**{field.name: fields[field.name] for field in dataclasses.fields(packing.Geometry)})
+
+
+def _plain(
+    call: Call, fields: Fields, weights: np.ndarray, kernel: str, source: str, activation: int, *, axis: int
+) -> Step:
     image = call.input(2 if call.operator == "TRANSPOSE_CONV" else 0)
     bias, common = _common(call, image, weights, activation, axis=axis)
     fields = {**fields, **common, "bias": bias.astype(np.int32), "weights": weights}
-    details = {"format": "dense"}
-    return Step.of(call, f"orbit_{kind}2d_s8", f"{kind}.c", "orbit_conv", fields, image, details=details)
+    details = {"format": "plain", "weight_bytes": weights.nbytes, "dense_bytes": weights.nbytes}
+    return Step.of(call, f"orbit_{kernel}_s8", (source,), "orbit_conv", fields, image, details=details)
 
 
 def _common(call: Call, image: Tensor, weights: np.ndarray, activation: int, *, axis: int) -> tuple[np.ndarray, Fields]:
