@@ -13,9 +13,9 @@ from orbit_kd.exporters.c99 import packing
 KERNELS = Path(packing.__file__).parent / "kernels"
 WARNINGS = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-Wconversion", "-Wpedantic")
 INTS = (
-    "in_h in_w in_c out_h out_w out_c kernel_h kernel_w stride_h stride_w dilation_h dilation_w pad_top pad_left "
-    "in_zero out_zero act_min act_max"
-).split()
+    "in_h", "in_w", "in_c", "out_h", "out_w", "out_c", "kernel_h", "kernel_w", "stride_h", "stride_w", "dilation_h",
+    "dilation_w", "pad_top", "pad_left", "in_zero", "out_zero", "act_min", "act_max",
+)  # fmt: skip
 
 
 class Conv(ctypes.Structure):
@@ -98,16 +98,10 @@ def random_layer(rng: np.random.Generator, *, in_c: int, out_c: int, size: tuple
     }
 
 
-def geometry(layer: dict) -> packing.Geometry:
-    """What the scratch depends on."""
-    names = ("in_c", "out_w", "kernel_h", "kernel_w", "stride_w", "dilation_w")
-    return packing.Geometry(**{name: layer["ints"][name] for name in names})
-
-
 def build(folder: Path, *, flags: tuple[str, ...] = ("-O1",)) -> ctypes.CDLL:
     """The kernels as a library of this machine."""
     library = folder / "kernels.so"
-    sources = sorted({str(KERNELS / f.sources[-1]) for f in map(packing.formats.get, packing.formats)})
+    sources = sorted({str(KERNELS / f.source) for f in map(packing.formats.get, packing.formats)})
     subprocess.run(["cc", *WARNINGS, *flags, "-shared", "-fPIC", "-o", str(library), *sources], check=True)
     return ctypes.CDLL(str(library))
 
@@ -116,9 +110,9 @@ def run(library: ctypes.CDLL, layer: dict, x: np.ndarray, form: packing.Format) 
     """The layer's output by a C kernel. Guards before and behind scratch and output must stay."""
     g = layer["ints"]
     arrays = [layer["multiplier"].astype(np.int32), layer["shift"], folded_bias(layer),
-              np.frombuffer(form.pack(layer["weights"]), np.int8)]  # fmt: skip
+              form.pack(layer["weights"])]  # fmt: skip
     conv = Conv(*[g[name] for name in INTS], *[a.ctypes.data for a in arrays])
-    scratch = np.full(form.scratch_bytes(geometry(layer)) // 8 + 2, 0x5A5A5A5A5A5A5A5A, np.int64)
+    scratch = np.full(form.scratch_bytes(g) // 8 + 2, 0x5A5A5A5A5A5A5A5A, np.int64)
     out = np.full(g["out_h"] * g["out_w"] * g["out_c"] + 16, 0x5A, np.int8)
     x = np.ascontiguousarray(x)
     function = getattr(library, form.function)

@@ -115,18 +115,16 @@ class Int8File:
         wide = self.scale(x) * float(scales.mean()) * 60 * 74 * np.sqrt(fan_in) / 50
         return tensors, self.tensor(out_shape, scale=wide, zero=int(self.rng.integers(-30, 30)))
 
-    def conv(
-        self, x, out_c, k=3, *, stride=1, dilation=1, padding=SAME, act=NONE, bias=True, values=None, kw=None
-    ) -> int:
+    def conv(self, x, out_c, k=3, *, stride=1, dilation=1, padding=SAME, act=NONE, values=None, kw=None) -> int:
         _, h, w, c = self.shape(x)
         kernel, scales = self.weights((out_c, k, kw or k, c), axis=0, values=values)
         shape = (1, *(_out(n, k, stride, dilation, padding) for n, k in ((h, k), (w, kw or k))), out_c)
-        b, out = self._bias_and_out(x, scales, k * (kw or k) * c, shape, bias)
+        b, out = self._bias_and_out(x, scales, k * (kw or k) * c, shape, True)
         options = schema.Conv2DOptionsT(
             padding=padding, strideH=stride, strideW=stride, fusedActivationFunction=act,
             dilationHFactor=dilation, dilationWFactor=dilation,
         )  # fmt: skip
-        return self.add_op("CONV_2D", [x, kernel, *([b] if bias else [])], [out], options)
+        return self.add_op("CONV_2D", [x, kernel, b], [out], options)
 
     def depthwise(self, x, *, k=3, multiplier=1, stride=1, dilation=1, padding=SAME, act=NONE) -> int:
         _, h, w, c = self.shape(x)

@@ -32,7 +32,7 @@ def inputs_of(ports, count: int, rng: np.random.Generator):
     return runtimes.one_or_all(arrays)
 
 
-def compare(data: bytes, folder, *, count: int = 12, still: bool = False, **options) -> list[np.ndarray]:
+def compare(data: bytes, folder, *, count: int = 64, still: bool = False, **options) -> list[np.ndarray]:
     """Exports, runs, and compares with LiteRT's reference kernels; `still`: outputs may be all alike."""
     made = export(_file(data, folder), "c99", path=folder / "c", **options)
     ours, reference = (runtimes.load(m, runtime=r) for m, r in ((made.path, "c99"), (data, "litert_reference")))
@@ -58,7 +58,7 @@ OPERATORS = {
     "conv": lambda g, x: g.conv(x, 5),
     "conv_valid_relu": lambda g, x: g.conv(x, 5, padding=VALID, act=RELU),
     "conv_strided_even": lambda g, x: g.conv(x, 4, 3, stride=2, act=RELU6),
-    "conv_dilated": lambda g, x: g.conv(x, 4, 3, dilation=2, bias=False),
+    "conv_dilated": lambda g, x: g.conv(x, 4, 3, dilation=2),
     "conv_1x1": lambda g, x: g.conv(x, 9, 1),
     "conv_wide": lambda g, x: g.conv(x, 3, 5, kw=2),
     "depthwise": lambda g, x: g.depthwise(x),

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -18,32 +19,13 @@ from orbit_kd.support.n_of_m import grouped
 
 LANES = 8  # ORBIT_LANES: output pixels that a kernel computes at once
 NARROW = 3  # ORBIT_NARROW: rows with fewer output pixels are computed pixel by pixel
-CHANNELS_FLUSH = 16  # ORBIT_CHANNELS_FLUSH
 # Cortex-M4 keeps two sums in 64 bits, the lower one within 2**22, of activations of 128 at most.
 SUM_LIMIT = 2**22 // 128
-# SMMULR takes twice the sum.
-ACCUMULATOR_LIMIT = 2**30
+# Requantization there takes twice a sum, and the bias may be half of it.
+_TOTAL_LIMIT = 2**29 // 128
 _STEP_LIMIT = 2**15  # bytes from a channel to the next in the scratch, an operand of 16 bits
 _PAIRS = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
 _GROUP_SIZES = (2, 4, 8, 16)
-
-
-@dataclasses.dataclass(frozen=True)
-class Geometry:
-    """What a convolution's scratch depends on, in pixels; a dense layer has 1 everywhere but for its channels."""
-
-    in_c: int
-    out_w: int
-    kernel_h: int = 1
-    kernel_w: int = 1
-    stride_w: int = 1
-    dilation_w: int = 1
-
-    def columns(self) -> int:
-        """Columns of a row in the scratch: `orbit_rows_of`."""
-        reach = (self.kernel_w - 1) * self.dilation_w
-        lanes = self.out_w if self.out_w < NARROW else -(-self.out_w // LANES) * LANES
-        return (lanes + reach // self.stride_w) * min(self.stride_w, reach + 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,57 +34,61 @@ class Format:
 
     Attributes:
         name: as in the C function's name.
-        pack: int8 (out, kernel_h, kernel_w, in) -> its bytes.
+        pack: int8 (out, kernel_h, kernel_w, in) -> int8 (bytes,), as C gets them.
         fits: whether `pack` takes a kernel.
         channels, channel_bytes: of the scratch, so many bytes a column for so many input channels.
         cost: (kernel) -> a Cortex-M4's instructions for a dense multiply-accumulate, as `benchmarks/mcu_kernels.py`
             measured them on large layers; what "fastest" means.
-        sources: its C files, in `kernels/`, in the order in which they include each other.
     """
 
     name: str
-    pack: Callable[[np.ndarray], bytes]
+    pack: Callable[[np.ndarray], np.ndarray]
     fits: Callable[[np.ndarray], bool]
     channels: int
     channel_bytes: int
     cost: Callable[[np.ndarray], float]
-    sources: tuple[str, ...]
 
     @property
     def function(self) -> str:
         """The C function."""
         return f"orbit_conv2d_{self.name}_s8"
 
-    def scratch_bytes(self, geometry: Geometry) -> int:
+    @property
+    def source(self) -> str:
+        """The file in `kernels/` that holds it; what it includes is there, too."""
+        return f"conv_{self.name}.c"
+
+    def scratch_bytes(self, fields: Mapping[str, Any]) -> int:
         """Bytes of scratch that the C function needs, on the core that needs most.
+
+        Args:
+            fields: of `orbit_conv`: in_c, out_w, kernel_h, kernel_w, stride_w, dilation_w.
 
         Raises:
             InputError: rows too wide for the kernels.
         """
-        columns = geometry.columns()
+        columns = _columns(fields)
         if columns * 4 >= _STEP_LIMIT:
             raise InputError(
                 f"A convolution's rows are {columns} columns wide with their padding.",
                 expected=f"fewer than {_STEP_LIMIT // 4}: distances in the kernels have 16 bits",
                 fix="cut the images into tiles, and run the network on each",
             )
-        if geometry.out_w < NARROW:
-            row = geometry.in_c * columns
+        if fields["out_w"] < NARROW:
+            row = fields["in_c"] * columns
         else:
-            row = -(-geometry.in_c // self.channels) * self.channel_bytes * columns
-        return geometry.kernel_h * (16 + -(-row // 8) * 8)
+            row = -(-fields["in_c"] // self.channels) * self.channel_bytes * columns
+        return int(fields["kernel_h"] * (16 + -(-row // 8) * 8))
+
+
+def _columns(fields: Mapping[str, Any]) -> int:
+    """Columns of a row in the scratch: `orbit_rows_of`."""
+    reach, stride = (fields["kernel_w"] - 1) * fields["dilation_w"], fields["stride_w"]
+    lanes = fields["out_w"] if fields["out_w"] < NARROW else -(-fields["out_w"] // LANES) * LANES
+    return int((lanes + reach // stride) * min(stride, reach + 1))
 
 
 formats: Registry[Format] = Registry("weight format")
-
-
-def format_named(name: str) -> Format:
-    """The format of that name: "dense", "nm", "shared" or "csr".
-
-    Raises:
-        InputError: there is none.
-    """
-    return formats.get(name)
 
 
 def fitting(weights: np.ndarray) -> list[str]:
@@ -117,12 +103,13 @@ def fitting(weights: np.ndarray) -> list[str]:
             expected="int8 (output channels, kernel height, kernel width, input channels)",
             fix="quantize first: target tflite_int8; a dense layer's kernel has height and width 1",
         )
-    names = [name for name in ("dense", "nm", "shared", "csr") if formats.get(name).fits(weights)]
-    if not names:
+    names = [str(name) for name in formats if formats.get(name).fits(weights)]
+    if not names or _whole_sums(weights) >= _TOTAL_LIMIT:
         raise InputError(
             "The sums of a layer may leave the 23 bits that the kernels keep them in between two steps.",
-            expected=f"weights whose magnitudes add up to less than {SUM_LIMIT} in every {CHANNELS_FLUSH} channels",
-            fix="use a smaller kernel (two of 3x3 for one of 7x7)",
+            expected=f"weights whose magnitudes add up to less than {_TOTAL_LIMIT} in an output channel, and to less "
+            f"than {SUM_LIMIT} in an input channel of it",
+            fix="use a smaller kernel (two of 3x3 for one of 5x5), or fewer input channels",
         )
     return names
 
@@ -142,23 +129,10 @@ def choose(weights: np.ndarray, *, prefer: str = "speed") -> Format:
     found = [formats.get(name) for name in fitting(weights)]
 
     def rank(form: Format) -> tuple[float, float]:
-        cost, size = form.cost(weights), len(form.pack(weights))
+        cost, size = form.cost(weights), form.pack(weights).nbytes
         return (cost, size) if prefer == "speed" else (size, cost)
 
     return min(found, key=rank)
-
-
-def accumulator_bound(weights: np.ndarray, bias: np.ndarray) -> int:
-    """The largest magnitude that a sum can reach, for any int8 input.
-
-    Args:
-        weights: int8 (out, kernel_h, kernel_w, in).
-        bias: integers (out,), as the kernels have them, the input's zero point folded in.
-
-    The kernels need it times 2**(left shift) below `ACCUMULATOR_LIMIT`.
-    """
-    sums = np.abs(weights.astype(np.int64)).reshape(len(weights), -1).sum(1) * 128
-    return int((sums + np.abs(np.asarray(bias, np.int64))).max())
 
 
 # ---- Sums that share a word -------------------------------------------------------------------------------------
@@ -178,15 +152,19 @@ def _place_sums(weights: np.ndarray) -> int:
     return _largest(np.abs(weights.astype(np.int64)).sum(3))
 
 
-def _channel_sums(weights: np.ndarray, channels: list[np.ndarray]) -> int:
-    """The same of `CHANNELS_FLUSH` entries, from each output channel's list of input channels."""
+def _interval(weights: np.ndarray, channels: list[np.ndarray]) -> int:
+    """After how many entries of any output channel, of the input channels listed, sums are flushed.
+
+    127 at most; 0 where they need never be; -1 where one entry alone may be too large.
+    """
+    if _whole_sums(weights) < SUM_LIMIT:
+        return 0
     sums = np.abs(weights.astype(np.int64)).sum((1, 2))
-    blocks = [
-        row[some[i : i + CHANNELS_FLUSH]].sum()
-        for row, some in zip(sums, channels, strict=True)
-        for i in range(0, len(some), CHANNELS_FLUSH)
-    ]
-    return max((int(b) for b in blocks), default=0)
+    totals = [np.cumsum([0, *row[some]]) for row, some in zip(sums, channels, strict=True)]
+    interval = 127
+    while interval and any(_largest(t[interval:] - t[:-interval]) >= SUM_LIMIT for t in totals if len(t) > interval):
+        interval -= 1
+    return interval or -1
 
 
 def _flush(weights: np.ndarray) -> int:
@@ -198,6 +176,10 @@ def _int8(values: list[int]) -> bytes:
     return bytes(v & 0xFF for v in values)
 
 
+def _array(data: bytes | bytearray) -> np.ndarray:
+    return np.frombuffer(bytes(data), np.int8)
+
+
 # ---- dense --------------------------------------------------------------------------------------------------------
 
 
@@ -205,8 +187,10 @@ def _all_channels(weights: np.ndarray) -> list[np.ndarray]:
     return [np.arange(weights.shape[3])] * len(weights)
 
 
-def _pack_dense(weights: np.ndarray) -> bytes:
-    return bytes([_flush(weights), 0, 0, 0]) + weights.transpose(0, 3, 1, 2).tobytes()
+def _pack_dense(weights: np.ndarray) -> np.ndarray:
+    return _array(
+        bytes([_interval(weights, _all_channels(weights)), 0, 0, 0]) + weights.transpose(0, 3, 1, 2).tobytes()
+    )
 
 
 # ---- csr ----------------------------------------------------------------------------------------------------------
@@ -224,7 +208,7 @@ def _distances(places: list[int], limit: int) -> list[tuple[int, int]]:
     return steps
 
 
-def _pack_csr(weights: np.ndarray) -> bytes:
+def _pack_csr(weights: np.ndarray) -> np.ndarray:
     rows = weights.reshape(-1, weights.shape[3])
     entries = [
         [(0 if place < 0 else int(row[place]), step) for place, step in _distances(np.flatnonzero(row).tolist(), 255)]
@@ -235,7 +219,7 @@ def _pack_csr(weights: np.ndarray) -> bytes:
     for row_entries in entries:
         data += len(row_entries).to_bytes(count_bytes, "little")
         data += _int8([v for entry in row_entries for v in entry])
-    return bytes(data)
+    return _array(data)
 
 
 # ---- shared -------------------------------------------------------------------------------------------------------
@@ -250,13 +234,14 @@ def _used_channels(weights: np.ndarray) -> list[np.ndarray]:
     return used
 
 
-def _pack_shared(weights: np.ndarray) -> bytes:
-    data = bytearray([_flush(weights), 0, 0, 0])
-    for kernel, channels in zip(weights, _used_channels(weights), strict=True):
+def _pack_shared(weights: np.ndarray) -> np.ndarray:
+    used = _used_channels(weights)
+    data = bytearray([_interval(weights, used), 0, 0, 0])
+    for kernel, channels in zip(weights, used, strict=True):
         data += len(channels).to_bytes(2, "little")
         for channel, step in zip(channels, np.diff(channels, prepend=0), strict=True):
             data += bytes([int(step)]) + kernel[:, :, channel].tobytes()
-    return bytes(data)
+    return _array(data)
 
 
 # ---- nm -----------------------------------------------------------------------------------------------------------
@@ -324,7 +309,7 @@ def _n_of_m(weights: np.ndarray) -> _NofM | None:
     return min(found, key=lambda pattern: (pattern.row_bytes, pattern.m), default=None)
 
 
-def _pack_nm(weights: np.ndarray) -> bytes:
+def _pack_nm(weights: np.ndarray) -> np.ndarray:
     pattern = _n_of_m(weights)
     if pattern is None:
         raise InputError(
@@ -336,7 +321,7 @@ def _pack_nm(weights: np.ndarray) -> bytes:
     data = bytearray([pattern.n, pattern.m, _flush(weights), pattern.index_bits])
     for places, values in zip(pattern.places, pattern.values, strict=True):
         data += _int8(row_of(places, values))
-    return bytes(data)
+    return _array(data)
 
 
 def _pair_row(places: np.ndarray, values: np.ndarray) -> list[int]:
@@ -371,9 +356,6 @@ def _long_row(places: np.ndarray, values: np.ndarray) -> list[int]:
 
 # ---- The table ----------------------------------------------------------------------------------------------------
 
-_LANES_SOURCES = ("conv_rows.h", "conv_lanes.h")
-_CHANNEL_SOURCES = (*_LANES_SOURCES, "conv_channels.h")
-
 
 def _weight_cost(weights: np.ndarray) -> float:
     """Of a weight whose neighbours in its row are there, too."""
@@ -391,11 +373,10 @@ formats.register("dense")(
     Format(
         "dense",
         pack=_pack_dense,
-        fits=lambda w: _channel_sums(w, _all_channels(w)) < SUM_LIMIT,
+        fits=lambda w: _interval(w, _all_channels(w)) >= 0,
         channels=1,
         channel_bytes=4,
         cost=_weight_cost,
-        sources=(*_CHANNEL_SOURCES, "conv_dense.c"),
     )
 )
 formats.register("nm")(
@@ -406,20 +387,16 @@ formats.register("nm")(
         channels=4,
         channel_bytes=24,
         cost=_nm_cost,
-        sources=(*_LANES_SOURCES, "conv_nm.c"),
     )
 )
 formats.register("shared")(
     Format(
         "shared",
         pack=_pack_shared,
-        fits=lambda w: (
-            w.shape[3] < 2**16 and not w.any((1, 2)).all() and _channel_sums(w, _used_channels(w)) < SUM_LIMIT
-        ),
+        fits=lambda w: w.shape[3] < 2**16 and not w.any((1, 2)).all() and _interval(w, _used_channels(w)) >= 0,
         channels=1,
         channel_bytes=4,
         cost=lambda w: float(w.any((1, 2)).mean()) * (_weight_cost(w) + 0.04),
-        sources=(*_CHANNEL_SOURCES, "conv_shared.c"),
     )
 )
 formats.register("csr")(
@@ -430,6 +407,5 @@ formats.register("csr")(
         channels=1,
         channel_bytes=4,
         cost=lambda w: float((w != 0).mean()) * 1.3,
-        sources=(*_LANES_SOURCES, "conv_csr.c"),
     )
 )

@@ -14,6 +14,7 @@ from orbit_kd.exporters.c99.network import Tensor
 from orbit_kd.exporters.c99.steps import Step, Value
 
 NOTE = "/* Written by orbit_kd. Do not edit. */"
+_INCLUDE = r'#include "(.*)"\n'
 _C_TYPES = {"int8": "int8_t", "uint8": "uint8_t", "int16": "int16_t", "uint16": "uint16_t", "int32": "int32_t",
             "uint32": "uint32_t", "float32": "float"}  # fmt: skip
 _HEADER = """\
@@ -173,7 +174,7 @@ def model_files(
     for number, step in enumerate(steps):
         if step.moves and body.place(step.inputs[0]) == body.place(step.output):
             continue
-        sources |= dict.fromkeys(step.sources)
+        sources[step.source] = None
         body.call(number, step, constants)
     arena = max(plan.bytes, 8)
     pointers = [*(f"const {p.type} *{p.name}" for p in took), *(f"{p.type} *{p.name}" for p in gave)]
@@ -228,9 +229,19 @@ class _Body:
 
 
 def kernels(sources: Iterable[str]) -> str:
-    """One C file of several of kernels/, each after those that it includes."""
-    texts = [re.sub(r'^#include "\w+\.h"\n', "", kernel_text(source), flags=re.MULTILINE) for source in sources]
-    return f'{NOTE}\n#include "orbit_kernels.h"\n\n' + "\n".join(texts)
+    """One C file of several of kernels/, each behind what it includes."""
+    texts: dict[str, str] = {}
+
+    def add(name: str) -> None:
+        if name not in texts:
+            text = kernel_text(name)
+            for included in re.findall(_INCLUDE, text):
+                add(included)
+            texts[name] = re.sub(_INCLUDE, "", text)
+
+    for source in ("orbit_kernels.h", *sorted(sources)):
+        add(source)
+    return f'{NOTE}\n#include "orbit_kernels.h"\n\n' + "\n".join(list(texts.values())[1:])
 
 
 def kernel_text(name: str) -> str:

@@ -35,7 +35,7 @@ class Step:
         operator: TFLite's name.
         layer: for people.
         kernel: the C function.
-        sources: the files in kernels/ that hold it, in the order in which they include each other.
+        source: the file in kernels/ that holds it; what it includes is there, too.
         type: the C type of its parameters.
         fields: of the parameters, by name: a number, a tuple for an array within, a NumPy array for a pointer to one.
         inputs: tensors.
@@ -49,7 +49,7 @@ class Step:
     operator: str
     layer: str
     kernel: str
-    sources: tuple[str, ...]
+    source: str
     type: str
     fields: Mapping[str, Value]
     inputs: tuple[Tensor, ...]
@@ -64,7 +64,7 @@ class Step:
         cls,
         call: Call,
         kernel: str,
-        sources: tuple[str, ...],
+        source: str,
         type: str,
         fields: Mapping[str, Value],
         *inputs: Tensor,
@@ -74,12 +74,12 @@ class Step:
 
         Args:
             call: the operator.
-            kernel, sources, type, fields: see `Step`.
+            kernel, source, type, fields: see `Step`.
             *inputs: tensors.
             **other: further attributes.
         """
         output = other.pop("output", call.output)
-        return cls(call.operator, call.layer, kernel, sources, type, fields, inputs, output, **other)
+        return cls(call.operator, call.layer, kernel, source, type, fields, inputs, output, **other)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,9 +4,6 @@
 
 #include "conv_lanes.h"
 
-/* So many channels are added between two flushes of the sums, where the weights need these. */
-#define ORBIT_CHANNELS_FLUSH 16
-
 static inline int orbit_is_three(const orbit_conv *layer) {
   return layer->kernel_w == 3 && layer->stride_w == 1 && layer->dilation_w == 1;
 }

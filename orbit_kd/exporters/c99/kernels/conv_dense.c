@@ -1,6 +1,6 @@
 /* Convolution with all weights.
  *
- * Weights: 4 bytes of header (whether sums are flushed after every 16 input channels; 0; 0; 0), then [output channel]
+ * Weights: 4 bytes of header (after how many input channels sums are flushed, 0 for never; 0; 0; 0), then [output channel]
  * [input channel][kernel_h][kernel_w].
  */
 #include "conv_channels.h"
@@ -8,14 +8,18 @@
 /* Eight pixels from x on. */
 static const int8_t *dense_lanes(const orbit_conv *layer, const orbit_rows *rows, const int8_t *weights, int32_t x,
                                  int32_t *sums) {
-  const int flush = ((const int8_t *)layer->weights)[0], three = orbit_is_three(layer);
+  const int32_t flush = ((const int8_t *)layer->weights)[0];
+  const int three = orbit_is_three(layer);
   const int32_t step = rows->columns * ORBIT_LANE_BYTES;
-  int32_t c, offset = x * ORBIT_LANE_BYTES;
+  int32_t c, offset = x * ORBIT_LANE_BYTES, left = flush;
   orbit_lanes lanes;
   orbit_lanes_start(&lanes);
   for (c = 0; c < layer->in_c; ++c, offset += step) {
     weights = orbit_channel_lanes(layer, rows, weights, offset, three, &lanes);
-    if (flush && c % ORBIT_CHANNELS_FLUSH == ORBIT_CHANNELS_FLUSH - 1) orbit_lanes_flush(&lanes);
+    if (--left == 0) {
+      orbit_lanes_flush(&lanes);
+      left = flush;
+    }
   }
   orbit_lanes_end(&lanes, sums);
   return weights;

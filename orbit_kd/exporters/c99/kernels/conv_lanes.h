@@ -22,7 +22,7 @@ static inline void orbit_fill_lanes(const orbit_conv *layer, const orbit_rows *r
   int32_t place, c;
   for (place = 0; place < rows->columns; ++place) {
     const int8_t *const pixel = orbit_column(layer, rows, line, place);
-    const int8_t *const other = orbit_column(layer, rows, line, orbit_min(place + 4, rows->columns - 1));
+    const int8_t *const other = orbit_column(layer, rows, line, orbit_min_of(place + 4, rows->columns - 1));
     int32_t *out = (int32_t *)row + place;
     for (c = 0; c < layer->in_c; ++c, out += rows->columns) {
       *out = (pixel != NULL ? pixel[c] : layer->in_zero) + (other != NULL ? other[c] : layer->in_zero) * (1 << 23);

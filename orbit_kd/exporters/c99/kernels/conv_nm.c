@@ -67,7 +67,7 @@ static const int8_t *nm_pixel(const orbit_conv *layer, const orbit_rows *rows, c
 static void nm_group(const orbit_conv *layer, const int8_t *pixel, int32_t first, int8_t *four) {
   int32_t i;
   for (i = 0; i < 4; ++i) {
-    const int32_t value = pixel != NULL ? pixel[orbit_min(first + i, layer->in_c - 1)] : layer->in_zero;
+    const int32_t value = pixel != NULL ? pixel[orbit_min_of(first + i, layer->in_c - 1)] : layer->in_zero;
     four[i] = (int8_t)(first + i < layer->in_c ? value : 0);
   }
 }
@@ -241,7 +241,7 @@ static const int8_t *nm_pair_pixel(const orbit_conv *layer, const orbit_rows *ro
         const int32_t steps = (uint8_t)entries[alone ? 2 : 4];
         const int32_t w0 = entries[alone ? 0 : odd], w1 = entries[alone ? 1 : 2 + odd];
         pair += (odd ? steps >> 4 : steps & 15) - (group ? 6 : 0);
-        total += w0 * at[orbit_min(first[pair], left - 1)] + w1 * at[orbit_min(second[pair], left - 1)];
+        total += w0 * at[orbit_min_of(first[pair], left - 1)] + w1 * at[orbit_min_of(second[pair], left - 1)];
         entries += alone ? 3 : odd ? 5 : 0;
       }
     }

@@ -5,7 +5,7 @@
  * kernel multiplies for neighbouring output pixels are neighbours, whatever the stride: a column x, counted from the
  * padding's first, stands at (x mod stride) * length + x / stride. Rows that the next output row needs again stay.
  *
- * What stands for a channel and column is the kernel's choice, made by its `orbit_fill`.
+ * What stands for a channel and column is the kernel's choice, made by its `orbit_row_fill`.
  */
 #ifndef ORBIT_CONV_ROWS_H_
 #define ORBIT_CONV_ROWS_H_
@@ -27,9 +27,9 @@ typedef struct {
 } orbit_rows;
 
 /* Writes one input row, or in_zero everywhere where `line` is NULL, as the kernel wants it. */
-typedef void (*orbit_fill)(const orbit_conv *layer, const orbit_rows *rows, const int8_t *line, void *row);
+typedef void (*orbit_row_fill)(const orbit_conv *layer, const orbit_rows *rows, const int8_t *line, void *row);
 
-static inline int32_t orbit_min(int32_t a, int32_t b) {
+static inline int32_t orbit_min_of(int32_t a, int32_t b) {
   return a < b ? a : b;
 }
 
@@ -47,7 +47,7 @@ static inline orbit_rows orbit_rows_of(const orbit_conv *layer, int32_t channels
   const int32_t groups = (layer->in_c + channels - 1) / channels;
   int32_t i;
   rows.length = lanes + reach / layer->stride_w;
-  rows.columns = rows.length * orbit_min(layer->stride_w, reach + 1);
+  rows.columns = rows.length * orbit_min_of(layer->stride_w, reach + 1);
   rows.row_bytes = (groups * channel_bytes * rows.columns + 7) / 8 * 8;
   rows.row = (const void **)scratch;
   rows.held = (int32_t *)(void *)((unsigned char *)scratch + 8 * layer->kernel_h);
@@ -58,7 +58,7 @@ static inline orbit_rows orbit_rows_of(const orbit_conv *layer, int32_t channels
 
 /* Makes `row` those of output row `y`; fills what is not there yet. */
 static inline void orbit_rows_load(const orbit_conv *layer, const orbit_rows *rows, const int8_t *input, int32_t y,
-                                   orbit_fill fill) {
+                                   orbit_row_fill fill) {
   int32_t ky;
   for (ky = 0; ky < layer->kernel_h; ++ky) {
     const int32_t wanted = y * layer->stride_h + ky * layer->dilation_h;
@@ -118,15 +118,16 @@ static inline void orbit_fill_pixels(const orbit_conv *layer, const orbit_rows *
 }
 
 /* Requantizes the sums of `count` pixels and writes them to one channel of the output, from `out` on. */
-static inline void orbit_store(const orbit_conv *layer, int32_t channel, const int32_t *sums, int32_t count,
+static inline void orbit_conv_store(const orbit_conv *layer, int32_t channel, const int32_t *sums, int32_t count,
                                int8_t *out) {
   const int32_t bias = layer->bias[channel], multiplier = layer->multiplier[channel];
   const int32_t shift = layer->shift[channel];
   int32_t i;
 #if defined(__ARM_FEATURE_DSP)
-  /* SMMULR on twice the sum rounds as orbit_multiply_high; the sums are below 2^30, as the exporter checked. The output's
-     zero point is added before the shift: that is exact. */
-  if (shift <= -1 && shift >= -16 && layer->act_min == -128 && layer->act_max == 127) {
+  /* SMMULR on twice the sum rounds as orbit_multiply_high; without the bias a sum is below 2^29, which the packer checks.
+     The output's zero point is added before the shift: that is exact. */
+  const int32_t half = (int32_t)1 << 29;
+  if (shift <= -1 && shift >= -16 && bias > -half && bias < half && layer->act_min == -128 && layer->act_max == 127) {
     const int32_t right = -shift;
     const int32_t nudge = (layer->out_zero << right) + (1 << (right - 1));
     for (i = 0; i < count; ++i, out += layer->out_c) {
@@ -152,7 +153,7 @@ typedef const int8_t *(*orbit_sum)(const orbit_conv *layer, const orbit_rows *ro
 /* The whole convolution. `sum` gives `pixels` at once, ORBIT_LANES at most; the weights of the first output channel
    begin `header` bytes behind `layer->weights`. */
 static inline void orbit_conv_run(const orbit_conv *layer, const orbit_rows *rows, const int8_t *input, int8_t *output,
-                                  orbit_fill fill, orbit_sum sum, int32_t pixels, int32_t header) {
+                                  orbit_row_fill fill, orbit_sum sum, int32_t pixels, int32_t header) {
   int32_t sums[ORBIT_LANES];
   int32_t y, x, channel;
   for (y = 0; y < layer->out_h; ++y) {
@@ -163,7 +164,7 @@ static inline void orbit_conv_run(const orbit_conv *layer, const orbit_rows *row
       const int8_t *end = weights;
       for (x = 0; x < layer->out_w; x += pixels, out += (ptrdiff_t)pixels * layer->out_c) {
         end = sum(layer, rows, weights, x, sums);
-        orbit_store(layer, channel, sums, orbit_min(pixels, layer->out_w - x), out);
+        orbit_conv_store(layer, channel, sums, orbit_min_of(pixels, layer->out_w - x), out);
       }
       weights = end;
     }

@@ -1,7 +1,7 @@
 /* Convolution whose output channels each use some input channels only, the same at all places of the kernel.
  *
- * Tap-shared N:M is the case of it where N of every M input channels are used. Weights: 4 bytes of header (whether sums
- * are flushed after every 16 entries; 0; 0; 0); then for each output channel the count of its entries in 2 bytes, lowest
+ * Tap-shared N:M is the case of it where N of every M input channels are used. Weights: 4 bytes of header (after how
+ * many entries sums are flushed, 0 for never; 0; 0; 0); then for each output channel the count of its entries in 2 bytes, lowest
  * first, and the entries (channels from the entry before, or from channel 0; kernel_h * kernel_w weights).
  */
 #include "conv_channels.h"
@@ -16,16 +16,20 @@ static int32_t shared_count(const int8_t **entries) {
 /* Eight pixels from x on. */
 static const int8_t *shared_lanes(const orbit_conv *layer, const orbit_rows *rows, const int8_t *entries, int32_t x,
                                   int32_t *sums) {
-  const int flush = ((const int8_t *)layer->weights)[0], three = orbit_is_three(layer);
+  const int32_t flush = ((const int8_t *)layer->weights)[0];
+  const int three = orbit_is_three(layer);
   const int32_t step = rows->columns * ORBIT_LANE_BYTES;
   const int32_t count = shared_count(&entries);
-  int32_t i, offset = x * ORBIT_LANE_BYTES;
+  int32_t i, offset = x * ORBIT_LANE_BYTES, left = flush;
   orbit_lanes lanes;
   orbit_lanes_start(&lanes);
   for (i = 0; i < count; ++i) {
     offset += (uint8_t)*entries++ * step;
     entries = orbit_channel_lanes(layer, rows, entries, offset, three, &lanes);
-    if (flush && i % ORBIT_CHANNELS_FLUSH == ORBIT_CHANNELS_FLUSH - 1) orbit_lanes_flush(&lanes);
+    if (--left == 0) {
+      orbit_lanes_flush(&lanes);
+      left = flush;
+    }
   }
   orbit_lanes_end(&lanes, sums);
   return entries;

@@ -24,7 +24,7 @@ def by_table(call: Call, choice: Choice) -> list[Step]:
     """Any operator of one activation whose elements do not see each other."""
     source = next(t for t in call.inputs if t is not None and t.data is None)
     fields: Fields = {"size": call.output.size, "table": _table(call, source)}
-    return [Step.of(call, "orbit_lookup_s8", ("lookup.c",), "orbit_lookup", fields, source, in_place=True)]
+    return [Step.of(call, "orbit_lookup_s8", "lookup.c", "orbit_lookup", fields, source, in_place=True)]
 
 
 @operator("SOFTMAX")
@@ -51,7 +51,7 @@ def softmax(call: Call, choice: Choice) -> list[Step]:
     radius = math.floor((2**_INTEGER_BITS - 1) * 2.0 ** (31 - _INTEGER_BITS) / 2.0**shift)
     depth = out.shape[-1]
     fields = {"rows": out.size // depth, "depth": depth, "multiplier": multiplier, "shift": shift, "diff_min": -radius}
-    return [Step.of(call, "orbit_softmax_s8", ("softmax.c",), "orbit_softmax", fields, source, in_place=True)]
+    return [Step.of(call, "orbit_softmax_s8", "softmax.c", "orbit_softmax", fields, source, in_place=True)]
 
 
 def is_unary(call: Call) -> bool:

@@ -50,4 +50,4 @@ def _binary(call: Call, name: str, fields: Fields) -> Step:
         "size": size, "step1": step1, "step2": step2, "zero1": one.zero, "zero2": two.zero, "out_zero": out.zero,
         "act_min": low, "act_max": high, **fields,
     }  # fmt: skip
-    return Step.of(call, f"orbit_{name}_s8", (f"{name}.c",), "orbit_binary", fields, one, two, in_place=True)
+    return Step.of(call, f"orbit_{name}_s8", f"{name}.c", "orbit_binary", fields, one, two, in_place=True)

@@ -36,4 +36,4 @@ def dequantize(call: Call, choice: Choice) -> list[Step]:
 def _of_floats(call: Call, kernel: str, source: str) -> Step:
     integers = call.output if call.output.dtype == "int8" else call.input(0)
     fields: Fields = {"size": call.output.size, "scale": integers.scale, "zero": integers.zero}
-    return Step.of(call, kernel, (source,), "orbit_float", fields, call.input(0))
+    return Step.of(call, kernel, source, "orbit_float", fields, call.input(0))

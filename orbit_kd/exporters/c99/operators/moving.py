@@ -112,7 +112,7 @@ def pad(call: Call, choice: Choice) -> list[Step]:
         raise call.refusal(f"pads with {value}", expected="an int8", fix="export the model again")
     to = steps_of(out.shape)
     start = sum(first * step for first, step in zip(before, to, strict=True))
-    frame = Step.of(call, "orbit_fill_s8", ("fill.c",), "orbit_fill", {"size": out.size, "value": value})
+    frame = Step.of(call, "orbit_fill_s8", "fill.c", "orbit_fill", {"size": out.size, "value": value})
     return [frame, _copy(call, source, out, source.shape, steps_of(source.shape), to, out_start=start)]
 
 
@@ -139,7 +139,7 @@ def _copy(
         "size": size, "in_step": in_steps, "out_step": out_steps, "in_start": in_start, "out_start": out_start
     }  # fmt: skip
     how: dict[str, Any] = {"output": out, "in_place": moves, "moves": moves}
-    return Step.of(call, "orbit_copy_s8", ("copy.c",), "orbit_copy", fields, source, **how)
+    return Step.of(call, "orbit_copy_s8", "copy.c", "orbit_copy", fields, source, **how)
 
 
 def _same_scale(call: Call, source: Tensor, out: Tensor) -> None:

@@ -39,7 +39,7 @@ def pool(call: Call, choice: Choice) -> list[Step]:
     }  # fmt: skip
     # with nothing before the image, a window holds no place before the output's own: what is overwritten was read
     in_place = not any(pads) and out.shape[2] <= image.shape[2]
-    return [Step.of(call, f"orbit_{kind}_pool_s8", (f"{kind}_pool.c",), "orbit_pool", fields, image, in_place=in_place)]
+    return [Step.of(call, f"orbit_{kind}_pool_s8", f"{kind}_pool.c", "orbit_pool", fields, image, in_place=in_place)]
 
 
 @operator("MEAN")
@@ -59,7 +59,7 @@ def mean(call: Call, choice: Choice) -> list[Step]:
         )
     fields = {"outer": outer, "count": count, "inner": inner, "in_zero": image.zero, "out_zero": out.zero,
               "multiplier": multiplier, "shift": shift}  # fmt: skip
-    return [Step.of(call, "orbit_mean_s8", ("mean.c",), "orbit_mean", fields, image)]
+    return [Step.of(call, "orbit_mean_s8", "mean.c", "orbit_mean", fields, image)]
 
 
 @operator("REDUCE_MAX")
@@ -67,7 +67,7 @@ def reduce_max(call: Call, choice: Choice) -> list[Step]:
     """Likewise."""
     outer, count, inner = _axes(call)
     fields = {"outer": outer, "count": count, "inner": inner}
-    return [Step.of(call, "orbit_reduce_max_s8", ("reduce_max.c",), "orbit_reduce", fields, call.input(0))]
+    return [Step.of(call, "orbit_reduce_max_s8", "reduce_max.c", "orbit_reduce", fields, call.input(0))]
 
 
 def _axes(call: Call) -> tuple[int, int, int]:

@@ -17,7 +17,7 @@ def resize_nearest(call: Call, choice: Choice) -> list[Step]:
     rows, columns = (_nearest(call, image.shape[axis], out.shape[axis]) for axis in (1, 2))
     fields: Fields = {"in_w": image.shape[2], "out_h": out.shape[1], "out_w": out.shape[2], "channels": out.shape[3],
               "rows": rows, "columns": columns}  # fmt: skip
-    return [Step.of(call, "orbit_resize_nearest_s8", ("resize_nearest.c",), "orbit_resize_nearest", fields, image)]
+    return [Step.of(call, "orbit_resize_nearest_s8", "resize_nearest.c", "orbit_resize_nearest", fields, image)]
 
 
 @operator("RESIZE_BILINEAR")
@@ -33,7 +33,7 @@ def resize_bilinear(call: Call, choice: Choice) -> list[Step]:
         scale = (_ONE * took + gave // 2) // gave
         fields[f"scale_{side}"] = scale
         fields[f"start_{side}"] = scale // 2 - _ONE // 2 if options.halfPixelCenters else 0
-    return [Step.of(call, "orbit_resize_bilinear_s8", ("resize_bilinear.c",), "orbit_resize_bilinear", fields, image)]
+    return [Step.of(call, "orbit_resize_bilinear_s8", "resize_bilinear.c", "orbit_resize_bilinear", fields, image)]
 
 
 def _nearest(call: Call, size: int, count: int) -> np.ndarray:
