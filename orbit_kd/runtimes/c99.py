@@ -123,7 +123,7 @@ class _Program:
         parts = as_tuple(x, self.inputs)
         count = len(parts[0])
         rows = [
-            np.ascontiguousarray(part, port.dtype).reshape(count, -1).view(np.uint8)
+            np.ascontiguousarray(part, port.dtype).reshape(count, int(np.prod(port.shape))).view(np.uint8)
             for part, port in zip(parts, self.inputs, strict=True)
         ]
         given = np.concatenate(rows, axis=1)
