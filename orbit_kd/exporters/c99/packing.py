@@ -78,7 +78,7 @@ class Format:
             row = fields["in_c"] * columns
         else:
             row = -(-fields["in_c"] // self.channels) * self.channel_bytes * columns
-        return int(fields["kernel_h"] * (16 + -(-row // 8) * 8))
+        return int(fields["kernel_h"] * (8 * fields["kernel_w"] + 16 + -(-row // 8) * 8))
 
 
 def _columns(fields: Mapping[str, Any]) -> int:
@@ -211,7 +211,7 @@ def _distances(places: list[int], limit: int) -> list[tuple[int, int]]:
 def _pack_csr(weights: np.ndarray) -> np.ndarray:
     rows = weights.reshape(-1, weights.shape[3])
     entries = [
-        [(0 if place < 0 else int(row[place]), step) for place, step in _distances(np.flatnonzero(row).tolist(), 255)]
+        [(step, 0 if place < 0 else int(row[place])) for place, step in _distances(np.flatnonzero(row).tolist(), 255)]
         for row in rows
     ]
     count_bytes = 1 if max(map(len, entries)) < 256 else 2
@@ -344,14 +344,14 @@ def _short_row(places: np.ndarray, values: np.ndarray) -> list[int]:
     for i in range(0, len(weights) - 1, 2):
         row += [weights[i], weights[i + 1], steps[i] | steps[i + 1] << 4]
     if len(weights) % 2:
-        row += [weights[-1], steps[-1]]
+        row += [steps[-1], weights[-1]]
     return row
 
 
 def _long_row(places: np.ndarray, values: np.ndarray) -> list[int]:
     """Single entries with 8 bits of distance."""
     steps = np.diff(places.ravel(), prepend=0)
-    return np.stack([values.ravel().astype(np.int64), steps], 1).ravel().tolist()
+    return np.stack([steps, values.ravel().astype(np.int64)], 1).ravel().tolist()
 
 
 # ---- The table ----------------------------------------------------------------------------------------------------

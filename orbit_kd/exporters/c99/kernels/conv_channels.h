@@ -1,43 +1,54 @@
-/* All weights of one input channel, (kernel_h, kernel_w), at once: what dense and tap-shared kernels are made of. */
+/* All weights of one input channel, (kernel_h, kernel_w), one after the other: dense and tap-shared kernels. */
 #ifndef ORBIT_CONV_CHANNELS_H_
 #define ORBIT_CONV_CHANNELS_H_
 
 #include "conv_lanes.h"
 
-static inline int orbit_is_three(const orbit_conv *layer) {
-  return layer->kernel_w == 3 && layer->stride_w == 1 && layer->dilation_w == 1;
-}
-
-/* Adds a channel to eight pixels; `offset` is the channel's and the first pixel's, from the start of a row. Returns the
-   end of the weights. */
-static inline const int8_t *orbit_channel_lanes(const orbit_conv *layer, const orbit_rows *rows, const int8_t *weights,
-                                                int32_t offset, int three, orbit_lanes *lanes) {
-  int32_t ky, kx;
-  for (ky = 0; ky < layer->kernel_h; ++ky) {
-    const int8_t *const at = (const int8_t *)rows->row[ky] + offset;
-    if (three) {
-      orbit_lanes_add_three(lanes, at, weights);
-      weights += 3;
+/* Eight pixels of an output channel from `count` input channels, flushed after every `flush` of them where that is not
+   0. With `indexed` the steps to its channel stand before each channel's weights. Returns the end of the weights. */
+static inline const int8_t *orbit_channels_lanes(const orbit_conv *layer, const orbit_rows *rows,
+                                                 const int8_t *weights, int32_t count, int32_t flush, int indexed,
+                                                 int32_t *sums) {
+  const int32_t step = rows->columns * ORBIT_LANE_BYTES, places = layer->kernel_h * layer->kernel_w;
+  const int nines = layer->kernel_h == 3 && layer->kernel_w == 3 && layer->stride_w == 1 && layer->dilation_w == 1;
+  int32_t i, offset = 0;
+  orbit_lanes lanes;
+  orbit_lanes_start(&lanes);
+  while (count > 0) {
+    int32_t together = flush ? orbit_min_of(flush, count) : count;
+    count -= together;
+    if (nines) {
+      weights = orbit_lanes_nines(&lanes, weights, together, indexed, rows, &offset);
+    } else if (places == 1 && !indexed) {
+      weights = orbit_lanes_all(&lanes, weights, together, rows->place[0] + offset, step);
+      offset += together * step;
+    } else if (places == 1 && !flush) {
+      weights = orbit_lanes_run(&lanes, weights, together, rows->place[0], step);
     } else {
-      for (kx = 0; kx < layer->kernel_w; ++kx) {
-        orbit_lanes_add(lanes, at + orbit_place(layer, rows, kx) * ORBIT_LANE_BYTES, *weights++);
+      for (; together > 0; --together) {
+        if (indexed) offset += (uint8_t)*weights++ * step;
+        for (i = 0; i < places; ++i) orbit_lanes_add(&lanes, rows->place[i] + offset, *weights++);
+        if (!indexed) offset += step;
       }
     }
+    if (flush) orbit_lanes_flush(&lanes);
   }
+  orbit_lanes_end(&lanes, sums);
   return weights;
 }
 
-/* What a channel adds to the pixel x alone; moves the weights on. */
-static inline int32_t orbit_channel_pixel(const orbit_conv *layer, const orbit_rows *rows, const int8_t **weights,
-                                          int32_t channel, int32_t x) {
-  int32_t ky, kx, total = 0;
-  for (ky = 0; ky < layer->kernel_h; ++ky) {
-    const int8_t *const row = (const int8_t *)rows->row[ky] + channel;
-    for (kx = 0; kx < layer->kernel_w; ++kx) {
-      total += *(*weights)++ * row[(orbit_place(layer, rows, kx) + x) * layer->in_c];
-    }
+/* The same for one pixel. */
+static inline const int8_t *orbit_channels_pixel(const orbit_conv *layer, const orbit_rows *rows,
+                                                 const int8_t *weights, int32_t count, int indexed, int32_t *sums) {
+  const int32_t places = layer->kernel_h * layer->kernel_w;
+  int32_t i, channel = 0, total = 0;
+  for (; count > 0; --count) {
+    if (indexed) channel += (uint8_t)*weights++;
+    for (i = 0; i < places; ++i) total += *weights++ * rows->place[i][channel];
+    if (!indexed) ++channel;
   }
-  return total;
+  *sums = total;
+  return weights;
 }
 
 #endif /* ORBIT_CONV_CHANNELS_H_ */

@@ -18,12 +18,14 @@
 #define ORBIT_NARROW 3
 
 typedef struct {
-  int32_t length;      /* columns of one remainder of the stride */
-  int32_t columns;     /* of a row, all remainders */
-  int32_t row_bytes;   /* of a row in the scratch */
-  const void **row;    /* the input row of each kernel row, for the output row that was loaded last */
-  int32_t *held;       /* which input row is in each place; counted from the padding's first */
-  unsigned char *rows; /* kernel_h places */
+  int32_t length;       /* columns of one remainder of the stride */
+  int32_t columns;      /* of a row, all remainders */
+  int32_t column_bytes; /* from a column to the next */
+  int32_t row_bytes;    /* of a row in the scratch */
+  const int8_t **row;   /* the input row of each kernel row, for the output row that was loaded last */
+  const int8_t **place; /* of each place of the kernel: where the columns for the first output pixel begin */
+  int32_t *held;        /* which input row is in each place; counted from the padding's first */
+  int8_t *rows;         /* kernel_h rows */
 } orbit_rows;
 
 /* Writes one input row, or in_zero everywhere where `line` is NULL, as the kernel wants it. */
@@ -37,21 +39,25 @@ static inline int orbit_is_narrow(const orbit_conv *layer) {
   return layer->out_w < ORBIT_NARROW;
 }
 
-/* The rows of a scratch. `channel_bytes`: of `channels` channels together, a column, rounded up to whole groups. */
-static inline orbit_rows orbit_rows_of(const orbit_conv *layer, int32_t channels, int32_t channel_bytes,
-                                       void *scratch) {
+/* The rows of a scratch. `bytes`: of all channels of a column. */
+static inline orbit_rows orbit_rows_of(const orbit_conv *layer, int32_t bytes, int32_t column_bytes, void *scratch) {
   orbit_rows rows;
   const int32_t reach = (layer->kernel_w - 1) * layer->dilation_w;
   const int32_t lanes = orbit_is_narrow(layer) ? layer->out_w
                                                : (layer->out_w + ORBIT_LANES - 1) / ORBIT_LANES * ORBIT_LANES;
-  const int32_t groups = (layer->in_c + channels - 1) / channels;
+  int8_t *at = (int8_t *)scratch;
   int32_t i;
   rows.length = lanes + reach / layer->stride_w;
   rows.columns = rows.length * orbit_min_of(layer->stride_w, reach + 1);
-  rows.row_bytes = (groups * channel_bytes * rows.columns + 7) / 8 * 8;
-  rows.row = (const void **)scratch;
-  rows.held = (int32_t *)(void *)((unsigned char *)scratch + 8 * layer->kernel_h);
-  rows.rows = (unsigned char *)scratch + 16 * layer->kernel_h;
+  rows.column_bytes = column_bytes;
+  rows.row_bytes = (bytes * rows.columns + 7) / 8 * 8;
+  /* pointers have 8 bytes at most */
+  rows.row = (const int8_t **)(void *)at;
+  at += 8 * layer->kernel_h;
+  rows.place = (const int8_t **)(void *)at;
+  at += 8 * layer->kernel_h * layer->kernel_w;
+  rows.held = (int32_t *)(void *)at;
+  rows.rows = at + 8 * layer->kernel_h;
   for (i = 0; i < layer->kernel_h; ++i) rows.held[i] = -1;
   return rows;
 }
@@ -64,7 +70,7 @@ static inline void orbit_rows_load(const orbit_conv *layer, const orbit_rows *ro
     const int32_t wanted = y * layer->stride_h + ky * layer->dilation_h;
     /* next to each other, rows are kept; with a dilation none of the next output row's is here */
     const int32_t place = layer->dilation_h == 1 ? wanted % layer->kernel_h : ky;
-    void *const row = rows->rows + place * rows->row_bytes;
+    int8_t *const row = rows->rows + place * rows->row_bytes;
     rows->row[ky] = row;
     if (rows->held[place] != wanted) {
       const int32_t in_y = wanted - layer->pad_top;
@@ -83,10 +89,17 @@ static inline const int8_t *orbit_column(const orbit_conv *layer, const orbit_ro
   return line != NULL && x >= 0 && x < layer->in_w ? line + (ptrdiff_t)x * layer->in_c : NULL;
 }
 
-/* Where the first output pixel's input stands, for a column of the kernel. */
-static inline int32_t orbit_place(const orbit_conv *layer, const orbit_rows *rows, int32_t kx) {
-  const int32_t x = kx * layer->dilation_w;
-  return x % layer->stride_w * rows->length + x / layer->stride_w;
+/* Makes `place` those of output pixel `x`. */
+static inline void orbit_rows_at(const orbit_conv *layer, const orbit_rows *rows, int32_t x) {
+  const int8_t **place = rows->place;
+  int32_t ky, kx;
+  for (kx = 0; kx < layer->kernel_w; ++kx) {
+    const int32_t first = kx * layer->dilation_w;
+    const int32_t column = first % layer->stride_w * rows->length + first / layer->stride_w + x;
+    for (ky = 0; ky < layer->kernel_h; ++ky) {
+      place[ky * layer->kernel_w + kx] = rows->row[ky] + column * rows->column_bytes;
+    }
+  }
 }
 
 /* Each channel's columns side by side: int8 [channel][column]. */
@@ -117,37 +130,81 @@ static inline void orbit_fill_pixels(const orbit_conv *layer, const orbit_rows *
   }
 }
 
-/* Requantizes the sums of `count` pixels and writes them to one channel of the output, from `out` on. */
-static inline void orbit_conv_store(const orbit_conv *layer, int32_t channel, const int32_t *sums, int32_t count,
-                               int8_t *out) {
-  const int32_t bias = layer->bias[channel], multiplier = layer->multiplier[channel];
-  const int32_t shift = layer->shift[channel];
-  int32_t i;
+/* orbit_multiply_high, in fewer steps: x * multiplier / 2^31 rounded to nearest, halves up. |x| is below 2^30. */
+static inline int32_t orbit_conv_high(int32_t x, int32_t multiplier) {
 #if defined(__ARM_FEATURE_DSP)
-  /* SMMULR on twice the sum rounds as orbit_multiply_high; without the bias a sum is below 2^29, which the packer checks.
-     The output's zero point is added before the shift: that is exact. */
-  const int32_t half = (int32_t)1 << 29;
-  if (shift <= -1 && shift >= -16 && bias > -half && bias < half && layer->act_min == -128 && layer->act_max == 127) {
-    const int32_t right = -shift;
-    const int32_t nudge = (layer->out_zero << right) + (1 << (right - 1));
-    for (i = 0; i < count; ++i, out += layer->out_c) {
-      int32_t high;
-      __asm__("smmulr %0, %1, %2" : "=r"(high) : "r"((sums[i] + bias) << 1), "r"(multiplier));
-      high = (high + (high >> 31) + nudge) >> right;
-      __asm__("ssat %0, #8, %1" : "=r"(high) : "r"(high));
-      *out = (int8_t)high;
+  int32_t high;
+  __asm__("smmulr %0, %1, %2" : "=r"(high) : "r"(x * 2), "r"(multiplier));
+  return high;
+#else
+  const int64_t product = (int64_t)x * multiplier + ((int64_t)1 << 30);
+  return (int32_t)(product < 0 ? ~(~product >> 31) : product >> 31);
+#endif
+}
+
+/* How the sums of one output channel become int8, where the shift is from -16 to -1: as orbit_requantize. Adding the
+   output's zero point before the shift is exact. */
+typedef struct {
+  int32_t bias, multiplier, nudge, right, low, most;
+} orbit_conv_scale;
+
+static inline int8_t orbit_conv_byte(const orbit_conv_scale *scale, int32_t sum) {
+  const int32_t high = orbit_conv_high(sum + scale->bias, scale->multiplier);
+  const int32_t value = orbit_shift_right(high + (high < 0 ? -1 : 0) + scale->nudge, scale->right);
+  return (int8_t)orbit_clamp(value, scale->low, scale->most);
+}
+
+/* The same where all of int8 is allowed. */
+static inline int8_t orbit_conv_whole_byte(const orbit_conv_scale *scale, int32_t sum) {
+  const int32_t high = orbit_conv_high(sum + scale->bias, scale->multiplier);
+  const int32_t value = orbit_shift_right(high + (high < 0 ? -1 : 0) + scale->nudge, scale->right);
+#if defined(__ARM_FEATURE_SAT)
+  int32_t byte;
+  __asm__("ssat %0, #8, %1" : "=r"(byte) : "r"(value));
+  return (int8_t)byte;
+#else
+  return (int8_t)orbit_clamp(value, -128, 127);
+#endif
+}
+
+/* Requantizes the sums of `count` pixels and writes them to one channel of the output, from `out` on. Without the bias a
+   sum is below 2^29, which the packer sees to. */
+static inline void orbit_conv_store(const orbit_conv *layer, int32_t channel, const int32_t *sums, int32_t count,
+                                    int8_t *out) {
+  const int32_t shift = layer->shift[channel], half = (int32_t)1 << 29, step = layer->out_c;
+  const int32_t *const end = sums + count;
+  orbit_conv_scale scale;
+  scale.bias = layer->bias[channel];
+  scale.multiplier = layer->multiplier[channel];
+  scale.low = layer->act_min;
+  scale.most = layer->act_max;
+  if (shift > -1 || shift < -16 || scale.bias <= -half || scale.bias >= half) {
+    for (; sums < end; ++sums, out += step) {
+      const int32_t value = orbit_requantize(*sums + scale.bias, scale.multiplier, shift) + layer->out_zero;
+      *out = (int8_t)orbit_clamp(value, scale.low, scale.most);
     }
     return;
   }
-#endif
-  for (i = 0; i < count; ++i, out += layer->out_c) {
-    const int32_t value = orbit_requantize(sums[i] + bias, multiplier, shift) + layer->out_zero;
-    *out = (int8_t)orbit_clamp(value, layer->act_min, layer->act_max);
+  scale.right = -shift;
+  scale.nudge = layer->out_zero * ((int32_t)1 << scale.right) + ((int32_t)1 << (scale.right - 1));
+  if (scale.low > -128 || scale.most < 127) {
+    for (; sums < end; ++sums, out += step) *out = orbit_conv_byte(&scale, *sums);
+  } else if (count == ORBIT_LANES) {
+    *out = orbit_conv_whole_byte(&scale, sums[0]);
+    *(out += step) = orbit_conv_whole_byte(&scale, sums[1]);
+    *(out += step) = orbit_conv_whole_byte(&scale, sums[2]);
+    *(out += step) = orbit_conv_whole_byte(&scale, sums[3]);
+    *(out += step) = orbit_conv_whole_byte(&scale, sums[4]);
+    *(out += step) = orbit_conv_whole_byte(&scale, sums[5]);
+    *(out += step) = orbit_conv_whole_byte(&scale, sums[6]);
+    *(out += step) = orbit_conv_whole_byte(&scale, sums[7]);
+  } else {
+    for (; sums < end; ++sums, out += step) *out = orbit_conv_whole_byte(&scale, *sums);
   }
 }
 
-/* The sums of some pixels of one output channel, from x on; returns the end of the channel's weights. */
-typedef const int8_t *(*orbit_sum)(const orbit_conv *layer, const orbit_rows *rows, const int8_t *weights, int32_t x,
+/* The sums of one output channel for the pixels that `place` is for; returns the end of the channel's weights. */
+typedef const int8_t *(*orbit_sum)(const orbit_conv *layer, const orbit_rows *rows, const int8_t *weights,
                                    int32_t *sums);
 
 /* The whole convolution. `sum` gives `pixels` at once, ORBIT_LANES at most; the weights of the first output channel
@@ -157,30 +214,18 @@ static inline void orbit_conv_run(const orbit_conv *layer, const orbit_rows *row
   int32_t sums[ORBIT_LANES];
   int32_t y, x, channel;
   for (y = 0; y < layer->out_h; ++y) {
-    const int8_t *weights = (const int8_t *)layer->weights + header;
     orbit_rows_load(layer, rows, input, y, fill);
-    for (channel = 0; channel < layer->out_c; ++channel) {
-      int8_t *out = output + (ptrdiff_t)y * layer->out_w * layer->out_c + channel;
-      const int8_t *end = weights;
-      for (x = 0; x < layer->out_w; x += pixels, out += (ptrdiff_t)pixels * layer->out_c) {
-        end = sum(layer, rows, weights, x, sums);
-        orbit_conv_store(layer, channel, sums, orbit_min_of(pixels, layer->out_w - x), out);
+    for (x = 0; x < layer->out_w; x += pixels) {
+      const int32_t count = orbit_min_of(pixels, layer->out_w - x);
+      const int8_t *weights = (const int8_t *)layer->weights + header;
+      orbit_rows_at(layer, rows, x);
+      for (channel = 0; channel < layer->out_c; ++channel) {
+        weights = sum(layer, rows, weights, sums);
+        orbit_conv_store(layer, channel, sums, count, output + channel);
       }
-      weights = end;
+      output += (ptrdiff_t)count * layer->out_c;
     }
   }
-}
-
-/* sums[0..7] += weight * x[0..7] */
-static inline void orbit_add_lanes(int32_t *sums, const int8_t *x, int32_t weight) {
-  sums[0] += weight * x[0];
-  sums[1] += weight * x[1];
-  sums[2] += weight * x[2];
-  sums[3] += weight * x[3];
-  sums[4] += weight * x[4];
-  sums[5] += weight * x[5];
-  sums[6] += weight * x[6];
-  sums[7] += weight * x[7];
 }
 
 #endif /* ORBIT_CONV_ROWS_H_ */
