@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -97,9 +98,9 @@ class _Program:
         )
         self.input, self.output = self.inputs[0], self.outputs[0]
         self._folder, self._processes = folder, processes
-        self._place = tempfile.TemporaryDirectory()
-        self._program = Path(self._place.name, "program")
-        source = Path(self._place.name, "program.c")
+        place = Path(tempfile.mkdtemp())
+        weakref.finalize(self, shutil.rmtree, place, ignore_errors=True)
+        self._program, source = place / "program", place / "program.c"
         source.write_text(self._text(values["name"]))
         compile_c([source, *(folder / name for name in _SOURCES)], self._program, include=folder)
 
@@ -122,7 +123,7 @@ class _Program:
         parts = as_tuple(x, self.inputs)
         count = len(parts[0])
         rows = [
-            np.ascontiguousarray(part, port.dtype).reshape(count, -1).view(np.uint8)
+            np.ascontiguousarray(part, port.dtype).reshape(count, int(np.prod(port.shape))).view(np.uint8)
             for part, port in zip(parts, self.inputs, strict=True)
         ]
         given = np.concatenate(rows, axis=1)

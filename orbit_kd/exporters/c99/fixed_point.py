@@ -13,6 +13,7 @@ from orbit_kd.errors import InputError
 
 INT8 = np.iinfo(np.int8)
 INT32 = np.iinfo(np.int32)
+INT8_STEPS = 256  # from a zero point to a limit, and one more
 
 
 def quantize_multiplier(real: float) -> tuple[int, int]:
@@ -34,6 +35,44 @@ def quantize_multiplier(real: float) -> tuple[int, int]:
     if multiplier == 2**31:
         multiplier, shift = multiplier // 2, shift + 1
     return (0, 0) if shift < -31 else (multiplier, shift)
+
+
+def multiplier_once(real: float, *, steps: int, largest: int) -> tuple[int, int] | None:
+    """A multiplier and a shift with which one rounding gives what a product in double precision gives.
+
+    LiteRT's reference kernel of dense layers computes round(sum * real) in double precision
+    (reference/integer_ops/fully_connected.h), which small cores lack. Its result grows by 1 at certain sums; the
+    multiplier is chosen so that it grows at the same ones in integers.
+
+    Args:
+        real: input scale * kernel scale / output scale, > 0.
+        steps: the largest result of interest: all above is clamped.
+        largest: no sum is larger in magnitude.
+
+    Returns:
+        (multiplier in Q31, shift) as of `quantize_multiplier`; None where no multiplier of 31 bits does it.
+    """
+    multiplier, shift = quantize_multiplier(real)
+    bits = 31 - shift
+    low, high = 0, 2**31 - 1
+    for step in range(1, steps + 1):
+        first = _first_sum(real, step)
+        border = (step << bits) - (1 << (bits - 1))  # multiplier * sum reaches it just at `first`
+        below = min(first - 1, largest)
+        if below > 0:
+            high = min(high, -(-border // below) - 1)
+        if first > largest:
+            break
+        low = max(low, -(-border // first))
+    return (min(max(multiplier, low), high), shift) if low <= high else None
+
+
+def _first_sum(real: float, step: int) -> int:
+    """The smallest sum whose product, in double precision, rounds to `step` or more."""
+    first = max(1, math.floor((step - 0.5) / real) - 1)
+    while first * real < step - 0.5:
+        first += 1
+    return first
 
 
 def activation_range(activation: int, *, scale: float, zero: int) -> tuple[int, int]:

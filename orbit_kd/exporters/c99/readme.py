@@ -15,7 +15,7 @@ of RAM for its context, beside inputs and outputs. It calls nothing but `memcpy`
 |---|---|
 | `model.h` | sizes, scales and zero points; `{name}_context`; `{name}_invoke` |
 | `model.c` | constants, and a call for each layer |
-| `orbit_kernels.h`, `orbit_kernels.c` | the kernels that this network needs |
+| `orbit_kernels.h`, `orbit_kernels.c`, `conv_*.h` | the kernels that this network needs |
 | `golden.h`, `main.c` | an input, the output that belongs to it, and a program that checks it |
 | `manifest.json` | digests of the files, versions, the layers and the formats of their weights |
 

@@ -14,7 +14,6 @@ from orbit_kd.exporters.c99.network import Tensor
 from orbit_kd.exporters.c99.steps import Step, Value
 
 NOTE = "/* Written by orbit_kd. Do not edit. */"
-_INCLUDE = r'#include "(.*)"\n'
 _C_TYPES = {"int8": "int8_t", "uint8": "uint8_t", "int16": "int16_t", "uint16": "uint16_t", "int32": "int32_t",
             "uint32": "uint32_t", "float32": "float"}  # fmt: skip
 _HEADER = """\
@@ -183,8 +182,7 @@ def model_files(
     texts = {
         "model.h": _HEADER.format(**common, arena=arena, ports=_each(_port_lines(name, p) for p in (*took, *gave))),
         "model.c": _SOURCE.format(**common, constants=_each(constants.texts) + "\n", body=body.text(plan.bytes > 0)),
-        "orbit_kernels.h": kernel_text("orbit_kernels.h"),
-        "orbit_kernels.c": kernels(sources),
+        **kernel_files(sources),
         "golden.h": _golden_text(common, took, gave, golden),
         "main.c": _main_text(common, took, gave),
     }
@@ -228,20 +226,24 @@ class _Body:
         return "\n".join([first, *self._lines])
 
 
-def kernels(sources: Iterable[str]) -> str:
-    """One C file of several of kernels/, each behind what it includes."""
-    texts: dict[str, str] = {}
+def kernel_files(sources: Iterable[str]) -> dict[str, str]:
+    """The files of the folder that hold kernels, name -> text: orbit_kernels.c, and the headers that it includes.
 
-    def add(name: str) -> None:
-        if name not in texts:
-            text = kernel_text(name)
-            for included in re.findall(_INCLUDE, text):
-                add(included)
-            texts[name] = re.sub(_INCLUDE, "", text)
+    Args:
+        sources: files in kernels/.
+    """
+    texts = [kernel_text(name) for name in sorted(sources)]
+    own = '#include "orbit_kernels.h"\n'
+    files = {"orbit_kernels.c": f"{NOTE}\n{own}\n" + "\n".join(text.replace(own, "") for text in texts)}
 
-    for source in ("orbit_kernels.h", *sorted(sources)):
-        add(source)
-    return f'{NOTE}\n#include "orbit_kernels.h"\n\n' + "\n".join(list(texts.values())[1:])
+    def add_headers(text: str) -> None:
+        for name in re.findall(r'^#include "(.*)"$', text, flags=re.MULTILINE):
+            if name not in files:
+                files[name] = kernel_text(name)
+                add_headers(files[name])
+
+    add_headers(files["orbit_kernels.c"])
+    return files
 
 
 def kernel_text(name: str) -> str:
@@ -286,7 +288,7 @@ def _rows(values: np.ndarray) -> str:
 
 
 def _float(value: float) -> str:
-    return f"{np.float32(value)}f"  # the shortest text that reads back as the same float
+    return f"{np.float32(value)!s}f"  # the shortest text that reads back as the same float
 
 
 def _comment(text: str) -> str:

@@ -35,7 +35,7 @@ class Step:
         operator: TFLite's name.
         layer: for people.
         kernel: the C function.
-        source: the file in kernels/ that holds it.
+        source: the file in kernels/ that holds it; what it includes is there, too.
         type: the C type of its parameters.
         fields: of the parameters, by name: a number, a tuple for an array within, a NumPy array for a pointer to one.
         inputs: tensors.
@@ -61,7 +61,14 @@ class Step:
 
     @classmethod
     def of(
-        cls, call: Call, kernel: str, source: str, type: str, fields: Mapping[str, Value], *inputs: Tensor, **other: Any
+        cls,
+        call: Call,
+        kernel: str,
+        source: str,
+        type: str,
+        fields: Mapping[str, Value],
+        *inputs: Tensor,
+        **other: Any,
     ) -> Step:
         """A step of an operator that writes its first output, unless `other` names another one.
 

@@ -32,8 +32,18 @@ static inline int32_t orbit_round_shift_right(int32_t x, int32_t bits) {
   return orbit_shift_right(x, bits) + (rest > half ? 1 : 0);
 }
 
-/* x * multiplier * 2^(shift - 31). It is rounded twice, as TensorFlow Lite rounds it. */
+/* Taken from a shift, it says that a product is rounded once. */
+#define ORBIT_ONCE 64
+
+/* x * multiplier * 2^(shift - 31), rounded to nearest, halves away from zero: twice, as TensorFlow Lite does (before and
+ * after a shift to the right), or once, as its dense layers do. */
 static inline int32_t orbit_requantize(int32_t x, int32_t multiplier, int32_t shift) {
+  if (shift < -31) {
+    const int32_t bits = 31 - (shift + ORBIT_ONCE);
+    const int64_t product = (int64_t)(x < 0 ? -x : x) * multiplier + ((int64_t)1 << (bits - 1));
+    const int32_t value = (int32_t)(product >> bits);
+    return x < 0 ? -value : value;
+  }
   const int32_t left = shift > 0 ? shift : 0;
   const int32_t right = shift > 0 ? 0 : -shift;
   return orbit_round_shift_right(orbit_multiply_high((int32_t)((uint32_t)x << left), multiplier), right);
@@ -51,7 +61,7 @@ typedef struct {
   int32_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left;
   int32_t in_zero, out_zero, act_min, act_max;
   const int32_t *multiplier; /* Q31, of each output channel */
-  const int8_t *shift;       /* power of two, of each output channel; positive is to the left */
+  const int8_t *shift;       /* power of two, of each output channel; positive is to the left; see ORBIT_ONCE */
   const int32_t *bias;       /* of each output channel, with -in_zero * sum(weights) in it; padded places hold in_zero */
   const void *weights;       /* packed as the kernel's format says */
 } orbit_conv;
@@ -62,8 +72,9 @@ void orbit_conv2d_nm_s8(const orbit_conv *layer, const int8_t *input, int8_t *ou
 void orbit_conv2d_shared_s8(const orbit_conv *layer, const int8_t *input, int8_t *output, void *scratch);
 void orbit_conv2d_csr_s8(const orbit_conv *layer, const int8_t *input, int8_t *output, void *scratch);
 
-/* These take the plain bias, and weights of int8_t: (kernel_h, kernel_w, out_c), where out_c is a multiple of in_c, and
- * (out_c, kernel_h, kernel_w, in_c). Which taps meet the image depends on the pixel, so that nothing is folded. */
+/* These take the plain bias, and weights of int8_t: (out_c, kernel_h, kernel_w, in_c), and of the depthwise ones
+ * (kernel_h, kernel_w, out_c), where out_c is a multiple of in_c. */
+void orbit_conv2d_plain_s8(const orbit_conv *layer, const int8_t *input, int8_t *output);
 void orbit_depthwise_conv2d_s8(const orbit_conv *layer, const int8_t *input, int8_t *output);
 void orbit_transpose_conv2d_s8(const orbit_conv *layer, const int8_t *input, int8_t *output);
 

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
+from orbit_kd.errors import InputError
 from orbit_kd.exporters.c99 import packing
-from orbit_kd.exporters.c99.fixed_point import INT32, activation_range, quantize_multiplier, same_padding
+from orbit_kd.exporters.c99.fixed_point import (
+    INT8_STEPS,
+    INT32,
+    activation_range,
+    multiplier_once,
+    quantize_multiplier,
+    same_padding,
+)
 from orbit_kd.exporters.c99.network import Call, Tensor
 from orbit_kd.exporters.c99.steps import Choice, Fields, Step, operator
 
 _SAME = 0  # of the schema's Padding
+ROUNDED_ONCE = 64  # ORBIT_ONCE
 
 
 @operator("CONV_2D")
 def conv2d(call: Call, choice: Choice) -> list[Step]:
-    """Dense, N:M, tap-shared or CSR, whatever suits the kernel."""
+    """Dense, N:M, tap-shared or CSR, whatever suits the weights."""
     kernel, options = _kernel(call, 1), call.options
     image, out = call.input(0), call.output
     if kernel.shape[3] != image.shape[3]:
@@ -54,7 +61,9 @@ def depthwise(call: Call, choice: Choice) -> list[Step]:
     image, out = call.input(0), call.output
     dilation = options.dilationHFactor, options.dilationWFactor
     fields = _geometry(image, out, kernel.shape[1:3], (options.strideH, options.strideW), dilation, options.padding)
-    return [_plain(call, fields, kernel, "depthwise_conv", options.fusedActivationFunction, axis=3)]
+    return [
+        _plain(call, fields, kernel, "depthwise_conv2d", "depthwise_conv.c", options.fusedActivationFunction, axis=3)
+    ]
 
 
 @operator("TRANSPOSE_CONV")
@@ -69,7 +78,7 @@ def transpose_conv(call: Call, choice: Choice) -> list[Step]:
             steps = -(-size // stride)
             fields[f"pad_{side}"] = same_padding(size, steps, kernel=kernel.shape[axis], stride=stride)
     activation = getattr(options, "fusedActivationFunction", 0)
-    return [_plain(call, fields, kernel, "transpose_conv", activation, axis=0)]
+    return [_plain(call, fields, kernel, "transpose_conv2d", "transpose_conv.c", activation, axis=0)]
 
 
 def _geometry(
@@ -111,23 +120,33 @@ def _kernel(call: Call, place: int) -> np.ndarray:
 
 
 def _packed(call: Call, choice: Choice, fields: Fields, weights: np.ndarray, activation: int) -> Step:
-    """A layer whose kernel treats places outside the image as its input's zero, which is why that is in the bias."""
-    bias, common = _common(call, call.input(0), weights, activation, axis=0)
-    sums = weights.reshape(len(weights), -1).sum(axis=1, dtype=np.int64)
-    folded = (bias - call.input(0).zero * sums).astype(np.int32)
-    form = packing.choose(weights, prefer=choice.prefer)
-    fields = {**fields, **common, "bias": folded, "weights": form.pack(weights)}
-    scratch, details = form.scratch_bytes(fields), {"format": form.name}
+    """A layer for the fast kernels, in the format that suits its weights; the plain kernel where none holds it.
+
+    They treat places outside the image as its input's zero, which is why that is in the bias.
+    """
     image = call.input(0)
+    bias, common = _common(call, image, weights, activation, axis=0)
+    sums = weights.reshape(len(weights), -1).sum(axis=1, dtype=np.int64)
+    folded = bias - image.zero * sums
+    try:
+        form = packing.choose(weights, prefer=choice.prefer)
+    except InputError:  # their sums do not fit into the words that the fast kernels keep them in
+        return _plain(call, fields, weights, "conv2d_plain", "conv_plain.c", activation, axis=0)
+    packed = form.pack(weights)
+    fields = {**fields, **common, "bias": folded.astype(np.int32), "weights": packed}
+    scratch = form.scratch_bytes(fields)
+    details = {"format": form.name, "weight_bytes": packed.nbytes, "dense_bytes": weights.nbytes}
     return Step.of(call, form.function, form.source, "orbit_conv", fields, image, scratch=scratch, details=details)
 
 
-def _plain(call: Call, fields: Fields, weights: np.ndarray, kind: str, activation: int, *, axis: int) -> Step:
+def _plain(
+    call: Call, fields: Fields, weights: np.ndarray, kernel: str, source: str, activation: int, *, axis: int
+) -> Step:
     image = call.input(2 if call.operator == "TRANSPOSE_CONV" else 0)
     bias, common = _common(call, image, weights, activation, axis=axis)
     fields = {**fields, **common, "bias": bias.astype(np.int32), "weights": weights}
-    details = {"format": "dense"}
-    return Step.of(call, f"orbit_{kind}2d_s8", f"{kind}.c", "orbit_conv", fields, image, details=details)
+    details = {"format": "plain", "weight_bytes": weights.nbytes, "dense_bytes": weights.nbytes}
+    return Step.of(call, f"orbit_{kernel}_s8", source, "orbit_conv", fields, image, details=details)
 
 
 def _common(call: Call, image: Tensor, weights: np.ndarray, activation: int, *, axis: int) -> tuple[np.ndarray, Fields]:
@@ -148,35 +167,48 @@ def _common(call: Call, image: Tensor, weights: np.ndarray, activation: int, *, 
     place = {"TRANSPOSE_CONV": 3}.get(call.operator, 2)
     given = call.inputs[place] if place < len(call.inputs) else None
     bias = np.zeros(channels, np.int64) if given is None else call.constant(place).astype(np.int64)
-    scales = tensor.scales.astype(np.float64)
-    if call.operator == "FULLY_CONNECTED" and len(scales) == 1:
-        # GetQuantizedConvolutionMultipler multiplies in float32
-        products = (np.float32(image.scale) * tensor.scales).astype(np.float64)
-    else:
-        products = image.scale * scales
-    pairs = [quantize_multiplier(float(p) / out.scale) for p in np.broadcast_to(products, channels)]
+    products = np.broadcast_to(image.scale * tensor.scales.astype(np.float64), channels)
+    sums = _largest_sums(bias, np.moveaxis(weights, axis, 0))
+    pairs = [_multiplier(call, float(p) / out.scale, int(s)) for p, s in zip(products, sums, strict=True)]
     multiplier, shift = (np.array(side) for side in zip(*pairs, strict=True))
+    _check_sums(call, sums, shift)
     low, high = activation_range(activation, scale=out.scale, zero=out.zero)
-    _check_sums(call, bias, np.moveaxis(weights, axis, 0), shift)
     return bias, {
         "in_zero": image.zero, "out_zero": out.zero, "act_min": low, "act_max": high,
         "multiplier": multiplier.astype(np.int32), "shift": shift.astype(np.int8),
     }  # fmt: skip
 
 
-def _check_sums(call: Call, bias: np.ndarray, weights: np.ndarray, shift: np.ndarray) -> None:
-    """Refuses a layer one of whose sums might not fit into int32, whatever the image is.
-
-    With the zero point folded into the bias, a sum is at most |bias| + 128 sum|w| + 128 sum|w| on its way.
-    """
-    sums = np.abs(weights.astype(np.int64)).reshape(len(weights), -1).sum(axis=1)
-    largest = (np.abs(bias) + 256 * sums) * 2 ** np.maximum(shift, 0).astype(np.int64)
-    worst = int(np.argmax(largest))
-    if largest[worst] > INT32.max:
+def _multiplier(call: Call, real: float, largest: int) -> tuple[int, int]:
+    """Of an output channel, as the C structure has it."""
+    if call.operator != "FULLY_CONNECTED" or not real:
+        return quantize_multiplier(real)
+    pair = multiplier_once(real, steps=INT8_STEPS, largest=largest)
+    if pair is None:
         raise call.refusal(
-            f"could overflow its 32-bit sum: output channel {worst} reaches {int(largest[worst]):,} "
-            f"(bias {int(bias[worst]):,}, weights {'x'.join(map(str, weights.shape[1:]))})",
+            f"multiplies its sums by {real}: too little for one multiplier of 31 bits to round as LiteRT does",
+            expected="outputs of int8 that use their range",
+            fix="calibrate with real, varied images",
+        )
+    return pair[0], pair[1] - ROUNDED_ONCE
+
+
+def _largest_sums(bias: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The largest magnitude of each channel's sum on its way, int64 (out,), whatever the image is.
+
+    With the zero point folded into the bias, that is |bias| + 128 sum|w| + 128 sum|w|.
+    """
+    return np.abs(bias) + 256 * np.abs(weights.astype(np.int64)).reshape(len(weights), -1).sum(axis=1)
+
+
+def _check_sums(call: Call, sums: np.ndarray, shift: np.ndarray) -> None:
+    """Refuses a layer one of whose sums might not fit into int32."""
+    shifted = sums * 2 ** np.maximum(shift, 0).astype(np.int64)
+    worst = int(np.argmax(shifted))
+    if shifted[worst] > INT32.max:
+        raise call.refusal(
+            f"could overflow its 32-bit sum: output channel {worst} reaches {int(shifted[worst]):,}",
             expected=f"at most {INT32.max:,} for every image",
-            fix="calibrate with real, varied images, so that the bias is not counted in tiny steps; or split the "
-            f"{math.prod(weights.shape[1:])} inputs of the layer",
+            fix="calibrate with real, varied images, so that the bias is not counted in tiny steps; or give the layer "
+            "fewer inputs",
         )
