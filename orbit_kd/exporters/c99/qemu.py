@@ -88,16 +88,16 @@ _ARM = ("qemu-system-arm", "gcc-arm-none-eabi", "libnewlib-arm-none-eabi")
 _SEMIHOSTING = ("-semihosting-config", "enable=on,target=native")
 
 
-def _cortex_m(name: str, machine: str, script: str, ticks: float) -> None:
+def _cortex_m(name: str, machine: str, script: str, ticks: float, floats: str = "soft") -> None:
     cores.register(name)(
-        Core(name, "arm-none-eabi", (f"-mcpu={name}", "-mthumb", "-mfloat-abi=soft"), ("-lc", "-lgcc"), script,
+        Core(name, "arm-none-eabi", (f"-mcpu={name}", "-mthumb", f"-mfloat-abi={floats}"), ("-lc", "-lgcc"), script,
              ("measure.c", "cortex_m.c"), ("qemu-system-arm", "-M", machine, *_SEMIHOSTING), ticks, _ARM)
     )  # fmt: skip
 
 
 _cortex_m("cortex-m3", "mps2-an385", "mps2.ld", 40)
 _cortex_m("cortex-m4", "mps2-an386", "mps2.ld", 40)
-_cortex_m("cortex-m55", "mps3-an547", "mps3.ld", 31.25)
+_cortex_m("cortex-m55", "mps3-an547", "mps3.ld", 31.25, "hard")
 cores.register("rv32")(
     Core(
         "rv32",

@@ -20,20 +20,21 @@ static int32_t nm_count(const orbit_conv *layer) {
 static const int8_t *nm_short_run(orbit_lanes *lanes, const int8_t *entries, int32_t count, const int8_t *x,
                                   int32_t step) {
   orbit_rows one;
-  one.columns = step / ORBIT_LANE_BYTES;
+  one.step = step;
   one.place = &x;
-  return orbit_lanes_short(lanes, entries, &one, 1, count);
+  one.end = one.place + 1;
+  return orbit_lanes_short(lanes, entries, &one, count);
 }
 
-static const int8_t *nm_lanes(const orbit_conv *layer, const orbit_rows *rows, const int8_t *entries, int32_t *sums) {
+ORBIT_APART const int8_t *nm_lanes(const orbit_conv *layer, const orbit_rows *rows, const int8_t *entries, int32_t *sums) {
   const int8_t *const header = (const int8_t *)layer->weights;
   const int32_t places = layer->kernel_h * layer->kernel_w, count = nm_count(layer);
-  const int32_t step = rows->columns * ORBIT_LANE_BYTES;
+  const int32_t step = rows->step;
   int32_t i;
   orbit_lanes lanes;
   orbit_lanes_start(&lanes);
   if (header[3] == 4 && !header[2]) {
-    entries = orbit_lanes_short(&lanes, entries, rows, places, count);
+    entries = orbit_lanes_short(&lanes, entries, rows, count);
   } else {
     for (i = 0; i < places; ++i) {
       entries = header[3] == 4 ? nm_short_run(&lanes, entries, count, rows->place[i], step)
@@ -45,7 +46,7 @@ static const int8_t *nm_lanes(const orbit_conv *layer, const orbit_rows *rows, c
   return entries;
 }
 
-static const int8_t *nm_pixel(const orbit_conv *layer, const orbit_rows *rows, const int8_t *entries, int32_t *sums) {
+ORBIT_APART const int8_t *nm_pixel(const orbit_conv *layer, const orbit_rows *rows, const int8_t *entries, int32_t *sums) {
   const int8_t *const header = (const int8_t *)layer->weights;
   int32_t i, total = 0;
   for (i = 0; i < layer->kernel_h * layer->kernel_w; ++i) {
@@ -92,7 +93,7 @@ static void nm_group(const orbit_conv *layer, const int8_t *pixel, int32_t first
 
 #define NM_PAIR_BYTES 4
 /* int16 [pair][column][2] */
-static void nm_fill_pairs(const orbit_conv *layer, const orbit_rows *rows, const int8_t *line, void *row) {
+ORBIT_APART void nm_fill_pairs(const orbit_conv *layer, const orbit_rows *rows, const int8_t *line, void *row) {
   int32_t column, c;
   for (column = 0; column < rows->columns; ++column) {
     const int8_t *const pixel = orbit_column(layer, rows, line, column);
@@ -100,7 +101,9 @@ static void nm_fill_pairs(const orbit_conv *layer, const orbit_rows *rows, const
     for (c = 0; c < layer->in_c; c += 4) {
       uint32_t even, odd, four;
       int8_t group[4];
-      if (pixel != NULL && c + 4 <= layer->in_c) {
+      if (pixel == NULL) {
+        four = (uint32_t)(uint8_t)layer->in_zero * 0x01010101u;
+      } else if (c + 4 <= layer->in_c) {
         memcpy(&four, pixel + c, sizeof four);
       } else {
         nm_group(layer, pixel, c, group);
@@ -134,7 +137,7 @@ static int8_t *nm_put(int8_t *out, int32_t next, int8_t first, int8_t second) {
 
 #define NM_PAIR_BYTES 2
 /* int8 [pair][column][2] */
-static void nm_fill_pairs(const orbit_conv *layer, const orbit_rows *rows, const int8_t *line, void *row) {
+ORBIT_APART void nm_fill_pairs(const orbit_conv *layer, const orbit_rows *rows, const int8_t *line, void *row) {
   const int32_t next = 2 * rows->columns;
   int32_t column, c;
   for (column = 0; column < rows->columns; ++column) {
@@ -236,11 +239,11 @@ static void nm_fill_pairs(const orbit_conv *layer, const orbit_rows *rows, const
   "ldrsb %[w], [%[e], #-2]\n\t" NM_DO_SECOND
 #endif
 
-static const int8_t *nm_pair_lanes(const orbit_conv *layer, const orbit_rows *rows, const int8_t *entries,
+ORBIT_APART const int8_t *nm_pair_lanes(const orbit_conv *layer, const orbit_rows *rows, const int8_t *entries,
                                    int32_t *out) {
-  const int32_t groups = (layer->in_c + 3) / 4, step = rows->columns * NM_PAIR_BYTES;
-  const int32_t first = step | (int32_t)((uint32_t)(groups / 2 - 1) << 16);
-  const int8_t **place = rows->place, **const end = rows->place + layer->kernel_h * layer->kernel_w;
+  const uint32_t groups = ((uint32_t)layer->in_c + 3u) / 4u;
+  const int32_t step = rows->step, first = step | (int32_t)((groups / 2u - 1u) << 16);
+  const int8_t **place = rows->place, **const end = rows->end;
   const int8_t *x;
   int32_t t, u, w, loop;
   int32_t sums[ORBIT_LANES];
@@ -282,9 +285,9 @@ static void nm_add_pair(int32_t *s, const int8_t *x, int32_t first, int32_t seco
   s[7] += x[14] * first + x[15] * second;
 }
 
-static const int8_t *nm_pair_lanes(const orbit_conv *layer, const orbit_rows *rows, const int8_t *entries,
+ORBIT_APART const int8_t *nm_pair_lanes(const orbit_conv *layer, const orbit_rows *rows, const int8_t *entries,
                                    int32_t *out) {
-  const int32_t groups = (layer->in_c + 3) / 4, step = rows->columns * NM_PAIR_BYTES;
+  const int32_t groups = (layer->in_c + 3) / 4, step = rows->step;
   int32_t sums[ORBIT_LANES] = {0, 0, 0, 0, 0, 0, 0, 0};
   const int32_t two = nm_two_groups(layer);
   int32_t i, left;
@@ -307,7 +310,7 @@ static const int8_t *nm_pair_lanes(const orbit_conv *layer, const orbit_rows *ro
 
 #endif
 
-static const int8_t *nm_pair_pixel(const orbit_conv *layer, const orbit_rows *rows, const int8_t *entries,
+ORBIT_APART const int8_t *nm_pair_pixel(const orbit_conv *layer, const orbit_rows *rows, const int8_t *entries,
                                    int32_t *sums) {
   static const int8_t first[6] = {0, 0, 0, 1, 1, 2}, second[6] = {1, 2, 3, 2, 3, 3};
   const int32_t two = nm_two_groups(layer);
