@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from absl import app, flags
+from mcu_kernels_page import CMSIS, page
 
 from orbit_kd.errors import InputError
 from orbit_kd.exporters.c99 import packing, qemu
@@ -38,24 +39,11 @@ LAYERS = {
 }  # fmt: skip
 # row: (pattern of the weights, format)
 FORMS = {
-    "dense": ("dense", "dense"), "CSR 50%": ("half", "csr"), "2:4": ("2:4", "nm"), "2:4, long index": ("2:4", "nm_long"),
-    "4:8": ("4:8", "nm"), "1:4": ("1:4", "nm"), "tap-shared 2:4": ("2:4:shared", "shared"),
+    "dense": ("dense", "dense"), "CSR 50%": ("half", "csr"), "2:4": ("2:4", "nm"),
+    "2:4, long index": ("2:4", "nm_long"), "4:8": ("4:8", "nm"), "1:4": ("1:4", "nm"),
+    "tap-shared 2:4": ("2:4:shared", "shared"),
 }  # fmt: skip
-CMSIS = "CMSIS-NN"
 CMSIS_CORES = ("cortex-m3", "cortex-m4", "cortex-m55")
-# (core, row, than, layers, times fewer instructions): the issue's aims
-THREE = ("L1", "L2", "L3", "L4", "L7", "L8")
-DEEP = ("L3", "L4", "L7", "L8", "L9")
-AIMS = (
-    ("cortex-m4", "2:4, long index", CMSIS, THREE, 3.0), ("cortex-m4", "2:4, long index", CMSIS, ("L9",), 2.4),
-    ("cortex-m4", "2:4, long index", "dense", DEEP, 1.5), ("cortex-m4", "2:4, long index", "CSR 50%", DEEP, 1.2),
-    ("cortex-m3", "2:4", CMSIS, (*THREE, "L9"), 2.0), ("cortex-m3", "2:4", "dense", DEEP, 1.45),
-    ("cortex-m3", "2:4", "CSR 50%", DEEP, 1.0), ("cortex-m3", "tap-shared 2:4", CMSIS, THREE[2:], 3.0),
-    ("cortex-m3", "tap-shared 2:4", "dense", THREE[2:], 2.0), ("cortex-m3", "tap-shared 2:4", "CSR 50%", THREE[2:], 1.5),
-    ("cortex-m4", "tap-shared 2:4", CMSIS, THREE[2:], 3.0), ("cortex-m4", "tap-shared 2:4", "dense", THREE[2:], 2.0),
-    ("cortex-m4", "tap-shared 2:4", "CSR 50%", THREE[2:], 1.5), ("cortex-m55", "dense", CMSIS, (*THREE, "L9"), 1.1),
-    ("rv32", "2:4", "dense", DEEP, 1.5), ("leon3", "2:4", "dense", DEEP, 1.5),
-)  # fmt: skip
 _CALL = """\
 {includes}
 {arrays}
@@ -73,7 +61,8 @@ static int8_t output[sizeof golden];"""
 _CMSIS = """\
 static int8_t output[sizeof golden];
 static int64_t scratch[16384];
-static const cmsis_nn_conv_params params = {{{in_offset}, {out_offset}, {{1, 1}}, {{{pad}, {pad}}}, {{1, 1}}, {{-128, 127}}}};
+static const cmsis_nn_conv_params params = {{
+  {in_offset}, {out_offset}, {{1, 1}}, {{{pad}, {pad}}}, {{1, 1}}, {{-128, 127}}}};
 static const cmsis_nn_per_channel_quant_params scales = {{(int32_t *)multiplier, (int32_t *)shift}};
 static const cmsis_nn_dims in = {{1, {size}, {size}, {in_c}}}, kernel = {{{out_c}, {k}, {k}, {in_c}}};
 static const cmsis_nn_dims count = {{1, 1, 1, {out_c}}}, out = {{1, {size}, {size}, {out_c}}};"""
@@ -129,20 +118,26 @@ def run(core: qemu.Core, name: str, row: str, library: list[Path]) -> dict[str, 
     bias, zeros = rng.integers(-3000, 3000, out_c), (-5, 3)
     multiplier, shift = rng.integers(2**30, 2**31, out_c), np.full(out_c, -7 - int(np.log2(in_c * k)))
     golden = golden_of(x, weights, bias, multiplier, shift, zeros)
-    common = [array("int8_t", "golden", golden), array("int8_t", "input", x), array("int32_t", "multiplier", multiplier)]
+    common = [
+        array("int8_t", "golden", golden),
+        array("int8_t", "input", x),
+        array("int32_t", "multiplier", multiplier),
+    ]
     if row == CMSIS:
         fields = {"in_offset": -zeros[0], "out_offset": zeros[1], "pad": k // 2, "size": size, "in_c": in_c,
                   "out_c": out_c, "k": k}  # fmt: skip
         arrays = [array("int32_t", "shift", shift), array("int32_t", "bias", bias), array("int8_t", "weights", weights),
                   _CMSIS.format(**fields)]  # fmt: skip
-        includes, call, include = "#include <string.h>\n#include \"arm_nnfunctions.h\"", _CMSIS_CALL, [_include()]
+        includes, call, include = '#include <string.h>\n#include "arm_nnfunctions.h"', _CMSIS_CALL, [_include()]
         packed, scratch = weights.nbytes, None
     else:
         form = packing.formats.get(format_name)
         data = form.pack(weights)
-        ints = {"in_h": size, "in_w": size, "in_c": in_c, "out_h": size, "out_w": size, "out_c": out_c, "kernel_h": k,
-                "kernel_w": k, "stride_h": 1, "stride_w": 1, "dilation_h": 1, "dilation_w": 1, "pad_top": k // 2,
-                "pad_left": k // 2, "in_zero": zeros[0], "out_zero": zeros[1], "act_min": -128, "act_max": 127}  # fmt: skip
+        ints = {
+            "in_h": size, "in_w": size, "in_c": in_c, "out_h": size, "out_w": size, "out_c": out_c, "kernel_h": k,
+            "kernel_w": k, "stride_h": 1, "stride_w": 1, "dilation_h": 1, "dilation_w": 1, "pad_top": k // 2,
+            "pad_left": k // 2, "in_zero": zeros[0], "out_zero": zeros[1], "act_min": -128, "act_max": 127,
+        }  # fmt: skip
         folded = bias - zeros[0] * weights.astype(np.int64).sum((1, 2, 3))
         scratch, packed = form.scratch_bytes(ints), data.nbytes
         arrays = [array("int8_t", "shift", shift), array("int32_t", "bias", folded), array("int8_t", "weights", data),
@@ -174,7 +169,9 @@ def _include() -> Path:
 
 def commit() -> str:
     """Of the checkout of CMSIS-NN."""
-    done = subprocess.run(["git", "-C", FLAGS.cmsis_nn, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["git", "-C", FLAGS.cmsis_nn, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+    )
     return done.stdout.strip()
 
 
@@ -227,9 +224,7 @@ def measure() -> None:
 def main(argv: Sequence[str]) -> None:
     if not FLAGS.page_only:
         measure()
-    from mcu_kernels_page import page
-
-    PAGE.write_text(page(rows_there()), encoding="utf-8")
+    PAGE.write_text(page(rows_there(), LAYERS, [CMSIS, *FORMS]), encoding="utf-8")
 
 
 if __name__ == "__main__":
