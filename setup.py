@@ -24,15 +24,7 @@ setup(
     python_requires=">=3.10,<3.14",
     packages=[*find_packages(include=["orbit_kd", "orbit_kd.*"]), "orbit_kd_tools"],
     package_dir={"orbit_kd_tools": "tools"},
-    package_data={
-        "orbit_kd": [
-            "py.typed",
-            "reports/page.*",
-            "exporters/c99/kernels/*",
-            "exporters/c99/cores/*",
-            "exporters/c99/cores/include/*",
-        ]
-    },
+    package_data={"orbit_kd": ["py.typed", "reports/page.*", "exporters/c99/kernels/*", "exporters/c99/cores/**/*"]},
     entry_points={"console_scripts": ["orbit-kd = orbit_kd_tools.__main__:main"]},
     install_requires=[
         "tensorflow>=2.19",

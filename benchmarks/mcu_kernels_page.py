@@ -28,13 +28,14 @@ are there are not run again: take the file away to measure anew.
 
 Instructions (QEMU) for each multiply-accumulate of the dense layer, zeros counted, so that rows compare. They are no
 cycles: a core's pipeline and its flash are not in them. A load or a long multiplication may take several cycles (on
-Cortex-M3 SMLAL takes 4 to 7, which is why it is used from Cortex-M4 on only). Everything a call does is in them: turning
-the input's rows, all taps, requantization, the store. Every output was compared with TFLite's arithmetic and is equal.
+Cortex-M3 SMLAL takes 4 to 7, which is why it is used from Cortex-M4 on only). All that a call does is in them: turning the
+input's rows, all taps, requantization, the store. Every output is equal to what TFLite's arithmetic gives.
 
 Layers, all int8 with stride 1 and 'same' padding: {layers}. Weights are normal, their zeros random in the pattern.
-The compilers are Debian's GCC 12 with -O2, for CMSIS-NN (commit {commit}) with its own -Ofast; it has no sparse
-kernels. "long index" is 2:4 with a byte for each group's index in place of half of one; CSR has a byte of distance for each
-weight; tap-shared 2:4 keeps the same channels of a group at all taps.
+The compilers are Debian's GCC 12 with -O2. CMSIS-NN (commit {commit}, its own -Ofast) has no sparse kernels.
+
+"long index" is 2:4 with a byte for each group's index in place of half of one. CSR has a byte of distance a weight.
+Tap-shared 2:4 keeps the same channels of a group at all taps.
 """
 
 
