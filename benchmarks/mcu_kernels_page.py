@@ -9,7 +9,7 @@ Row = dict[str, Any]
 # (core, row, than, layers, times fewer instructions)
 THREE = ("L1", "L2", "L3", "L4", "L7", "L8")
 DEEP = ("L3", "L4", "L7", "L8", "L9")
-CMSIS, FAST, SHARED = "CMSIS-NN", "2:4, long index", "tap-shared 2:4"
+CMSIS, FAST, SHARED, VECTORS = "CMSIS-NN", "2:4, long index", "tap-shared 2:4", "dense, vectors"
 AIMS = (
     ("cortex-m4", FAST, CMSIS, THREE, 3.0), ("cortex-m4", FAST, CMSIS, ("L9",), 2.4),
     ("cortex-m4", FAST, "dense", DEEP, 1.5), ("cortex-m4", FAST, "CSR 50%", DEEP, 1.2),
@@ -17,7 +17,7 @@ AIMS = (
     ("cortex-m3", "2:4", "CSR 50%", DEEP, 1.0), ("cortex-m3", SHARED, CMSIS, THREE[2:], 3.0),
     ("cortex-m3", SHARED, "dense", THREE[2:], 2.0), ("cortex-m3", SHARED, "CSR 50%", THREE[2:], 1.5),
     ("cortex-m4", SHARED, CMSIS, THREE[2:], 3.0), ("cortex-m4", SHARED, "dense", THREE[2:], 2.0),
-    ("cortex-m4", SHARED, "CSR 50%", THREE[2:], 1.5), ("cortex-m55", "dense", CMSIS, (*THREE, "L9"), 1.1),
+    ("cortex-m4", SHARED, "CSR 50%", THREE[2:], 1.5), ("cortex-m55", VECTORS, CMSIS, (*THREE, "L9"), 1.1),
     ("rv32", "2:4", "dense", DEEP, 1.5), ("leon3", "2:4", "dense", DEEP, 1.5),
 )  # fmt: skip
 TEXT = """\
@@ -28,8 +28,8 @@ are there are not run again: take the file away to measure anew.
 
 Instructions (QEMU) for each multiply-accumulate of the dense layer, zeros counted, so that rows compare. They are no
 cycles: a core's pipeline and its flash are not in them. A load or a long multiplication may take several cycles (on
-Cortex-M3 SMLAL takes 4 to 7, which is why it is used from Cortex-M4 on only). All that a call does is in them: turning the
-input's rows, all taps, requantization, the store. Every output is equal to what TFLite's arithmetic gives.
+Cortex-M3 SMLAL takes 4 to 7, which is why it is used from Cortex-M4 on only). All that a call does is in them: turning
+the input's rows, all taps, requantization, the store. Every output is equal to what TFLite's arithmetic gives.
 
 Layers, all int8 with stride 1 and 'same' padding: {layers}. Weights are normal, their zeros random in the pattern.
 The compilers are Debian's GCC 12 with -O2. CMSIS-NN (commit {commit}, its own -Ofast) has no sparse kernels.

@@ -18,6 +18,7 @@ from orbit_kd.errors import InputError
 from orbit_kd.registry import Registry
 from orbit_kd.support.n_of_m import grouped
 
+PREFERENCES = ("speed", "vectors", "bytes")  # of `choose`
 LANES = 8  # ORBIT_LANES: output pixels that a kernel computes at once
 NARROW = 3  # ORBIT_NARROW: rows with fewer output pixels are computed pixel by pixel
 # Cortex-M4 keeps two sums in 64 bits, the lower one within 2**22, of activations of 128 at most.
@@ -41,7 +42,9 @@ class Format:
         channels, channel_bytes: of the scratch, so many bytes a column for so many input channels.
         source: the file in `kernels/` that holds the function; what it includes is there, too.
         cost: (kernel) -> a Cortex-M4's instructions for a dense multiply-accumulate, as `benchmarks/mcu_kernels.py`
-            measured them on large layers; what "fastest" means.
+            measured them on large layers; what "speed" means.
+        vector_cost: those of a Cortex-M55, for a format that is for vectors alone; else None.
+        reordered: columns of a row stand in the order of the stride's remainders.
     """
 
     name: str
@@ -52,6 +55,8 @@ class Format:
     channels: int
     channel_bytes: int
     cost: Callable[[np.ndarray], float]
+    vector_cost: float | None = None
+    reordered: bool = True
 
     def scratch_bytes(self, fields: Mapping[str, Any]) -> int:
         """Bytes of scratch that the C function needs, on the core that needs most.
@@ -62,6 +67,8 @@ class Format:
         Raises:
             InputError: rows too wide for the kernels.
         """
+        if not self.reordered:
+            fields = {**fields, "out_w": (fields["out_w"] - 1) * fields["stride_w"] + 1, "stride_w": 1}
         columns = _columns(fields)
         if columns * 4 >= _STEP_LIMIT:
             raise InputError(
@@ -73,7 +80,7 @@ class Format:
             row = fields["in_c"] * columns
         else:
             row = -(-fields["in_c"] // self.channels) * self.channel_bytes * columns
-        return int(fields["kernel_h"] * (8 * fields["kernel_w"] + 16 + -(-row // 8) * 8))
+        return int(fields["kernel_h"] * (16 * fields["kernel_w"] + 16 + -(-row // 8) * 8))
 
 
 def _columns(fields: Mapping[str, Any]) -> int:
@@ -114,18 +121,20 @@ def choose(weights: np.ndarray, *, prefer: str = "speed") -> Format:
 
     Args:
         weights: int8 (out, kernel_h, kernel_w, in).
-        prefer: "speed" (fewest instructions on a Cortex-M4) or "bytes" (of flash).
+        prefer: "speed" (fewest instructions on a Cortex-M4), "vectors" (on a Cortex-M55) or "bytes" (of flash).
 
     Raises:
         InputError: another `prefer`, or a kernel that no format holds.
     """
-    if prefer not in ("speed", "bytes"):
-        raise InputError(f"prefer={prefer!r}.", expected='"speed" or "bytes"', fix="leave it out: speed")
+    if prefer not in PREFERENCES:
+        raise InputError(f"prefer={prefer!r}.", expected=f"one of: {', '.join(PREFERENCES)}", fix="leave it out: speed")
     found = [formats.get(name) for name in fitting(weights)]
+    found = [form for form in found if form.vector_cost is None or prefer == "vectors"]
 
     def rank(form: Format) -> tuple[float, float]:
-        cost, size = form.cost(weights), form.pack(weights).nbytes
-        return (cost, size) if prefer == "speed" else (size, cost)
+        cost = form.cost(weights) if form.vector_cost is None else form.vector_cost
+        size = form.pack(weights).nbytes
+        return (size, cost) if prefer == "bytes" else (cost, size)
 
     return min(found, key=rank)
 
@@ -292,7 +301,7 @@ def _placed(rows: np.ndarray, groups: np.ndarray, n: int, m: int) -> _NofM:
 
 
 def _n_of_m(weights: np.ndarray) -> _NofM | None:
-    """The pattern with the fewest bytes that a kernel keeps; None where it has a full group at every size."""
+    """The pattern with the fewest bytes that a kernel keeps; None where none takes fewer than all weights."""
     rows = weights.reshape(-1, weights.shape[3])
     found = []
     for m in _GROUP_SIZES:
@@ -300,14 +309,15 @@ def _n_of_m(weights: np.ndarray) -> _NofM | None:
         n = max(int(np.count_nonzero(groups, axis=2).max(initial=0)), 1)
         if n < m:
             found.append(_placed(rows, groups, n, m))
-    return min(found, key=lambda pattern: (pattern.row_bytes, pattern.m), default=None)
+    smaller = [pattern for pattern in found if pattern.row_bytes < weights.shape[3]]
+    return min(smaller, key=lambda pattern: (pattern.row_bytes, pattern.m), default=None)
 
 
 def _pack_nm(weights: np.ndarray, *, index_bits: int) -> np.ndarray:
     pattern = _n_of_m(weights)
     if pattern is None:
         raise InputError(
-            "A kernel has a full group of input channels at every group size.",
+            "A kernel keeps no N:M pattern that makes it smaller.",
             expected="N non-zeros in each group of M consecutive input channels",
             fix='take the format "csr" or "dense"',
         )
@@ -422,5 +432,19 @@ formats.register("csr")(
         channels=1,
         channel_bytes=4,
         cost=lambda w: float((w != 0).mean()) * 1.3,
+    )
+)
+formats.register("vector")(
+    Format(
+        "vector",
+        "orbit_conv2d_vector_s8",
+        "conv_vector.c",
+        pack=lambda w: w.reshape(-1),
+        fits=lambda w: _interval(w, _all_channels(w)) >= 0,
+        channels=1,
+        channel_bytes=1,
+        cost=lambda w: 8.0,  # a weight, an activation and a sum at a time
+        vector_cost=0.2,
+        reordered=False,
     )
 )

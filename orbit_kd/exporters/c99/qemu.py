@@ -104,7 +104,7 @@ cores.register("rv32")(
     Core(
         "rv32",
         "riscv64-unknown-elf",
-        ("-march=rv32im_zicsr", "-mabi=ilp32", "-mcmodel=medany", "--specs=picolibc.specs"),
+        ("-march=rv32im", "-mabi=ilp32", "-mcmodel=medany", "--specs=picolibc.specs"),
         ("-lc", "-lgcc"),
         "virt.ld",
         ("measure.c", "rv32.c"),

@@ -29,9 +29,10 @@ void orbit_exit(void) {
 uint64_t orbit_ticks(void) {
   uint32_t high, low, again;
   do {
-    __asm__ volatile("csrr %0, minstreth" : "=r"(high));
-    __asm__ volatile("csrr %0, minstret" : "=r"(low));
-    __asm__ volatile("csrr %0, minstreth" : "=r"(again));
+    __asm__ volatile(
+        ".option push\n\t.option arch, +zicsr\n\t"
+        "csrr %0, minstreth\n\tcsrr %1, minstret\n\tcsrr %2, minstreth\n\t.option pop"
+        : "=&r"(high), "=&r"(low), "=&r"(again));
   } while (high != again);
   return (uint64_t)high << 32 | low;
 }

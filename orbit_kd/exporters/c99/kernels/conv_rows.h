@@ -66,7 +66,7 @@ static inline orbit_rows orbit_rows_of(const orbit_conv *layer, int32_t bytes, i
   at += 8 * layer->kernel_h;
   rows.place = (const int8_t **)(void *)at;
   rows.end = rows.place + layer->kernel_h * layer->kernel_w;
-  at += 8 * layer->kernel_h * layer->kernel_w;
+  at += 16 * layer->kernel_h * layer->kernel_w; /* conv_vector.c has four pointers of 4 bytes in each */
   rows.held = (int32_t *)(void *)at;
   rows.rows = at + 8 * layer->kernel_h;
   for (i = 0; i < layer->kernel_h; ++i) rows.held[i] = -1;

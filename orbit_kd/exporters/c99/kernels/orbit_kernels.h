@@ -71,6 +71,7 @@ void orbit_conv2d_dense_s8(const orbit_conv *layer, const int8_t *input, int8_t 
 void orbit_conv2d_nm_s8(const orbit_conv *layer, const int8_t *input, int8_t *output, void *scratch);
 void orbit_conv2d_shared_s8(const orbit_conv *layer, const int8_t *input, int8_t *output, void *scratch);
 void orbit_conv2d_csr_s8(const orbit_conv *layer, const int8_t *input, int8_t *output, void *scratch);
+void orbit_conv2d_vector_s8(const orbit_conv *layer, const int8_t *input, int8_t *output, void *scratch);
 
 /* These take the plain bias, and weights of int8_t: (out_c, kernel_h, kernel_w, in_c), and of the depthwise ones
  * (kernel_h, kernel_w, out_c), where out_c is a multiple of in_c. */
