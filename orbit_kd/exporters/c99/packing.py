@@ -7,6 +7,7 @@ layout of each is written in its C file (`kernels/conv_*.c`).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -33,30 +34,24 @@ class Format:
     """How a kernel's weights lie in flash, and the C function that reads them.
 
     Attributes:
-        name: as in the C function's name.
+        name: of the registry.
+        function: the C function.
         pack: int8 (out, kernel_h, kernel_w, in) -> int8 (bytes,), as C gets them.
         fits: whether `pack` takes a kernel.
         channels, channel_bytes: of the scratch, so many bytes a column for so many input channels.
+        source: the file in `kernels/` that holds the function; what it includes is there, too.
         cost: (kernel) -> a Cortex-M4's instructions for a dense multiply-accumulate, as `benchmarks/mcu_kernels.py`
             measured them on large layers; what "fastest" means.
     """
 
     name: str
+    function: str
+    source: str
     pack: Callable[[np.ndarray], np.ndarray]
     fits: Callable[[np.ndarray], bool]
     channels: int
     channel_bytes: int
     cost: Callable[[np.ndarray], float]
-
-    @property
-    def function(self) -> str:
-        """The C function."""
-        return f"orbit_conv2d_{self.name}_s8"
-
-    @property
-    def source(self) -> str:
-        """The file in `kernels/` that holds it; what it includes is there, too."""
-        return f"conv_{self.name}.c"
 
     def scratch_bytes(self, fields: Mapping[str, Any]) -> int:
         """Bytes of scratch that the C function needs, on the core that needs most.
@@ -272,18 +267,17 @@ class _NofM:
         """Channels from an entry to the next, at most."""
         return _largest(np.diff(self.places.reshape(len(self.places), -1), axis=1, prepend=0))
 
-    @property
-    def index_bits(self) -> int:
-        """Bits of an entry's distance; of 2:4 of a group's."""
-        return 4 if self.pairs or self.largest_step < 16 else 8
+    def index_bits(self, least: int) -> int:
+        """Bits of an entry's distance, of 2:4 of a group's: 4 or 8."""
+        return least if self.pairs or self.largest_step < 16 else 8
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row."""
+        """Bytes of a row, with the shortest index."""
         groups, count = self.places.shape[1], self.places.shape[1] * self.n
         if self.pairs:
             return groups // 2 * 5 + groups % 2 * 3
-        return count // 2 * 3 + count % 2 * 2 if self.index_bits == 4 else 2 * count
+        return count // 2 * 3 + count % 2 * 2 if self.index_bits(4) == 4 else 2 * count
 
 
 def _placed(rows: np.ndarray, groups: np.ndarray, n: int, m: int) -> _NofM:
@@ -309,7 +303,7 @@ def _n_of_m(weights: np.ndarray) -> _NofM | None:
     return min(found, key=lambda pattern: (pattern.row_bytes, pattern.m), default=None)
 
 
-def _pack_nm(weights: np.ndarray) -> np.ndarray:
+def _pack_nm(weights: np.ndarray, *, index_bits: int) -> np.ndarray:
     pattern = _n_of_m(weights)
     if pattern is None:
         raise InputError(
@@ -317,21 +311,22 @@ def _pack_nm(weights: np.ndarray) -> np.ndarray:
             expected="N non-zeros in each group of M consecutive input channels",
             fix='take the format "csr" or "dense"',
         )
-    row_of = _pair_row if pattern.pairs else _short_row if pattern.index_bits == 4 else _long_row
-    data = bytearray([pattern.n, pattern.m, _flush(weights), pattern.index_bits])
+    bits = pattern.index_bits(index_bits)
+    row_of = _ROWS[pattern.pairs, bits]
+    data = bytearray([pattern.n, pattern.m, _flush(weights), bits])
     for places, values in zip(pattern.places, pattern.values, strict=True):
         data += _int8(row_of(places, values))
     return _array(data)
 
 
-def _pair_row(places: np.ndarray, values: np.ndarray) -> list[int]:
+def _pair_row(places: np.ndarray, values: np.ndarray, *, bits: int) -> list[int]:
     """A row of 2:4: see kernels/conv_nm.c."""
     pairs = [6 * g + _PAIRS.index((int(a) - 4 * g, int(b) - 4 * g)) for g, (a, b) in enumerate(places)]
     steps = np.diff(pairs, prepend=0).tolist()
     row: list[int] = []
     for g in range(0, len(pairs) - 1, 2):
         (a, b), (c, d) = values[g].tolist(), values[g + 1].tolist()
-        row += [a, c, b, d, steps[g] | steps[g + 1] << 4]
+        row += [a, c, b, d, *([steps[g] | steps[g + 1] << 4] if bits == 4 else steps[g : g + 2])]
     if len(pairs) % 2:
         row += [*values[-1].tolist(), steps[-1]]
     return row
@@ -354,6 +349,14 @@ def _long_row(places: np.ndarray, values: np.ndarray) -> list[int]:
     return np.stack([steps, values.ravel().astype(np.int64)], 1).ravel().tolist()
 
 
+_ROWS: dict[tuple[bool, int], Callable[[np.ndarray, np.ndarray], list[int]]] = {
+    (True, 4): functools.partial(_pair_row, bits=4),
+    (True, 8): functools.partial(_pair_row, bits=8),
+    (False, 4): _short_row,
+    (False, 8): _long_row,
+}
+
+
 # ---- The table ----------------------------------------------------------------------------------------------------
 
 
@@ -362,16 +365,21 @@ def _weight_cost(weights: np.ndarray) -> float:
     return 0.96 if weights.shape[2] == 3 else 1.25
 
 
-def _nm_cost(weights: np.ndarray) -> float:
+def _nm_cost(weights: np.ndarray, *, index_bits: int) -> float:
     pattern = _n_of_m(weights)
     if pattern is None:
         return math.inf
-    return 0.55 if pattern.pairs else pattern.n / pattern.m * (1.4 if pattern.index_bits == 4 else 1.3)
+    short = pattern.index_bits(index_bits) == 4
+    if pattern.pairs:
+        return 0.6 if short else 0.56
+    return pattern.n / pattern.m * (1.4 if short else 1.3)
 
 
 formats.register("dense")(
     Format(
         "dense",
+        "orbit_conv2d_dense_s8",
+        "conv_dense.c",
         pack=_pack_dense,
         fits=lambda w: _interval(w, _all_channels(w)) >= 0,
         channels=1,
@@ -379,19 +387,24 @@ formats.register("dense")(
         cost=_weight_cost,
     )
 )
-formats.register("nm")(
-    Format(
-        "nm",
-        pack=_pack_nm,
-        fits=lambda w: _n_of_m(w) is not None and _place_sums(w) < SUM_LIMIT,
-        channels=4,
-        channel_bytes=24,
-        cost=_nm_cost,
+for _name, _bits in (("nm", 4), ("nm_long", 8)):
+    formats.register(_name)(
+        Format(
+            _name,
+            "orbit_conv2d_nm_s8",
+            "conv_nm.c",
+            pack=functools.partial(_pack_nm, index_bits=_bits),
+            fits=lambda w: _n_of_m(w) is not None and _place_sums(w) < SUM_LIMIT,
+            channels=4,
+            channel_bytes=24,
+            cost=functools.partial(_nm_cost, index_bits=_bits),
+        )
     )
-)
 formats.register("shared")(
     Format(
         "shared",
+        "orbit_conv2d_shared_s8",
+        "conv_shared.c",
         pack=_pack_shared,
         fits=lambda w: w.shape[3] < 2**16 and not w.any((1, 2)).all() and _interval(w, _used_channels(w)) >= 0,
         channels=1,
@@ -402,6 +415,8 @@ formats.register("shared")(
 formats.register("csr")(
     Format(
         "csr",
+        "orbit_conv2d_csr_s8",
+        "conv_csr.c",
         pack=_pack_csr,
         fits=lambda w: w.shape[3] < 2**16 and not w.all() and _place_sums(w) < SUM_LIMIT,
         channels=1,

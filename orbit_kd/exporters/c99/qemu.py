@@ -7,6 +7,7 @@ are no cycles: there is no pipeline and no flash to wait for.
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from orbit_kd.errors import InputError
 from orbit_kd.registry import Registry
+from orbit_kd.runtimes.c99 import read_manifest
 
 _HARNESS = Path(__file__).parent / "cores"
 _SECONDS = 600  # of one program: about 30 instructions in a microsecond
@@ -88,16 +90,16 @@ _ARM = ("qemu-system-arm", "gcc-arm-none-eabi", "libnewlib-arm-none-eabi")
 _SEMIHOSTING = ("-semihosting-config", "enable=on,target=native")
 
 
-def _cortex_m(name: str, machine: str, script: str, ticks: float) -> None:
+def _cortex_m(name: str, machine: str, script: str, ticks: float, floats: str = "soft") -> None:
     cores.register(name)(
-        Core(name, "arm-none-eabi", (f"-mcpu={name}", "-mthumb", "-mfloat-abi=soft"), ("-lc", "-lgcc"), script,
+        Core(name, "arm-none-eabi", (f"-mcpu={name}", "-mthumb", f"-mfloat-abi={floats}"), ("-lc", "-lgcc"), script,
              ("measure.c", "cortex_m.c"), ("qemu-system-arm", "-M", machine, *_SEMIHOSTING), ticks, _ARM)
     )  # fmt: skip
 
 
 _cortex_m("cortex-m3", "mps2-an385", "mps2.ld", 40)
 _cortex_m("cortex-m4", "mps2-an386", "mps2.ld", 40)
-_cortex_m("cortex-m55", "mps3-an547", "mps3.ld", 31.25)
+_cortex_m("cortex-m55", "mps3-an547", "mps3.ld", 31.25, "hard")
 cores.register("rv32")(
     Core(
         "rv32",
@@ -212,7 +214,7 @@ def _result(core: Core, run: subprocess.Popen[bytes]) -> Execution:
     )
 
 
-def measure(folder: Path, core: str) -> Measured:
+def measure(folder: str | os.PathLike[str], core: str) -> Measured:
     """Runs the golden input of a folder of the target "c99" on a core.
 
     Args:
@@ -220,13 +222,15 @@ def measure(folder: Path, core: str) -> Measured:
         core: a name in `cores`.
 
     Raises:
-        InputError: an unknown core, compiler or emulator missing, or a program that is too large for the machine.
+        InputError: no such folder, an unknown core, compiler or emulator missing, or a program that is too large for
+            the machine.
     """
     found = cores.get(core)
+    read_manifest(Path(folder))
     require(found)
     with tempfile.TemporaryDirectory() as name:
         build = Path(name)
-        objects = compile_objects(found, sorted(folder.glob("*.c")), folder=build, flags=("-std=c99",))
+        objects = compile_objects(found, sorted(Path(folder).glob("*.c")), folder=build, flags=("-std=c99",))
         program = link(found, objects, folder=build)
         whole = _size(found, program)
         harness = [_size(found, build / f"{source}.o") for source in found.sources]

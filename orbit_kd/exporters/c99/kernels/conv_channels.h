@@ -9,7 +9,7 @@
 static inline const int8_t *orbit_channels_lanes(const orbit_conv *layer, const orbit_rows *rows,
                                                  const int8_t *weights, int32_t count, int32_t flush, int indexed,
                                                  int32_t *sums) {
-  const int32_t step = rows->columns * ORBIT_LANE_BYTES, places = layer->kernel_h * layer->kernel_w;
+  const int32_t step = rows->step, places = layer->kernel_h * layer->kernel_w;
   const int nines = layer->kernel_h == 3 && layer->kernel_w == 3 && layer->stride_w == 1 && layer->dilation_w == 1;
   int32_t i, offset = 0;
   orbit_lanes lanes;

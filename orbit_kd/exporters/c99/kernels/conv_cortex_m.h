@@ -16,8 +16,8 @@
   "subs %[loop], %[loop], #0x10000\n\t"       \
   "bhs " label "b\n\t"
 #define ORBIT_DO_PLACE                 \
-  "2:\n\t"                             \
   "ldr %[t], %[place]\n\t"             \
+  "2:\n\t"                             \
   "ldr %[x], [%[t]], #4\n\t"           \
   "str %[t], %[place]\n\t" ORBIT_DO_LOAD_STEP
 #define ORBIT_DO_PLACE_END             \
@@ -35,7 +35,8 @@ typedef struct {
 } orbit_lanes;
 
 /* int32 [channel][column]: the column, and the one four columns on */
-static inline void orbit_fill_lanes(const orbit_conv *layer, const orbit_rows *rows, const int8_t *line, void *row) {
+ORBIT_APART void orbit_fill_lanes(const orbit_conv *layer, const orbit_rows *rows, const int8_t *line,
+                                                void *row) {
   int32_t column, c;
   for (column = 0; column < rows->columns; ++column) {
     const int8_t zero = (int8_t)layer->in_zero;
@@ -199,10 +200,9 @@ static inline const int8_t *orbit_lanes_run(orbit_lanes *lanes, const int8_t *en
 }
 
 /* At each place of the kernel a count in one byte and that many entries; returns their end. */
-static inline const int8_t *orbit_lanes_counted(orbit_lanes *lanes, const int8_t *entries, const orbit_rows *rows,
-                                                int32_t places) {
-  const int8_t **place = rows->place, **const end = rows->place + places;
-  const int32_t step = rows->columns * ORBIT_LANE_BYTES;
+static inline const int8_t *orbit_lanes_counted(orbit_lanes *lanes, const int8_t *entries, const orbit_rows *rows) {
+  const int8_t **place = rows->place, **const end = rows->end;
+  const int32_t step = rows->step;
   const int8_t *x;
   int32_t t, u, w, loop;
   /* an odd entry first, then two a round */
@@ -227,10 +227,9 @@ static inline const int8_t *orbit_lanes_counted(orbit_lanes *lanes, const int8_t
 
 /* At each place of the kernel `count` short entries; returns their end. */
 static inline const int8_t *orbit_lanes_short(orbit_lanes *lanes, const int8_t *entries, const orbit_rows *rows,
-                                              int32_t places, int32_t count) {
-  const int8_t **place = rows->place, **const end = rows->place + places;
-  const int32_t step = rows->columns * ORBIT_LANE_BYTES;
-  const int32_t first = step | (int32_t)((uint32_t)(count / 2 - 1) << 16);
+                                              int32_t count) {
+  const int8_t **place = rows->place, **const end = rows->end;
+  const int32_t step = rows->step, first = step | (int32_t)(((uint32_t)count / 2u - 1u) << 16);
   const int8_t *x;
   int32_t t, u, w, loop;
 #define ORBIT_SHORT(body)                                                                                          \
@@ -276,7 +275,7 @@ static inline const int8_t *orbit_lanes_all(orbit_lanes *lanes, const int8_t *we
    steps to its channel stand before each channel's weights, else channels follow one another. */
 static inline const int8_t *orbit_lanes_nines(orbit_lanes *lanes, const int8_t *weights, int32_t count, int indexed,
                                               const orbit_rows *rows, int32_t *offset) {
-  const int32_t step = rows->columns * ORBIT_LANE_BYTES;
+  const int32_t step = rows->step;
   const int8_t *x = rows->place[0] + *offset;
   const int32_t second = (int32_t)(rows->place[3] - rows->place[0]);
   const int32_t third = (int32_t)(rows->place[6] - rows->place[3]);

@@ -14,7 +14,7 @@ static int32_t csr_count(const int8_t **entries, int32_t bytes) {
   return count;
 }
 
-static const int8_t *csr_lanes(const orbit_conv *layer, const orbit_rows *rows, const int8_t *entries,
+ORBIT_APART const int8_t *csr_lanes(const orbit_conv *layer, const orbit_rows *rows, const int8_t *entries,
                                int32_t *sums) {
   const int8_t *const header = (const int8_t *)layer->weights;
   const int32_t places = layer->kernel_h * layer->kernel_w;
@@ -22,11 +22,11 @@ static const int8_t *csr_lanes(const orbit_conv *layer, const orbit_rows *rows, 
   orbit_lanes lanes;
   orbit_lanes_start(&lanes);
   if (header[0] == 1 && !header[1]) {
-    entries = orbit_lanes_counted(&lanes, entries, rows, places);
+    entries = orbit_lanes_counted(&lanes, entries, rows);
   } else {
     for (i = 0; i < places; ++i) {
       const int32_t count = csr_count(&entries, header[0]);
-      entries = orbit_lanes_run(&lanes, entries, count, rows->place[i], rows->columns * ORBIT_LANE_BYTES);
+      entries = orbit_lanes_run(&lanes, entries, count, rows->place[i], rows->step);
       orbit_lanes_flush(&lanes);
     }
   }
@@ -34,7 +34,7 @@ static const int8_t *csr_lanes(const orbit_conv *layer, const orbit_rows *rows, 
   return entries;
 }
 
-static const int8_t *csr_pixel(const orbit_conv *layer, const orbit_rows *rows, const int8_t *entries,
+ORBIT_APART const int8_t *csr_pixel(const orbit_conv *layer, const orbit_rows *rows, const int8_t *entries,
                                int32_t *sums) {
   const int8_t *const header = (const int8_t *)layer->weights;
   int32_t i, total = 0;

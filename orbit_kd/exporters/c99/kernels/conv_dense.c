@@ -5,13 +5,13 @@
  */
 #include "conv_channels.h"
 
-static const int8_t *dense_lanes(const orbit_conv *layer, const orbit_rows *rows, const int8_t *weights,
+ORBIT_APART const int8_t *dense_lanes(const orbit_conv *layer, const orbit_rows *rows, const int8_t *weights,
                                  int32_t *sums) {
   const int32_t flush = ((const int8_t *)layer->weights)[0];
   return orbit_channels_lanes(layer, rows, weights, layer->in_c, flush, 0, sums);
 }
 
-static const int8_t *dense_pixel(const orbit_conv *layer, const orbit_rows *rows, const int8_t *weights,
+ORBIT_APART const int8_t *dense_pixel(const orbit_conv *layer, const orbit_rows *rows, const int8_t *weights,
                                  int32_t *sums) {
   return orbit_channels_pixel(layer, rows, weights, layer->in_c, 0, sums);
 }

@@ -64,23 +64,23 @@ static inline const int8_t *orbit_lanes_run(orbit_lanes *lanes, const int8_t *en
 }
 
 /* At each place of the kernel a count in one byte and that many entries; returns their end. */
-static inline const int8_t *orbit_lanes_counted(orbit_lanes *lanes, const int8_t *entries, const orbit_rows *rows,
-                                                int32_t places) {
-  int32_t i;
-  for (i = 0; i < places; ++i) {
-    entries = orbit_lanes_run(lanes, entries + 1, (uint8_t)entries[0], rows->place[i], rows->columns);
+static inline const int8_t *orbit_lanes_counted(orbit_lanes *lanes, const int8_t *entries, const orbit_rows *rows) {
+  const int8_t **place;
+  for (place = rows->place; place < rows->end; ++place) {
+    entries = orbit_lanes_run(lanes, entries + 1, (uint8_t)entries[0], *place, rows->step);
   }
   return entries;
 }
 
 /* At each place of the kernel `count` short entries; returns their end. */
 static inline const int8_t *orbit_lanes_short(orbit_lanes *lanes, const int8_t *entries, const orbit_rows *rows,
-                                              int32_t places, int32_t count) {
-  const int32_t step = rows->columns;
+                                              int32_t count) {
+  const int32_t step = rows->step;
+  const int8_t **place;
   orbit_lanes sums = *lanes;
-  int32_t i, left;
-  for (i = 0; i < places; ++i) {
-    const int8_t *x = rows->place[i];
+  int32_t left;
+  for (place = rows->place; place < rows->end; ++place) {
+    const int8_t *x = *place;
     for (left = count; left > 1; left -= 2, entries += 3) {
       const int32_t steps = (uint8_t)entries[2];
       x += (steps & 15) * step;
@@ -126,11 +126,11 @@ static inline const int8_t *orbit_lanes_nines(orbit_lanes *lanes, const int8_t *
                                               const orbit_rows *rows, int32_t *offset) {
   orbit_lanes sums = *lanes;
   for (; count > 0; --count, weights += 9) {
-    if (indexed) *offset += (uint8_t)*weights++ * rows->columns;
+    if (indexed) *offset += (uint8_t)*weights++ * rows->step;
     orbit_lanes_add_three(&sums, rows->place[0] + *offset, weights);
     orbit_lanes_add_three(&sums, rows->place[3] + *offset, weights + 3);
     orbit_lanes_add_three(&sums, rows->place[6] + *offset, weights + 6);
-    if (!indexed) *offset += rows->columns;
+    if (!indexed) *offset += rows->step;
   }
   *lanes = sums;
   return weights;

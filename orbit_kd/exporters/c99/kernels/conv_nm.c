@@ -6,7 +6,8 @@
  * - 2:4: two groups are five bytes: first weight of either, second weight of either, and in 4 bits each (the first
  *   group's below) the steps between pairs. The pairs (0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3) of each group's
  *   channels are counted through all groups, six a group; a step is from the last group's pair, at first from pair 0.
- *   An odd last group is three bytes: its weights and the step.
+ *   An odd last group is three bytes: its weights and the step. With an index of 8 bits, which takes fewer instructions,
+ *   two groups are six bytes, each step one of them.
  * - other N and M: entries as conv_lanes.h has them; short ones with 4 bits.
  */
 #include "conv_lanes.h"
@@ -19,20 +20,21 @@ static int32_t nm_count(const orbit_conv *layer) {
 static const int8_t *nm_short_run(orbit_lanes *lanes, const int8_t *entries, int32_t count, const int8_t *x,
                                   int32_t step) {
   orbit_rows one;
-  one.columns = step / ORBIT_LANE_BYTES;
+  one.step = step;
   one.place = &x;
-  return orbit_lanes_short(lanes, entries, &one, 1, count);
+  one.end = one.place + 1;
+  return orbit_lanes_short(lanes, entries, &one, count);
 }
 
-static const int8_t *nm_lanes(const orbit_conv *layer, const orbit_rows *rows, const int8_t *entries, int32_t *sums) {
+ORBIT_APART const int8_t *nm_lanes(const orbit_conv *layer, const orbit_rows *rows, const int8_t *entries, int32_t *sums) {
   const int8_t *const header = (const int8_t *)layer->weights;
   const int32_t places = layer->kernel_h * layer->kernel_w, count = nm_count(layer);
-  const int32_t step = rows->columns * ORBIT_LANE_BYTES;
+  const int32_t step = rows->step;
   int32_t i;
   orbit_lanes lanes;
   orbit_lanes_start(&lanes);
   if (header[3] == 4 && !header[2]) {
-    entries = orbit_lanes_short(&lanes, entries, rows, places, count);
+    entries = orbit_lanes_short(&lanes, entries, rows, count);
   } else {
     for (i = 0; i < places; ++i) {
       entries = header[3] == 4 ? nm_short_run(&lanes, entries, count, rows->place[i], step)
@@ -44,7 +46,7 @@ static const int8_t *nm_lanes(const orbit_conv *layer, const orbit_rows *rows, c
   return entries;
 }
 
-static const int8_t *nm_pixel(const orbit_conv *layer, const orbit_rows *rows, const int8_t *entries, int32_t *sums) {
+ORBIT_APART const int8_t *nm_pixel(const orbit_conv *layer, const orbit_rows *rows, const int8_t *entries, int32_t *sums) {
   const int8_t *const header = (const int8_t *)layer->weights;
   int32_t i, total = 0;
   for (i = 0; i < layer->kernel_h * layer->kernel_w; ++i) {
@@ -68,6 +70,17 @@ static const int8_t *nm_pixel(const orbit_conv *layer, const orbit_rows *rows, c
 
 /* ---- 2:4 --------------------------------------------------------------------------------------------------------- */
 
+/* Bytes of two groups. */
+static int32_t nm_two_groups(const orbit_conv *layer) {
+  return ((const int8_t *)layer->weights)[3] == 4 ? 5 : 6;
+}
+
+/* The step of the first (0) or second (1) of two groups. */
+static inline int32_t nm_step(const int8_t *entries, int32_t two, int32_t which) {
+  if (two == 6) return (uint8_t)entries[4 + which];
+  return which ? (uint8_t)entries[4] >> 4 : (uint8_t)entries[4] & 15;
+}
+
 /* The channels of a group; behind the last one, where weights are 0, anything. */
 static void nm_group(const orbit_conv *layer, const int8_t *pixel, int32_t first, int8_t *four) {
   int32_t i;
@@ -80,7 +93,7 @@ static void nm_group(const orbit_conv *layer, const int8_t *pixel, int32_t first
 
 #define NM_PAIR_BYTES 4
 /* int16 [pair][column][2] */
-static void nm_fill_pairs(const orbit_conv *layer, const orbit_rows *rows, const int8_t *line, void *row) {
+ORBIT_APART void nm_fill_pairs(const orbit_conv *layer, const orbit_rows *rows, const int8_t *line, void *row) {
   int32_t column, c;
   for (column = 0; column < rows->columns; ++column) {
     const int8_t *const pixel = orbit_column(layer, rows, line, column);
@@ -88,7 +101,9 @@ static void nm_fill_pairs(const orbit_conv *layer, const orbit_rows *rows, const
     for (c = 0; c < layer->in_c; c += 4) {
       uint32_t even, odd, four;
       int8_t group[4];
-      if (pixel != NULL && c + 4 <= layer->in_c) {
+      if (pixel == NULL) {
+        four = (uint32_t)(uint8_t)layer->in_zero * 0x01010101u;
+      } else if (c + 4 <= layer->in_c) {
         memcpy(&four, pixel + c, sizeof four);
       } else {
         nm_group(layer, pixel, c, group);
@@ -114,21 +129,34 @@ static void nm_fill_pairs(const orbit_conv *layer, const orbit_rows *rows, const
 
 #else
 
+static int8_t *nm_put(int8_t *out, int32_t next, int8_t first, int8_t second) {
+  out[0] = first;
+  out[1] = second;
+  return out + next;
+}
+
 #define NM_PAIR_BYTES 2
 /* int8 [pair][column][2] */
-static void nm_fill_pairs(const orbit_conv *layer, const orbit_rows *rows, const int8_t *line, void *row) {
+ORBIT_APART void nm_fill_pairs(const orbit_conv *layer, const orbit_rows *rows, const int8_t *line, void *row) {
   const int32_t next = 2 * rows->columns;
   int32_t column, c;
   for (column = 0; column < rows->columns; ++column) {
     const int8_t *const pixel = orbit_column(layer, rows, line, column);
     int8_t *out = (int8_t *)row + 2 * column;
-    for (c = 0; c < layer->in_c; c += 4, out += 6 * next) {
-      int8_t four[4];
-      nm_group(layer, pixel, c, four);
-      out[0] = out[next] = out[2 * next] = four[0];
-      out[1] = out[3 * next] = out[4 * next] = four[1];
-      out[next + 1] = out[3 * next + 1] = out[5 * next] = four[2];
-      out[2 * next + 1] = out[4 * next + 1] = out[5 * next + 1] = four[3];
+    for (c = 0; c < layer->in_c; c += 4) {
+      int8_t group[4];
+      const int8_t *four = group;
+      if (pixel != NULL && c + 4 <= layer->in_c) {
+        four = pixel + c;
+      } else {
+        nm_group(layer, pixel, c, group);
+      }
+      out = nm_put(out, next, four[0], four[1]);
+      out = nm_put(out, next, four[0], four[2]);
+      out = nm_put(out, next, four[0], four[3]);
+      out = nm_put(out, next, four[1], four[2]);
+      out = nm_put(out, next, four[1], four[3]);
+      out = nm_put(out, next, four[2], four[3]);
     }
   }
 }
@@ -166,6 +194,14 @@ static void nm_fill_pairs(const orbit_conv *layer, const orbit_rows *rows, const
   "ldr %[w], [%[e], #-5]\n\t"          \
   "lsr %[t], %[t], #4\n\t"             \
   "sxtb16 %[w], %[w], ror #8\n\t" NM_DO_ADD ORBIT_DO_ROUND_END("1")
+#define NM_DO_TWO_LONG_GROUPS          \
+  "1:\n\t"                             \
+  "ldrb %[t], [%[e], #4]\n\t"          \
+  "ldr %[w], [%[e]], #6\n\t"           \
+  "sxtb16 %[w], %[w]\n\t" NM_DO_ADD    \
+  "ldrb %[t], [%[e], #-1]\n\t"         \
+  "ldr %[w], [%[e], #-6]\n\t"          \
+  "sxtb16 %[w], %[w], ror #8\n\t" NM_DO_ADD ORBIT_DO_ROUND_END("1")
 #define NM_DO_GROUP                    \
   "ldrb %[t], [%[e], #2]\n\t"          \
   "ldrh %[w], [%[e]], #3\n\t"          \
@@ -189,17 +225,25 @@ static void nm_fill_pairs(const orbit_conv *layer, const orbit_rows *rows, const
   "ldrsb %[w], [%[e], #-4]\n\t"        \
   "lsr %[t], %[t], #4\n\t" NM_DO_FIRST \
   "ldrsb %[w], [%[e], #-2]\n\t" NM_DO_SECOND ORBIT_DO_ROUND_END("1")
+#define NM_DO_TWO_LONG_GROUPS          \
+  "1:\n\t"                             \
+  "ldrb %[t], [%[e], #4]\n\t"          \
+  "ldrsb %[w], [%[e]], #6\n\t" NM_DO_FIRST \
+  "ldrsb %[w], [%[e], #-4]\n\t" NM_DO_SECOND \
+  "ldrb %[t], [%[e], #-1]\n\t"         \
+  "ldrsb %[w], [%[e], #-5]\n\t" NM_DO_FIRST \
+  "ldrsb %[w], [%[e], #-3]\n\t" NM_DO_SECOND ORBIT_DO_ROUND_END("1")
 #define NM_DO_GROUP                    \
   "ldrb %[t], [%[e], #2]\n\t"          \
   "ldrsb %[w], [%[e]], #3\n\t" NM_DO_FIRST \
   "ldrsb %[w], [%[e], #-2]\n\t" NM_DO_SECOND
 #endif
 
-static const int8_t *nm_pair_lanes(const orbit_conv *layer, const orbit_rows *rows, const int8_t *entries,
+ORBIT_APART const int8_t *nm_pair_lanes(const orbit_conv *layer, const orbit_rows *rows, const int8_t *entries,
                                    int32_t *out) {
-  const int32_t groups = (layer->in_c + 3) / 4, step = rows->columns * NM_PAIR_BYTES;
-  const int32_t first = step | (int32_t)((uint32_t)(groups / 2 - 1) << 16);
-  const int8_t **place = rows->place, **const end = rows->place + layer->kernel_h * layer->kernel_w;
+  const uint32_t groups = ((uint32_t)layer->in_c + 3u) / 4u;
+  const int32_t step = rows->step, first = step | (int32_t)((groups / 2u - 1u) << 16);
+  const int8_t **place = rows->place, **const end = rows->end;
   const int8_t *x;
   int32_t t, u, w, loop;
   int32_t sums[ORBIT_LANES];
@@ -212,10 +256,16 @@ static const int8_t *nm_pair_lanes(const orbit_conv *layer, const orbit_rows *ro
                    : "memory", "cc")
   if (groups == 1) {
     NM_WALK(NM_DO_GROUP);
+  } else if (((const int8_t *)layer->weights)[3] == 4) {
+    if (groups & 1) {
+      NM_WALK(NM_DO_TWO_GROUPS NM_DO_GROUP);
+    } else {
+      NM_WALK(NM_DO_TWO_GROUPS);
+    }
   } else if (groups & 1) {
-    NM_WALK(NM_DO_TWO_GROUPS NM_DO_GROUP);
+    NM_WALK(NM_DO_TWO_LONG_GROUPS NM_DO_GROUP);
   } else {
-    NM_WALK(NM_DO_TWO_GROUPS);
+    NM_WALK(NM_DO_TWO_LONG_GROUPS);
   }
 #undef NM_WALK
   for (t = 0; t < ORBIT_LANES; ++t) out[t] = sums[t];
@@ -235,18 +285,18 @@ static void nm_add_pair(int32_t *s, const int8_t *x, int32_t first, int32_t seco
   s[7] += x[14] * first + x[15] * second;
 }
 
-static const int8_t *nm_pair_lanes(const orbit_conv *layer, const orbit_rows *rows, const int8_t *entries,
+ORBIT_APART const int8_t *nm_pair_lanes(const orbit_conv *layer, const orbit_rows *rows, const int8_t *entries,
                                    int32_t *out) {
-  const int32_t groups = (layer->in_c + 3) / 4, step = rows->columns * NM_PAIR_BYTES;
+  const int32_t groups = (layer->in_c + 3) / 4, step = rows->step;
   int32_t sums[ORBIT_LANES] = {0, 0, 0, 0, 0, 0, 0, 0};
+  const int32_t two = nm_two_groups(layer);
   int32_t i, left;
   for (i = 0; i < layer->kernel_h * layer->kernel_w; ++i) {
     const int8_t *x = rows->place[i];
-    for (left = groups; left > 1; left -= 2, entries += 5) {
-      const int32_t steps = (uint8_t)entries[4];
-      x += (steps & 15) * step;
+    for (left = groups; left > 1; left -= 2, entries += two) {
+      x += nm_step(entries, two, 0) * step;
       nm_add_pair(sums, x, entries[0], entries[2]);
-      x += (steps >> 4) * step;
+      x += nm_step(entries, two, 1) * step;
       nm_add_pair(sums, x, entries[1], entries[3]);
     }
     if (left) {
@@ -260,21 +310,22 @@ static const int8_t *nm_pair_lanes(const orbit_conv *layer, const orbit_rows *ro
 
 #endif
 
-static const int8_t *nm_pair_pixel(const orbit_conv *layer, const orbit_rows *rows, const int8_t *entries,
+ORBIT_APART const int8_t *nm_pair_pixel(const orbit_conv *layer, const orbit_rows *rows, const int8_t *entries,
                                    int32_t *sums) {
   static const int8_t first[6] = {0, 0, 0, 1, 1, 2}, second[6] = {1, 2, 3, 2, 3, 3};
+  const int32_t two = nm_two_groups(layer);
   int32_t i, group, total = 0;
   for (i = 0; i < layer->kernel_h * layer->kernel_w; ++i) {
     const int8_t *x = rows->place[i];
     int32_t left = layer->in_c, pair = 0;
     for (group = 0; left > 0; ++group, left -= 4, x += 4) {
-      /* the two groups of five bytes, or the three of a last one */
+      /* one of two groups that are stored together, or a last one alone */
       const int odd = group & 1, alone = !odd && left <= 4;
-      const int32_t steps = (uint8_t)entries[alone ? 2 : 4];
+      const int32_t step = alone ? (uint8_t)entries[2] : nm_step(entries, two, odd);
       const int32_t w0 = entries[alone ? 0 : odd], w1 = entries[alone ? 1 : 2 + odd];
-      pair += (odd ? steps >> 4 : steps & 15) - (group ? 6 : 0);
+      pair += step - (group ? 6 : 0);
       total += w0 * x[orbit_min_of(first[pair], left - 1)] + w1 * x[orbit_min_of(second[pair], left - 1)];
-      entries += alone ? 3 : odd ? 5 : 0;
+      entries += alone ? 3 : odd ? two : 0;
     }
   }
   *sums = total;

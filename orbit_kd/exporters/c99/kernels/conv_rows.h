@@ -14,6 +14,13 @@
 
 #define ORBIT_LANES 8
 
+/* What is called for a row or for eight pixels keeps its own registers: within another function they would not do. */
+#if defined(__GNUC__)
+#define ORBIT_APART static __attribute__((noinline, unused))
+#else
+#define ORBIT_APART static inline
+#endif
+
 /* Below this many output pixels in a row, they are computed one by one from rows in the order of the input. */
 #define ORBIT_NARROW 3
 
@@ -21,9 +28,11 @@ typedef struct {
   int32_t length;       /* columns of one remainder of the stride */
   int32_t columns;      /* of a row, all remainders */
   int32_t column_bytes; /* from a column to the next */
+  int32_t step;         /* bytes from a channel's columns, or a pair's, to the next one's */
   int32_t row_bytes;    /* of a row in the scratch */
   const int8_t **row;   /* the input row of each kernel row, for the output row that was loaded last */
   const int8_t **place; /* of each place of the kernel: where the columns for the first output pixel begin */
+  const int8_t **end;   /* of `place` */
   int32_t *held;        /* which input row is in each place; counted from the padding's first */
   int8_t *rows;         /* kernel_h rows */
 } orbit_rows;
@@ -50,11 +59,13 @@ static inline orbit_rows orbit_rows_of(const orbit_conv *layer, int32_t bytes, i
   rows.length = lanes + reach / layer->stride_w;
   rows.columns = rows.length * orbit_min_of(layer->stride_w, reach + 1);
   rows.column_bytes = column_bytes;
+  rows.step = column_bytes * rows.columns;
   rows.row_bytes = (bytes * rows.columns + 7) / 8 * 8;
   /* pointers have 8 bytes at most */
   rows.row = (const int8_t **)(void *)at;
   at += 8 * layer->kernel_h;
   rows.place = (const int8_t **)(void *)at;
+  rows.end = rows.place + layer->kernel_h * layer->kernel_w;
   at += 8 * layer->kernel_h * layer->kernel_w;
   rows.held = (int32_t *)(void *)at;
   rows.rows = at + 8 * layer->kernel_h;
@@ -103,7 +114,8 @@ static inline void orbit_rows_at(const orbit_conv *layer, const orbit_rows *rows
 }
 
 /* Each channel's columns side by side: int8 [channel][column]. */
-static inline void orbit_fill_bytes(const orbit_conv *layer, const orbit_rows *rows, const int8_t *line, void *row) {
+ORBIT_APART void orbit_fill_bytes(const orbit_conv *layer, const orbit_rows *rows, const int8_t *line,
+                                                void *row) {
   int32_t place, c;
   for (place = 0; place < rows->columns; ++place) {
     const int8_t *const pixel = orbit_column(layer, rows, line, place);
@@ -169,7 +181,7 @@ static inline int8_t orbit_conv_whole_byte(const orbit_conv_scale *scale, int32_
 
 /* Requantizes the sums of `count` pixels and writes them to one channel of the output, from `out` on. Without the bias a
    sum is below 2^29, which the packer sees to. */
-static inline void orbit_conv_store(const orbit_conv *layer, int32_t channel, const int32_t *sums, int32_t count,
+ORBIT_APART void orbit_conv_store(const orbit_conv *layer, int32_t channel, const int32_t *sums, int32_t count,
                                     int8_t *out) {
   const int32_t shift = layer->shift[channel], half = (int32_t)1 << 29, step = layer->out_c;
   const int32_t *const end = sums + count;

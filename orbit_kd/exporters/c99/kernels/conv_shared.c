@@ -10,13 +10,13 @@ static int32_t shared_count(const int8_t *entries) {
   return (uint8_t)entries[0] + 256 * (uint8_t)entries[1];
 }
 
-static const int8_t *shared_lanes(const orbit_conv *layer, const orbit_rows *rows, const int8_t *entries,
+ORBIT_APART const int8_t *shared_lanes(const orbit_conv *layer, const orbit_rows *rows, const int8_t *entries,
                                   int32_t *sums) {
   const int32_t flush = ((const int8_t *)layer->weights)[0];
   return orbit_channels_lanes(layer, rows, entries + 2, shared_count(entries), flush, 1, sums);
 }
 
-static const int8_t *shared_pixel(const orbit_conv *layer, const orbit_rows *rows, const int8_t *entries,
+ORBIT_APART const int8_t *shared_pixel(const orbit_conv *layer, const orbit_rows *rows, const int8_t *entries,
                                   int32_t *sums) {
   return orbit_channels_pixel(layer, rows, entries + 2, shared_count(entries), 1, sums);
 }
