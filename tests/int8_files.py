@@ -165,8 +165,9 @@ class Int8File:
         return self.add_op(f"{kind}_POOL_2D", [x], [self.tensor(**self.like(x, shape))], options)
 
     def reduce(self, x, kind, axes=(1, 2), *, scale=None, keep=False) -> int:
-        shape = tuple(n for axis, n in enumerate(self.shape(x)) if axis not in axes or keep)
-        shape = tuple(1 if keep and axis in axes else n for axis, n in enumerate(shape)) if keep else shape
+        gone = {axis % len(self.shape(x)) for axis in axes}
+        kept = [(axis, n) for axis, n in enumerate(self.shape(x)) if keep or axis not in gone]
+        shape = [1 if axis in gone else n for axis, n in kept]
         out = self.tensor(**{**self.like(x, shape), **({"scale": scale, "zero": 7} if scale else {})})
         return self.add_op(kind, [x, self.numbers(*axes)], [out], schema.ReducerOptionsT(keepDims=keep))
 

@@ -16,7 +16,7 @@ from orbit_kd import runtimes
 from orbit_kd.errors import InputError
 from orbit_kd.exporters.artifact import Artifact
 from orbit_kd.exporters.c99 import arena, operators  # noqa: F401  files the operators
-from orbit_kd.exporters.c99.network import read_network
+from orbit_kd.exporters.c99.network import Network, read_network
 from orbit_kd.exporters.c99.readme import readme
 from orbit_kd.exporters.c99.sources import Golden, model_files
 from orbit_kd.exporters.c99.steps import Choice, Step, lower
@@ -78,7 +78,7 @@ def export_c99(
     outside = {tensor.index for tensor in (*network.inputs, *network.outputs)}
     plan = arena.plan(steps, outside=outside)
     arena.check(plan, steps, limit=max_arena)
-    golden = _golden(data, calibration, seed)
+    golden = _golden(data, network, calibration, seed)
     texts, constants = model_files(name, steps, plan, network.inputs, network.outputs, golden)
     _check_flash(steps, len(constants), limit=max_flash)
     details |= {
@@ -128,11 +128,23 @@ def _check_flash(steps: list[Step], size: int, *, limit: int | None) -> None:
     )
 
 
-def _golden(data: bytes, calibration: Any, seed: int) -> Golden:
-    """An input, and what LiteRT's reference kernels make of it."""
+def _golden(data: bytes, network: Network, calibration: Any, seed: int) -> Golden:
+    """An input, and what LiteRT's reference kernels make of it.
+
+    Raises:
+        InputError: the file does not run there, or gives outputs of other shapes than it says.
+    """
     against = "litert_reference"
     runtimes.probe(data, runtime=against)
     runner = runtimes.load(data, runtime=against)
+    for port, tensor in zip((*runner.inputs, *runner.outputs), (*network.inputs, *network.outputs), strict=True):
+        if port.shape != tensor.shape[1:]:
+            raise InputError(
+                f"The file says that {tensor.name[:80]!r} has the shape {tensor.shape[1:]}, and LiteRT that it has "
+                f"{port.shape}.",
+                expected="the shapes that its operators make",
+                fix="export the model again",
+            )
     if calibration is None:
         origin = f"A random input, seed {seed}, as no calibration data was given"
         given = random_inputs(runner, 1, seed=seed)

@@ -209,7 +209,7 @@ ORBIT_APART void orbit_conv_store(const orbit_conv *layer, int32_t channel, cons
     *(out += step) = orbit_conv_whole_byte(&scale, sums[4]);
     *(out += step) = orbit_conv_whole_byte(&scale, sums[5]);
     *(out += step) = orbit_conv_whole_byte(&scale, sums[6]);
-    *(out += step) = orbit_conv_whole_byte(&scale, sums[7]);
+    *(out + step) = orbit_conv_whole_byte(&scale, sums[7]);
   } else {
     for (; sums < end; ++sums, out += step) *out = orbit_conv_whole_byte(&scale, *sums);
   }
@@ -223,7 +223,7 @@ typedef const int8_t *(*orbit_sum)(const orbit_conv *layer, const orbit_rows *ro
    begin `header` bytes behind `layer->weights`. */
 static inline void orbit_conv_run(const orbit_conv *layer, const orbit_rows *rows, const int8_t *input, int8_t *output,
                                   orbit_row_fill fill, orbit_sum sum, int32_t pixels, int32_t header) {
-  int32_t sums[ORBIT_LANES];
+  int32_t sums[ORBIT_LANES] = {0};
   int32_t y, x, channel;
   for (y = 0; y < layer->out_h; ++y) {
     orbit_rows_load(layer, rows, input, y, fill);
