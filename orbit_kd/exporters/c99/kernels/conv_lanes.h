@@ -39,7 +39,7 @@ static inline void orbit_lanes_end(const orbit_lanes *lanes, int32_t *sums) {
 }
 
 /* One weight for the eight columns from x on. */
-static inline void orbit_lanes_add(orbit_lanes *lanes, const int8_t *x, int32_t weight) {
+ORBIT_WITHIN void orbit_lanes_add(orbit_lanes *lanes, const int8_t *x, int32_t weight) {
   int32_t *const s = lanes->sums;
   s[0] += weight * x[0];
   s[1] += weight * x[1];
@@ -107,17 +107,42 @@ static inline const int8_t *orbit_lanes_all(orbit_lanes *lanes, const int8_t *we
 }
 
 /* Three neighbouring weights: each column is read once for all of them. */
-static inline void orbit_lanes_add_three(orbit_lanes *lanes, const int8_t *x, const int8_t *weights) {
+ORBIT_WITHIN void orbit_lanes_add_three(orbit_lanes *lanes, const int8_t *x, const int8_t *weights) {
   const int32_t w0 = weights[0], w1 = weights[1], w2 = weights[2];
   int32_t *const s = lanes->sums;
-  s[0] += x[0] * w0 + x[1] * w1 + x[2] * w2;
-  s[1] += x[1] * w0 + x[2] * w1 + x[3] * w2;
-  s[2] += x[2] * w0 + x[3] * w1 + x[4] * w2;
-  s[3] += x[3] * w0 + x[4] * w1 + x[5] * w2;
-  s[4] += x[4] * w0 + x[5] * w1 + x[6] * w2;
-  s[5] += x[5] * w0 + x[6] * w1 + x[7] * w2;
-  s[6] += x[6] * w0 + x[7] * w1 + x[8] * w2;
-  s[7] += x[7] * w0 + x[8] * w1 + x[9] * w2;
+  int32_t column;
+  s[0] += x[0] * w0;
+  column = x[1];
+  s[0] += column * w1;
+  s[1] += column * w0;
+  column = x[2];
+  s[0] += column * w2;
+  s[1] += column * w1;
+  s[2] += column * w0;
+  column = x[3];
+  s[1] += column * w2;
+  s[2] += column * w1;
+  s[3] += column * w0;
+  column = x[4];
+  s[2] += column * w2;
+  s[3] += column * w1;
+  s[4] += column * w0;
+  column = x[5];
+  s[3] += column * w2;
+  s[4] += column * w1;
+  s[5] += column * w0;
+  column = x[6];
+  s[4] += column * w2;
+  s[5] += column * w1;
+  s[6] += column * w0;
+  column = x[7];
+  s[5] += column * w2;
+  s[6] += column * w1;
+  s[7] += column * w0;
+  column = x[8];
+  s[6] += column * w2;
+  s[7] += column * w1;
+  s[7] += x[9] * w2;
 }
 
 /* 3 x 3 weights whose columns are neighbours, of each of `count` input channels; returns their end. With `indexed` the
@@ -125,13 +150,16 @@ static inline void orbit_lanes_add_three(orbit_lanes *lanes, const int8_t *x, co
 static inline const int8_t *orbit_lanes_nines(orbit_lanes *lanes, const int8_t *weights, int32_t count, int indexed,
                                               const orbit_rows *rows, int32_t *offset) {
   orbit_lanes sums = *lanes;
+  const int8_t *const first = rows->place[0], *const second = rows->place[3], *const third = rows->place[6];
+  int32_t at = *offset;
   for (; count > 0; --count, weights += 9) {
-    if (indexed) *offset += (uint8_t)*weights++ * rows->step;
-    orbit_lanes_add_three(&sums, rows->place[0] + *offset, weights);
-    orbit_lanes_add_three(&sums, rows->place[3] + *offset, weights + 3);
-    orbit_lanes_add_three(&sums, rows->place[6] + *offset, weights + 6);
-    if (!indexed) *offset += rows->step;
+    if (indexed) at += (uint8_t)*weights++ * rows->step;
+    orbit_lanes_add_three(&sums, first + at, weights);
+    orbit_lanes_add_three(&sums, second + at, weights + 3);
+    orbit_lanes_add_three(&sums, third + at, weights + 6);
+    if (!indexed) at += rows->step;
   }
+  *offset = at;
   *lanes = sums;
   return weights;
 }

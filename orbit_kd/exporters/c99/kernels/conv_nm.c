@@ -165,9 +165,7 @@ ORBIT_APART void nm_fill_pairs(const orbit_conv *layer, const orbit_rows *rows, 
 
 #if defined(ORBIT_CORTEX_M)
 
-#define NM_SUMS                                                                                                    \
-  "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3]), "+r"(sums[4]), "+r"(sums[5]), "+r"(sums[6]),         \
-      "+r"(sums[7])
+#define NM_SUMS "+r"(s0), "+r"(s1), "+r"(s2), "+r"(s3), "+r"(s4), "+r"(s5), "+r"(s6), "+r"(s7)
 
 #if defined(__ARM_FEATURE_DSP)
 #define NM_DO_ADD                      \
@@ -194,14 +192,13 @@ ORBIT_APART void nm_fill_pairs(const orbit_conv *layer, const orbit_rows *rows, 
   "ldr %[w], [%[e], #-5]\n\t"          \
   "lsr %[t], %[t], #4\n\t"             \
   "sxtb16 %[w], %[w], ror #8\n\t" NM_DO_ADD ORBIT_DO_ROUND_END("1")
-#define NM_DO_TWO_LONG_GROUPS          \
-  "1:\n\t"                             \
+#define NM_DO_LONG_GROUPS              \
   "ldrb %[t], [%[e], #4]\n\t"          \
   "ldr %[w], [%[e]], #6\n\t"           \
   "sxtb16 %[w], %[w]\n\t" NM_DO_ADD    \
   "ldrb %[t], [%[e], #-1]\n\t"         \
   "ldr %[w], [%[e], #-6]\n\t"          \
-  "sxtb16 %[w], %[w], ror #8\n\t" NM_DO_ADD ORBIT_DO_ROUND_END("1")
+  "sxtb16 %[w], %[w], ror #8\n\t" NM_DO_ADD
 #define NM_DO_GROUP                    \
   "ldrb %[t], [%[e], #2]\n\t"          \
   "ldrh %[w], [%[e]], #3\n\t"          \
@@ -225,14 +222,13 @@ ORBIT_APART void nm_fill_pairs(const orbit_conv *layer, const orbit_rows *rows, 
   "ldrsb %[w], [%[e], #-4]\n\t"        \
   "lsr %[t], %[t], #4\n\t" NM_DO_FIRST \
   "ldrsb %[w], [%[e], #-2]\n\t" NM_DO_SECOND ORBIT_DO_ROUND_END("1")
-#define NM_DO_TWO_LONG_GROUPS          \
-  "1:\n\t"                             \
+#define NM_DO_LONG_GROUPS              \
   "ldrb %[t], [%[e], #4]\n\t"          \
   "ldrsb %[w], [%[e]], #6\n\t" NM_DO_FIRST \
   "ldrsb %[w], [%[e], #-4]\n\t" NM_DO_SECOND \
   "ldrb %[t], [%[e], #-1]\n\t"         \
   "ldrsb %[w], [%[e], #-5]\n\t" NM_DO_FIRST \
-  "ldrsb %[w], [%[e], #-3]\n\t" NM_DO_SECOND ORBIT_DO_ROUND_END("1")
+  "ldrsb %[w], [%[e], #-3]\n\t" NM_DO_SECOND
 #define NM_DO_GROUP                    \
   "ldrb %[t], [%[e], #2]\n\t"          \
   "ldrsb %[w], [%[e]], #3\n\t" NM_DO_FIRST \
@@ -242,12 +238,15 @@ ORBIT_APART void nm_fill_pairs(const orbit_conv *layer, const orbit_rows *rows, 
 ORBIT_APART const int8_t *nm_pair_lanes(const orbit_conv *layer, const orbit_rows *rows, const int8_t *entries,
                                    int32_t *out) {
   const uint32_t groups = ((uint32_t)layer->in_c + 3u) / 4u;
-  const int32_t step = rows->step, first = step | (int32_t)((groups / 2u - 1u) << 16);
+  const int four = ((const int8_t *)layer->weights)[3] == 8 && groups % 4u == 0u;
+  const uint32_t rounds = four ? groups / 4u : groups / 2u;
+  const int32_t step = rows->step, first = step | (int32_t)((rounds - 1u) << 16);
   const int8_t **place = rows->place, **const end = rows->end;
   const int8_t *x;
+  int32_t s0 = 0, s1 = 0, s2 = 0, s3 = 0, s4 = 0, s5 = 0, s6 = 0, s7 = 0;
   int32_t t, u, w, loop;
-  int32_t sums[ORBIT_LANES];
-  sums[0] = sums[1] = sums[2] = sums[3] = sums[4] = sums[5] = sums[6] = sums[7] = 0;
+#define NM_DO_TWO_LONG_GROUPS "1:\n\t" NM_DO_LONG_GROUPS ORBIT_DO_ROUND_END("1")
+#define NM_DO_FOUR_LONG_GROUPS "1:\n\t" NM_DO_LONG_GROUPS NM_DO_LONG_GROUPS ORBIT_DO_ROUND_END("1")
 #define NM_WALK(body)                                                                                              \
   __asm__ volatile(ORBIT_DO_PLACE "ldr %[loop], %[first]\n\t" body ORBIT_DO_PLACE_END                              \
                    : NM_SUMS, ORBIT_TEMPORARIES, [x] "=&r"(x), [e] "+r"(entries), [loop] "=&r"(loop),              \
@@ -262,19 +261,28 @@ ORBIT_APART const int8_t *nm_pair_lanes(const orbit_conv *layer, const orbit_row
     } else {
       NM_WALK(NM_DO_TWO_GROUPS);
     }
+  } else if (four) {
+    NM_WALK(NM_DO_FOUR_LONG_GROUPS);
   } else if (groups & 1) {
     NM_WALK(NM_DO_TWO_LONG_GROUPS NM_DO_GROUP);
   } else {
     NM_WALK(NM_DO_TWO_LONG_GROUPS);
   }
 #undef NM_WALK
-  for (t = 0; t < ORBIT_LANES; ++t) out[t] = sums[t];
+  out[0] = s0;
+  out[1] = s1;
+  out[2] = s2;
+  out[3] = s3;
+  out[4] = s4;
+  out[5] = s5;
+  out[6] = s6;
+  out[7] = s7;
   return entries;
 }
 
 #else
 
-static void nm_add_pair(int32_t *s, const int8_t *x, int32_t first, int32_t second) {
+ORBIT_WITHIN void nm_add_pair(int32_t *s, const int8_t *x, int32_t first, int32_t second) {
   s[0] += x[0] * first + x[1] * second;
   s[1] += x[2] * first + x[3] * second;
   s[2] += x[4] * first + x[5] * second;

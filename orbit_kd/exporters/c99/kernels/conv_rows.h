@@ -14,11 +14,14 @@
 
 #define ORBIT_LANES 8
 
-/* What is called for a row or for eight pixels keeps its own registers: within another function they would not do. */
+/* What is called for a row or for eight pixels keeps its own registers: within another function they would not do. What
+   adds to eight sums is to be part of the loop that holds these in registers. */
 #if defined(__GNUC__)
 #define ORBIT_APART static __attribute__((noinline, unused))
+#define ORBIT_WITHIN static inline __attribute__((always_inline))
 #else
 #define ORBIT_APART static inline
+#define ORBIT_WITHIN static inline
 #endif
 
 /* Below this many output pixels in a row, they are computed one by one from rows in the order of the input. */
@@ -142,14 +145,15 @@ static inline void orbit_fill_pixels(const orbit_conv *layer, const orbit_rows *
   }
 }
 
-/* orbit_multiply_high, in fewer steps: x * multiplier / 2^31 rounded to nearest, halves up. |x| is below 2^30. */
-static inline int32_t orbit_conv_high(int32_t x, int32_t multiplier) {
+/* orbit_multiply_high of sum + bias, in fewer steps: times multiplier / 2^31, rounded to nearest, halves up. Both are
+   below 2^29. */
+static inline int32_t orbit_conv_high(int32_t sum, int32_t bias, int32_t multiplier) {
 #if defined(__ARM_FEATURE_DSP)
   int32_t high;
-  __asm__("smmulr %0, %1, %2" : "=r"(high) : "r"(x * 2), "r"(multiplier));
+  __asm__("smmulr %0, %1, %2" : "=r"(high) : "r"(sum * 2 + bias * 2), "r"(multiplier));
   return high;
 #else
-  const int64_t product = (int64_t)x * multiplier + ((int64_t)1 << 30);
+  const int64_t product = (int64_t)(sum + bias) * multiplier + ((int64_t)1 << 30);
   return (int32_t)(product < 0 ? ~(~product >> 31) : product >> 31);
 #endif
 }
@@ -161,14 +165,14 @@ typedef struct {
 } orbit_conv_scale;
 
 static inline int8_t orbit_conv_byte(const orbit_conv_scale *scale, int32_t sum) {
-  const int32_t high = orbit_conv_high(sum + scale->bias, scale->multiplier);
+  const int32_t high = orbit_conv_high(sum, scale->bias, scale->multiplier);
   const int32_t value = orbit_shift_right(high + (high < 0 ? -1 : 0) + scale->nudge, scale->right);
   return (int8_t)orbit_clamp(value, scale->low, scale->most);
 }
 
 /* The same where all of int8 is allowed. */
 static inline int8_t orbit_conv_whole_byte(const orbit_conv_scale *scale, int32_t sum) {
-  const int32_t high = orbit_conv_high(sum + scale->bias, scale->multiplier);
+  const int32_t high = orbit_conv_high(sum, scale->bias, scale->multiplier);
   const int32_t value = orbit_shift_right(high + (high < 0 ? -1 : 0) + scale->nudge, scale->right);
 #if defined(__ARM_FEATURE_SAT)
   int32_t byte;
