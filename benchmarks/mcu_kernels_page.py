@@ -32,7 +32,8 @@ Cortex-M3 SMLAL takes 4 to 7, which is why it is used from Cortex-M4 on only). A
 the input's rows, all taps, requantization, the store. Every output is equal to what TFLite's arithmetic gives.
 
 Layers, all int8 with stride 1 and 'same' padding: {layers}. Weights are normal, their zeros random in the pattern.
-The compilers are Debian's GCC 12 with -O2 (rv32, leon3: and -fno-schedule-insns). CMSIS-NN (commit {commit}, its own -Ofast) has no sparse kernels.
+The compilers are Debian's GCC 12 with -O2 (on rv32 and leon3 with -fno-schedule-insns, too, or sums leave the
+registers). CMSIS-NN (commit {commit}, its own -Ofast) has no sparse kernels.
 
 "long index" is 2:4 with a byte for each group's index in place of half of one. CSR has a byte of distance a weight.
 Tap-shared 2:4 keeps the same channels of a group at all taps.

@@ -12,6 +12,7 @@ from int8_files import Int8File
 import orbit_kd as okd
 from orbit_kd.errors import InputError
 from orbit_kd.exporters.c99 import packing, qemu
+from orbit_kd.tflite.nm_check import check_n_m
 
 PATTERNS = ("dense", "csr", "2:4", "1:4", "4:8", "1:8", "2:4:shared", "1:4:shared")
 
@@ -138,6 +139,15 @@ def test_rows_too_wide_and_unknown_names_are_refused():
         packing.choose(weights_of("2:4"), prefer="size")
     with pytest.raises(InputError, match="no N:M pattern"):
         packing.formats.get("nm").pack(weights_of("dense"))
+
+
+@pytest.mark.parametrize("pattern", ["dense", "2:4", "2:4:shared"])
+def test_the_check_of_a_file_tells_shared_patterns_apart(pattern):
+    g = Int8File()
+    g.conv(g.input((1, 4, 4, 8)), 6, values=weights_of(pattern, shape=(6, 3, 3, 8)))
+    plain, shared = (check_n_m(g.bytes(), shared=whether)[0] for whether in (False, True))
+    assert (plain.groups, shared.groups) == (6 * 9 * 2, 6 * 2)
+    assert plain.ok == (pattern != "dense") and shared.ok == (pattern == "2:4:shared")
 
 
 # ---------------------------------------------------------------- cores under QEMU

@@ -30,7 +30,9 @@ flags.DEFINE_integer(
     "max_arena", None, "Bytes the tensor arena may take of its RAM (tflm, ..coded, c99).", lower_bound=1
 )
 flags.DEFINE_string(
-    "prefer", None, "c99: each layer's weights in the format that is fastest, speed, or smallest, bytes."
+    "prefer",
+    None,
+    "c99: each layer's weights in the format that is fastest, speed (on Cortex-M55: vectors), or smallest, bytes.",
 )
 flags.DEFINE_string("coding", None, "tflite_micro_coded: auto, huffman, pairs, mask or none, for all kernels.")
 flags.DEFINE_boolean("compress", None, "Store clustered weights as indices into a table (tflm).")

@@ -17,6 +17,7 @@ from orbit_kd.errors import InputError
 from orbit_kd.exporters.artifact import Artifact
 from orbit_kd.exporters.c99 import arena, operators  # noqa: F401  files the operators
 from orbit_kd.exporters.c99.network import Network, read_network
+from orbit_kd.exporters.c99.packing import PREFERENCES
 from orbit_kd.exporters.c99.readme import readme
 from orbit_kd.exporters.c99.sources import Golden, model_files
 from orbit_kd.exporters.c99.steps import Choice, Step, lower
@@ -26,8 +27,6 @@ from orbit_kd.exporters.targets import target
 from orbit_kd.runtimes.c99 import FORMAT, MANIFEST, is_c99
 from orbit_kd.support.files import write_folder
 from orbit_kd.support.versions import MADE_WITH, versions_of
-
-PREFERENCES = ("speed", "bytes")
 
 
 @target("c99", suffix="", made_of="tflite_int8", runtime="c99")
@@ -54,7 +53,8 @@ def export_c99(
         calibration: inputs as the network sees them: for the conversion of a Keras model, and one of them, drawn with
             `seed`, becomes the golden input. Without it that is random.
         name: how the C functions and types begin.
-        prefer: each layer's weights in the format that is fastest, "speed", or smallest, "bytes".
+        prefer: each layer's weights in the format that is fastest, "speed" (on a core with vectors, Cortex-M55,
+            "vectors"), or smallest, "bytes".
         samples: calibration images for the conversion of a Keras model.
         seed: of these, and of the golden input.
         max_flash: bytes the constants may take; the code of the kernels comes on top.
