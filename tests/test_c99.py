@@ -435,7 +435,7 @@ def test_an_arena_or_a_flash_too_small_names_the_layer(tmp_path):
 
 def test_names_preferences_and_options_that_do_not_exist(tmp_path):
     assert "C identifier" in refused(network(), tmp_path, name="1 net").expected
-    assert "speed, bytes" in refused(network(), tmp_path, prefer="size").expected
+    assert "speed, vectors, bytes" in refused(network(), tmp_path, prefer="size").expected
 
 
 def test_a_folder_that_holds_something_else_stays_as_it_is(tmp_path):

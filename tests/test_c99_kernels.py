@@ -59,7 +59,7 @@ def weights_of(pattern, *, seed=0, shape=(6, 3, 3, 12)):
     [
         ("dense", "dense", "dense"),
         ("2:4", "nm_long", "nm"),
-        ("1:4", "nm_long", "nm"),
+        ("1:4", "csr", "nm"),
         ("2:4:shared", "shared", "shared"),
     ],
 )

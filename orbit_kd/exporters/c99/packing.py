@@ -276,9 +276,11 @@ class _NofM:
         """Channels from an entry to the next, at most."""
         return _largest(np.diff(self.places.reshape(len(self.places), -1), axis=1, prepend=0))
 
-    def index_bits(self, least: int) -> int:
-        """Bits of an entry's distance, of 2:4 of a group's: 4 or 8."""
-        return least if self.pairs or self.largest_step < 16 else 8
+    def index_bits(self, of_pairs: int) -> int:
+        """Bits of an entry's distance, 4 or 8; for 2:4, which has a group's, what is asked for."""
+        if self.pairs:
+            return of_pairs
+        return 4 if self.largest_step < 16 else 8
 
     @property
     def row_bytes(self) -> int:
@@ -311,6 +313,13 @@ def _n_of_m(weights: np.ndarray) -> _NofM | None:
             found.append(_placed(rows, groups, n, m))
     smaller = [pattern for pattern in found if pattern.row_bytes < weights.shape[3]]
     return min(smaller, key=lambda pattern: (pattern.row_bytes, pattern.m), default=None)
+
+
+def _fits_nm(weights: np.ndarray, *, index_bits: int) -> bool:
+    pattern = _n_of_m(weights)
+    if pattern is None or _place_sums(weights) >= SUM_LIMIT:
+        return False
+    return pattern.pairs or index_bits == 4  # other patterns have one layout
 
 
 def _pack_nm(weights: np.ndarray, *, index_bits: int) -> np.ndarray:
@@ -404,7 +413,7 @@ for _name, _bits in (("nm", 4), ("nm_long", 8)):
             "orbit_conv2d_nm_s8",
             "conv_nm.c",
             pack=functools.partial(_pack_nm, index_bits=_bits),
-            fits=lambda w: _n_of_m(w) is not None and _place_sums(w) < SUM_LIMIT,
+            fits=functools.partial(_fits_nm, index_bits=_bits),
             channels=4,
             channel_bytes=24,
             cost=functools.partial(_nm_cost, index_bits=_bits),

@@ -27,7 +27,7 @@ ORBIT_APART const int8_t *csr_lanes(const orbit_conv *layer, const orbit_rows *r
     for (i = 0; i < places; ++i) {
       const int32_t count = csr_count(&entries, header[0]);
       entries = orbit_lanes_run(&lanes, entries, count, rows->place[i], rows->step);
-      orbit_lanes_flush(&lanes);
+      if (header[1]) orbit_lanes_flush(&lanes);
     }
   }
   orbit_lanes_end(&lanes, sums);

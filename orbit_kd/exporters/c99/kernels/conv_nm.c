@@ -39,7 +39,7 @@ ORBIT_APART const int8_t *nm_lanes(const orbit_conv *layer, const orbit_rows *ro
     for (i = 0; i < places; ++i) {
       entries = header[3] == 4 ? nm_short_run(&lanes, entries, count, rows->place[i], step)
                                : orbit_lanes_run(&lanes, entries, count, rows->place[i], step);
-      orbit_lanes_flush(&lanes);
+      if (header[2]) orbit_lanes_flush(&lanes);
     }
   }
   orbit_lanes_end(&lanes, sums);
