@@ -48,22 +48,37 @@ static inline const int8_t *vector_runs(int32_t *sums, const int8_t **place, con
   return weights;
 }
 
-/* Four sums of one channel as orbit_conv_store has them; shift is from -31 to -1. */
-static inline void vector_store(const orbit_conv *layer, int32_t channel, int32x4_t sums, uint32x4_t offsets,
-                                int8_t *out) {
-  int32x4_t values = vqrdmulhq_n_s32(vaddq_n_s32(sums, layer->bias[channel]), layer->multiplier[channel]);
-  values = vaddq_s32(values, vshrq_n_s32(values, 31));
-  values = vaddq_n_s32(vrshlq_s32(values, vdupq_n_s32(layer->shift[channel])), layer->out_zero);
-  values = vminq_s32(vmaxq_s32(values, vdupq_n_s32(layer->act_min)), vdupq_n_s32(layer->act_max));
-  vstrbq_scatter_offset_s32(out, offsets, values);
+/* Four sums of each of four channels, from `channel` on, become int8 as in orbit_conv_store; shifts are from -31 to -1. */
+static inline void vector_store(const orbit_conv *layer, int32_t channel, const int32_t *sums, int8_t *out) {
+  const uint32x4_t places = vidupq_n_u32(0, 4);
+  const int32x4_t bias = vldrwq_s32(layer->bias + channel), multiplier = vldrwq_s32(layer->multiplier + channel);
+  const int32x4_t shift = vldrbq_s32(layer->shift + channel);
+  const int32x4_t low = vdupq_n_s32(layer->act_min), most = vdupq_n_s32(layer->act_max);
+  const int32_t zero = layer->out_zero, out_c = layer->out_c;
+  int32_t i;
+  for (i = 0; i < VECTOR_PIXELS; ++i, out += out_c) {
+    int32x4_t values = vldrwq_gather_shifted_offset_s32(sums + i, places);
+    values = vqrdmulhq_s32(vaddq_s32(values, bias), multiplier);
+    values = vrshlq_s32(vaddq_s32(values, vshrq_n_s32(values, 31)), shift);
+    vstrbq_s32(out, vminq_s32(vmaxq_s32(vaddq_n_s32(values, zero), low), most));
+  }
 }
 
-/* All channels of the `pixels` output pixels whose input begins `offset` bytes behind the rows'. */
+/* Whether vector_store is for all channels. */
+static int vector_stores(const orbit_conv *layer) {
+  int32_t channel;
+  for (channel = 0; channel < layer->out_c; ++channel) {
+    if (layer->shift[channel] > -1 || layer->shift[channel] < -31) return 0;
+  }
+  return 1;
+}
+
+/* All channels of the `pixels` output pixels whose input begins `offset` bytes behind the rows'; `whole` as
+   `vector_stores` says. */
 ORBIT_APART void vector_pixels(const orbit_conv *layer, const orbit_rows *rows, const int32_t *offset, int32_t pixels,
-                               int8_t *out) {
+                               int whole, int8_t *out) {
   const int one_run = layer->dilation_w == 1;
   const int32_t count = one_run ? layer->kernel_w * layer->in_c : layer->in_c, runs = one_run ? 1 : layer->kernel_w;
-  const uint32x4_t offsets = vmulq_n_u32(vidupq_n_u32(0, 1), (uint32_t)layer->out_c);
   const int8_t *weights = (const int8_t *)layer->weights;
   const int8_t **end = rows->place;
   int32_t channel, ky, kx, i;
@@ -72,25 +87,37 @@ ORBIT_APART void vector_pixels(const orbit_conv *layer, const orbit_rows *rows, 
       for (i = 0; i < VECTOR_PIXELS; ++i) *end++ = rows->row[ky] + kx * layer->dilation_w * layer->in_c + offset[i];
     }
   }
-  for (channel = 0; channel < layer->out_c; ++channel, ++out) {
-    const int32_t shift = layer->shift[channel];
+  channel = 0;
+  if (pixels == VECTOR_PIXELS && whole) {
+    for (; channel + 4 <= layer->out_c; channel += 4) {
+      int32_t sums[4 * VECTOR_PIXELS];
+      for (i = 0; i < 4; ++i) {
+        weights = vector_runs(sums + VECTOR_PIXELS * i, rows->place, end, weights, count);
+      }
+      vector_store(layer, channel, sums, out + channel);
+    }
+  }
+  for (; channel < layer->out_c; ++channel) {
     int32_t sums[VECTOR_PIXELS];
     weights = vector_runs(sums, rows->place, end, weights, count);
-    if (pixels == VECTOR_PIXELS && shift <= -1 && shift >= -31) {
-      vector_store(layer, channel, vldrwq_s32(sums), offsets, out);
-    } else {
-      orbit_conv_store(layer, channel, sums, pixels, out);
-    }
+    orbit_conv_store(layer, channel, sums, pixels, out + channel);
   }
 }
 
 #else
 
-/* All channels of the `pixels` output pixels whose input begins `offset` bytes behind the rows'. */
+static int vector_stores(const orbit_conv *layer) {
+  (void)layer;
+  return 0;
+}
+
+/* All channels of the `pixels` output pixels whose input begins `offset` bytes behind the rows'; `whole` as
+   `vector_stores` says. */
 ORBIT_APART void vector_pixels(const orbit_conv *layer, const orbit_rows *rows, const int32_t *offset, int32_t pixels,
-                               int8_t *out) {
+                               int whole, int8_t *out) {
   const int8_t *weights = (const int8_t *)layer->weights;
   int32_t channel, ky, kx, i, c;
+  (void)whole;
   for (channel = 0; channel < layer->out_c; ++channel) {
     int32_t sums[VECTOR_PIXELS] = {0, 0, 0, 0};
     for (ky = 0; ky < layer->kernel_h; ++ky) {
@@ -108,6 +135,7 @@ ORBIT_APART void vector_pixels(const orbit_conv *layer, const orbit_rows *rows, 
 #endif
 
 void orbit_conv2d_vector_s8(const orbit_conv *layer, const int8_t *input, int8_t *output, void *scratch) {
+  const int whole = vector_stores(layer);
   orbit_conv plain = *layer;
   orbit_rows rows;
   int32_t y, x, i;
@@ -124,7 +152,7 @@ void orbit_conv2d_vector_s8(const orbit_conv *layer, const int8_t *input, int8_t
       for (i = 0; i < VECTOR_PIXELS; ++i) {
         offset[i] = orbit_min_of(x + i, layer->out_w - 1) * layer->stride_w * layer->in_c;
       }
-      vector_pixels(layer, &rows, offset, pixels, output);
+      vector_pixels(layer, &rows, offset, pixels, whole, output);
       output += (ptrdiff_t)pixels * layer->out_c;
     }
   }
