@@ -17,11 +17,10 @@ static inline int32_t orbit_shift_right(int32_t x, int32_t bits) {
   return x < 0 ? ~(~x >> bits) : x >> bits;
 }
 
-/* x * multiplier / 2^31, rounded to nearest, halves away from zero, where the multiplier is not negative. */
+/* x * multiplier / 2^31, rounded to nearest, halves up. The result fits into the 32 bits that are kept of the shift. */
 static inline int32_t orbit_multiply_high(int32_t x, int32_t multiplier) {
-  const int64_t product = (int64_t)x * multiplier;
-  const int64_t nudge = product < 0 ? 1 - ((int64_t)1 << 30) : (int64_t)1 << 30;
-  return (int32_t)((product + nudge) / ((int64_t)1 << 31));
+  const int64_t product = (int64_t)x * multiplier + ((int64_t)1 << 30);
+  return (int32_t)(uint32_t)((uint64_t)product >> 31);
 }
 
 /* x / 2^bits, rounded to nearest, halves away from zero. */
@@ -35,7 +34,7 @@ static inline int32_t orbit_round_shift_right(int32_t x, int32_t bits) {
 /* Taken from a shift, it says that a product is rounded once. */
 #define ORBIT_ONCE 64
 
-/* x * multiplier * 2^(shift - 31), rounded to nearest, halves away from zero: twice, as TensorFlow Lite does (before and
+/* x * multiplier * 2^(shift - 31), rounded to nearest: twice, as TensorFlow Lite does (before and
  * after a shift to the right), or once, as its dense layers do. */
 static inline int32_t orbit_requantize(int32_t x, int32_t multiplier, int32_t shift) {
   if (shift < -31) {
