@@ -24,7 +24,16 @@ setup(
     python_requires=">=3.10,<3.14",
     packages=[*find_packages(include=["orbit_kd", "orbit_kd.*"]), "orbit_kd_tools"],
     package_dir={"orbit_kd_tools": "tools"},
-    package_data={"orbit_kd": ["py.typed", "reports/*.html", "reports/*.css", "flight/scrubber/*"]},
+    package_data={
+        "orbit_kd": [
+            "py.typed",
+            "reports/*.html",
+            "reports/*.css",
+            "exporters/c99/kernels/*",
+            "exporters/c99/cores/**/*",
+            "flight/scrubber/*",
+        ]
+    },  # fmt: skip
     entry_points={"console_scripts": ["orbit-kd = orbit_kd_tools.__main__:main"]},
     install_requires=[
         "tensorflow>=2.19",

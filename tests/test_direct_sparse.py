@@ -56,6 +56,15 @@ def test_the_student_is_exactly_in_the_pattern_and_was_taught_in_it(data, refres
     assert changed == 3  # what is left has gone on learning
 
 
+def test_a_shared_pattern_holds_at_all_taps_and_in_what_is_taught(data):
+    dst = prepared(pattern="2:4:shared")
+    dst.fit(data, epochs=0, sparse_epochs=1, verbose=0)
+    for kernel in kernels(dst.student).values():
+        used = (kernel != 0).any((0, 1))
+        assert (np.count_nonzero(used.reshape(-1, 4, used.shape[1]), axis=1) == 2).all()
+        assert np.mean(kernel != 0) == 0.5
+
+
 def test_fixed_masks_stay_those_of_the_distilled_student_and_refreshed_ones_may_move(data):
     dst = prepared(pattern="2:4")
     dst.fit(data, epochs=0, sparse_epochs=2, verbose=0)

@@ -108,7 +108,7 @@ def int8_kernels(path):
 # ---------------------------------------------------------------- the zeros
 
 
-@pytest.mark.parametrize("pattern", ["2:4", "magnitude"])
+@pytest.mark.parametrize("pattern", ["2:4:shared", "magnitude"])
 def test_fit_moves_every_kernel_and_no_zero(pattern):
     plain = sparse_net(pattern)
     model = quantize_aware(plain)

@@ -16,7 +16,7 @@ from orbit_kd.errors import InputError
 from orbit_kd.models.copies import named_layers
 from orbit_kd.models.wrappers import KernelRule, kernel_rules
 from orbit_kd.sparsity.layers import SparseLayer
-from orbit_kd.sparsity.patterns import Magnitude, NofM, get_pattern, uhp
+from orbit_kd.sparsity.patterns import Magnitude, NofM, SharedNofM, get_pattern, uhp
 from orbit_kd.sparsity.schedules import SRSTE, Polynomial, get_schedule
 from orbit_kd.sparsity.sparsify import keep_zeros, sparsify, strip
 from orbit_kd.sparsity.table import sparsity_table
@@ -117,6 +117,31 @@ def test_the_check_says_where():
     assert "(1, 2, 1)" in where  # (kernel row, kernel column, output channel)
 
 
+@pytest.mark.parametrize("axis", [-1, -2])
+def test_a_shared_pattern_keeps_the_channels_whose_taps_add_up_to_most(axis):
+    kernel = np.random.default_rng(0).normal(size=(3, 3, 10, 10)).astype("float32")
+    mask = SharedNofM(2, 4).mask(tf.constant(np.abs(kernel)), axis=axis, progress=tf.constant(1.0)).numpy()
+    sums = np.moveaxis(np.abs(kernel).sum((0, 1)), axis, -1)  # (the other channels, input channels)
+    for row, total in zip(np.moveaxis(mask[0, 0], axis, -1), sums, strict=True):
+        for first in (0, 4, 8):
+            group = total[first : first + 4]
+            kept = np.flatnonzero(row[first : first + 4])
+            assert sorted(kept) == sorted(np.argsort(group)[::-1][: -(-len(group) // 2)])
+    assert (mask == mask[:1, :1]).all()
+    assert SharedNofM(2, 4).violation(kernel * mask, axis=axis) is None
+    assert NofM(2, 4).violation(kernel * mask, axis=axis) is None
+    plain = NofM(2, 4).mask(tf.constant(np.abs(kernel)), axis=axis, progress=tf.constant(1.0)).numpy()
+    assert "of all taps together" in SharedNofM(2, 4).violation(kernel * plain, axis=axis)
+
+
+def test_a_shared_pattern_of_one_tap_is_the_plain_one():
+    kernel = tf.constant(np.abs(np.random.default_rng(0).normal(size=(12, 5)).astype("float32")))
+    one = tf.constant(1.0)
+    masks = [pattern.mask(kernel, axis=-2, progress=one).numpy() for pattern in (SharedNofM(2, 4), NofM(2, 4))]
+    np.testing.assert_array_equal(*masks)
+    assert get_pattern("uhp:shared") == SharedNofM(4, 8) and get_pattern("1:4:shared").label == "1:4:shared"
+
+
 def test_uhp_keeps_half_of_each_group_and_4_is_2_of_4():
     assert (uhp(4).n, uhp(4).m) == (2, 4)
     assert uhp().m == 8
@@ -131,6 +156,10 @@ def test_uhp_keeps_half_of_each_group_and_4_is_2_of_4():
         ("4:4", {}, "no N:M pattern"),
         ("0:4", {}, "no N:M pattern"),
         ("N:M", {}, "two numbers"),
+        ("N:M:shared", {}, "for example '2:4:shared'"),
+        ("4:4:shared", {}, "no N:M pattern"),
+        ("magnitude:shared", {}, "Unknown sparsity pattern"),
+        ("2:4:shared", {"sparsity": 0.9}, "no option 'sparsity'"),
         ("2:4", {"sparsity": 0.9}, "no option 'sparsity'"),
         ("magnitude", {"group_size": 8}, "no option 'group_size'"),
         ("magnitude", {"sparsity": 1.0}, r"\[0, 1\)"),
@@ -437,6 +466,7 @@ TRAINED = [
     ("magnitude", {"sparsity": 0.8, "schedule": "one_shot"}),
     ("2:4", {"schedule": "constant", "begin_step": 3}),
     ("2:4", {"schedule": "sr_ste"}),
+    ("2:4:shared", {"schedule": "gradual", "end_step": 6}),
 ]
 
 
@@ -445,7 +475,9 @@ def test_after_fit_the_pattern_holds_exactly_and_strip_computes_the_same(pattern
     sparse = compiled(sparsify(small(), pattern, **options), "adam")
     train(sparse, epochs=2)  # 8 steps
     assert {int(layer.sparsity_step) for layer in sparse_layers(sparse).values()} == {8}
-    wanted = {"2:4": 0.5, "1:4": 0.25, "uhp": 0.5, "magnitude": 1 - options.get("sparsity", 0)}[pattern]
+    wanted = {"2:4": 0.5, "2:4:shared": 0.5, "1:4": 0.25, "uhp": 0.5, "magnitude": 1 - options.get("sparsity", 0)}[
+        pattern
+    ]
     for row in sparsity_table(sparse):
         assert row.density == pytest.approx(wanted, abs=0.6 / row.weights)
     assert bool(violations(sparse)) == (options.get("schedule") == "sr_ste")  # which alone stores dense weights

@@ -1,6 +1,10 @@
 """Times exported files against the first of them, interleaved in one process, and operator by operator.
 
 python tools/benchmark.py --models=teacher.tflite,student.tflite --threads=1,2 --runs=50 --per_op
+
+Or counts the instructions of folders of the target c99 on a small core, under QEMU, with their flash and RAM:
+
+python tools/benchmark.py --models=dense_c99,sparse_c99 --target=qemu:cortex-m4
 """
 
 from __future__ import annotations
@@ -13,10 +17,15 @@ from absl import flags
 from orbit_kd_tools.common import FLAGS, required, run
 
 flags.DEFINE_list(
-    "models", None, "Exported .tflite files, comma-separated; the first is what the others are compared to."
+    "models",
+    None,
+    "Exported .tflite files (with --target: folders), comma-separated; the first is what the others are compared to.",
 )
 flags.DEFINE_list("threads", ["1"], "LiteRT threads, comma-separated.")
 flags.DEFINE_list("delegates", ["xnnpack"], "xnnpack, or none for LiteRT's own kernels; comma-separated.")
+flags.DEFINE_string(
+    "target", "", 'Run folders of the target c99 on "qemu:CORE": cortex-m3, cortex-m4, cortex-m55, rv32, leon3.'
+)
 flags.DEFINE_integer("runs", 50, "Rounds; each times every file once.", lower_bound=1)
 flags.DEFINE_boolean("per_op", False, "Time every operator, too, each in a file of its own.")
 
@@ -65,8 +74,38 @@ def operators(times: Any) -> None:
         print("\n".join(aligned(rows, "<<>>>>>")))
 
 
+def on_core(target: str) -> None:
+    """One line a folder: what an inference takes on a core."""
+    from orbit_kd.errors import InputError
+    from orbit_kd.exporters.c99.qemu import measure
+    from orbit_kd.support.text_table import aligned
+
+    emulator, _, core = target.partition(":")
+    if emulator != "qemu":
+        raise InputError(f"--target={target}.", expected="qemu:CORE", fix="use for example --target=qemu:cortex-m4")
+    rows, first = [("folder", "instructions (QEMU)", "fewer", "flash", "RAM", "of it stack", "golden output")], None
+    for path in FLAGS.models:
+        found = measure(path, core)
+        first = first or found
+        rows.append(
+            (
+                path[-43:],
+                f"{found.instructions:,}",
+                f"{first.instructions / found.instructions:.2f}x",
+                f"{found.flash:,}",
+                f"{found.ram:,}",
+                f"{found.stack:,}",
+                "equal" if found.right else "NOT EQUAL",
+            )
+        )
+    print("\n".join(aligned(rows, "<>>>>><")))
+
+
 def main() -> None:
     required("models")
+    if FLAGS.target:
+        on_core(FLAGS.target)
+        return
 
     from orbit_kd.errors import InputError
     from orbit_kd.evaluation.latency import delegates, latency

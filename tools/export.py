@@ -23,14 +23,23 @@ flags.DEFINE_string(
 flags.DEFINE_list("targets", ["tflite_float32", "tflite_int8"], "Export targets, comma-separated.")
 flags.DEFINE_string("output", "out", "Folder to write to.")
 flags.DEFINE_integer("calibration", 256, "Training images that set the int8 ranges.", lower_bound=1)
-flags.DEFINE_integer("max_flash", None, "Bytes the model may take of a microcontroller's flash (tflm*).", lower_bound=1)
-flags.DEFINE_integer("max_arena", None, "Bytes the tensor arena may take of its RAM (tflm, ..coded).", lower_bound=1)
+flags.DEFINE_integer(
+    "max_flash", None, "Bytes the model may take of a microcontroller's flash (tflm*, c99).", lower_bound=1
+)
+flags.DEFINE_integer(
+    "max_arena", None, "Bytes the tensor arena may take of its RAM (tflm, ..coded, c99).", lower_bound=1
+)
+flags.DEFINE_string(
+    "prefer",
+    None,
+    "c99: each layer's weights in the format that is fastest, speed (on Cortex-M55: vectors), or smallest, bytes.",
+)
 flags.DEFINE_string("coding", None, "tflite_micro_coded: auto, huffman, pairs, mask or none, for all kernels.")
 flags.DEFINE_boolean("compress", None, "Store clustered weights as indices into a table (tflm).")
 flags.DEFINE_integer("tolerance", None, "Steps by which TFLite Micro may differ from LiteRT (tflm).", lower_bound=0)
 define_data(teacher=False)
 
-_OPTIONS = ("max_flash", "max_arena", "coding", "compress", "tolerance")  # of single targets
+_OPTIONS = ("max_flash", "max_arena", "prefer", "coding", "compress", "tolerance")  # of single targets
 _NO_DATA = {"tflite_float32", "tflite_float16", "tflite_dynamic"}  # nothing in them is calibrated
 
 

@@ -33,12 +33,12 @@ def predict(
 
     Args:
         file: what `export` returned, or its path: a .tflite or .onnx file, the .cc file of "c_array", the folder of
-            "hls4ml"; or the bytes of a .tflite file.
+            "hls4ml" or "c99"; or the bytes of a .tflite file.
         x: (n, ...) real numbers as the network saw them in training, whatever the file's own type is: they are
             quantized as it says. One image (...) without the batch axis gives one row. For several inputs a tuple of
             such arrays in the order of the Keras model's inputs, or a dict by their names.
-        runtime: "litert", "litert_reference", "tflm", "onnx" or "hls4ml", see `runtimes.load`; None for the one the
-            file is made for.
+        runtime: "litert", "litert_reference", "tflm", "onnx", "hls4ml" or "c99", see `runtimes.load`; None for the one
+            the file is made for.
         threads: see `runtimes.load`.
         raw: return what the file puts out, e.g. int8, instead of real numbers.
 
@@ -85,7 +85,7 @@ def content_of(file: Artifact | str | os.PathLike[str] | bytes) -> tuple[runtime
     if not runtime and isinstance(file, Artifact):
         raise InputError(
             f"No runtime here runs a file of the target {file.target!r}.",
-            expected="a .tflite, .onnx or C array file, or an hls4ml project",
+            expected="a .tflite, .onnx or C array file, or a folder of hls4ml or c99",
             fix="run the 'tflite_int8' file, which it is made of or stands beside",
         )
     return path, runtime

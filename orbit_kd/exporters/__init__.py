@@ -2,6 +2,7 @@
 
 from orbit_kd.exporters import c_array, onnx  # noqa: F401  each files its targets
 from orbit_kd.exporters.artifact import Artifact
+from orbit_kd.exporters.c99 import export as _c99  # noqa: F401
 from orbit_kd.exporters.hls4ml import export as _hls4ml  # noqa: F401
 from orbit_kd.exporters.metadata import read_metadata
 from orbit_kd.exporters.opening import open_artifact

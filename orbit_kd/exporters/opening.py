@@ -10,6 +10,7 @@ from orbit_kd.errors import InputError
 from orbit_kd.exporters.artifact import Artifact
 from orbit_kd.exporters.c_array import read_c_array
 from orbit_kd.exporters.tflm.coded import NAME as CODED
+from orbit_kd.runtimes.c99 import is_c99, read_manifest
 from orbit_kd.runtimes.compiled import NOTE
 from orbit_kd.tflite.reader import only_tflm, parse, read_bytes
 from orbit_kd.tflite.summary import read
@@ -26,12 +27,14 @@ _KINDS = {
 
 
 def open_artifact(path: str | os.PathLike[str]) -> Artifact:
-    """The artifact of a .tflite or .onnx file, a .cc file of "c_array" or a folder of "hls4ml" that is on disk already.
+    """The artifact of a .tflite or .onnx file, a .cc file of "c_array" or a folder of "hls4ml" or "c99" on disk.
 
     Raises:
         InputError: it does not exist, is none of them, or holds no convolution or dense layer to tell its target from.
     """
     path = Path(path)
+    if is_c99(path):
+        return Artifact.from_dict(read_manifest(path)["artifact"], path)
     if (path / NOTE).is_file():
         if values := json.loads((path / NOTE).read_text()).get("artifact"):
             return Artifact.from_dict(values, path)

@@ -69,7 +69,8 @@ class Recipe:
         unknown: layers without a channel rule: "error" refuses them, "keep" keeps their channels.
         epochs: training epochs after filter removal, over all rounds; with max_drop those of its longest training,
             where no time budget is given.
-        pattern: sparsity of the remaining weights: "dense", "magnitude", "uhp", "2:4" or any "N:M".
+        pattern: sparsity of the remaining weights: "dense", "magnitude", "uhp", "2:4" or any "N:M",
+            "2:4:shared" or any "N:M:shared".
         sparsity: part of the weights that "magnitude" sets to zero.
         sparsities: the same per layer: layer name (shell patterns allowed) -> part; other layers stay dense.
         sparsity_scope: how "magnitude" shares the zeros among layers: "layer", "global" or "lamp", see

@@ -1,6 +1,6 @@
-"""Runs exported files: LiteRT, its reference kernels, TensorFlow Lite Micro, onnxruntime, hls4ml. A file a runtime."""
+"""Runs exported files: LiteRT, its reference kernels, TFLite Micro, onnxruntime, hls4ml, C99. A file a runtime."""
 
-from orbit_kd.runtimes import hls4ml, litert, onnx, tflm  # noqa: F401  each files its runtimes
+from orbit_kd.runtimes import c99, hls4ml, litert, onnx, tflm  # noqa: F401  each files its runtimes
 from orbit_kd.runtimes.execution import load, predict, probe, quantized, run, yardstick
 from orbit_kd.runtimes.ports import Port, named_shapes, one_or_all, parts_of
 from orbit_kd.runtimes.runner import Model, Runner, made_for, port_names, refuse_coded, runtimes

@@ -22,11 +22,11 @@ def load(model: Model, *, runtime: str = "litert", threads: int = 1) -> Runner:
     """Loads what an export target wrote: a .tflite file for most runtimes, given by its path or its bytes.
 
     Args:
-        model: the file; an .onnx file for "onnx", a project's folder for "hls4ml".
+        model: the file; an .onnx file for "onnx", a folder for "hls4ml" and "c99".
         runtime: "litert" (the kernels a phone or Linux board runs), "litert_reference" (plain kernels, the yardstick
-            for bit-exactness), "tflm" (TensorFlow Lite Micro; extra `mcu`), "onnx" (onnxruntime; extra `fpga`) or
-            "hls4ml" (the C++ that g++ built).
-        threads: for LiteRT and onnxruntime, processes for hls4ml; TFLM always has one.
+            for bit-exactness), "tflm" (TensorFlow Lite Micro; extra `mcu`), "onnx" (onnxruntime; extra `fpga`),
+            "hls4ml" (the C++ that g++ built) or "c99" (the C that this machine's compiler builds).
+        threads: for LiteRT and onnxruntime, processes for hls4ml and c99; TFLM always has one.
 
     Raises:
         InputError: no .tflite file, an unknown runtime or one that is not installed, or a

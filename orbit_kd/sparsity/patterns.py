@@ -1,4 +1,4 @@
-"""Which weights of a kernel are kept: N:M, UHP and magnitude patterns.
+"""Which weights of a kernel are kept: N:M (also shared by all taps of a kernel), UHP and magnitude patterns.
 
 A pattern is a value. It maps the magnitudes of a kernel and a *progress* in [0, 1] (0 dense, 1 the full pattern; see
 `schedules.py`) to a mask, and checks a finished kernel. A new pattern is one frozen dataclass with `mask`,
@@ -146,6 +146,35 @@ class NofM(Value):
 
 @keras.utils.register_keras_serializable(package="orbit_kd")
 @dataclasses.dataclass(frozen=True)
+class SharedNofM(NofM):
+    """N:M whose N input channels are the same at all taps of a kernel, for each output channel: tap-shared N:M.
+
+    Small cores read one index for a whole 3x3 kernel, and each input column once for three of its taps (the target
+    `c99`). What is kept of a group are the channels whose weights' magnitudes, over all taps, add up to most. A kernel
+    of one tap (1x1, dense) keeps plain N:M.
+    """
+
+    @property
+    def label(self) -> str:
+        return self.name or f"{self.n}:{self.m}:{n_of_m.SHARED}"
+
+    def mask(self, magnitudes: tf.Tensor, *, axis: int, progress: tf.Tensor) -> tf.Tensor:
+        taps = _taps(magnitudes.shape.rank)
+        mask = super().mask(tf.reduce_sum(magnitudes, axis=taps, keepdims=True), axis=axis, progress=progress)
+        return tf.broadcast_to(mask, magnitudes.shape)
+
+    def violation(self, kernel: np.ndarray, *, axis: int) -> str | None:
+        found = super().violation((kernel != 0).any(axis=_taps(kernel.ndim), keepdims=True), axis=axis)
+        return found and f"of all taps together, {found}"
+
+
+def _taps(rank: int) -> tuple[int, ...]:
+    """Axes of a kernel's taps: all but the last two, which are its channels."""
+    return tuple(range(rank - 2))
+
+
+@keras.utils.register_keras_serializable(package="orbit_kd")
+@dataclasses.dataclass(frozen=True)
 class Magnitude(Value):
     """The smallest magnitudes of a kernel are zero, anywhere (unstructured; Han et al. 2015).
 
@@ -249,6 +278,7 @@ def pattern(name: str, *, options: Sequence[str] = (), replace: bool = False) ->
 
 pattern("magnitude", options=("sparsity",))(Magnitude)
 patterns.register("N:M")(NofM)
+patterns.register("N:M:shared")(SharedNofM)
 
 
 @pattern("uhp", options=("group_size",))
@@ -267,7 +297,7 @@ def uhp(group_size: int = n_of_m.UHP_GROUP) -> NofM:
 
 
 def get_pattern(pattern: str | Pattern, *, sparsity: float | None = None, group_size: int | None = None) -> Pattern:
-    """The pattern of that name, such as "2:4", "1:4", "uhp", "uhp:16", "magnitude"; an object passes unchanged.
+    """The pattern of that name, such as "2:4", "2:4:shared", "uhp", "uhp:16", "magnitude"; an object passes unchanged.
 
     Args:
         pattern: a name, or a pattern object.
@@ -290,6 +320,10 @@ def get_pattern(pattern: str | Pattern, *, sparsity: float | None = None, group_
         return pattern
     if pattern not in patterns and (found := n_of_m.parse(pattern)):
         return uhp(found[1]) if pattern.startswith("uhp") else NofM(*found)
-    if pattern == "N:M":
-        raise InputError("'N:M' stands for two numbers.", expected="for example '2:4'", fix="write the numbers")
+    if pattern not in patterns and (found := n_of_m.parse_shared(pattern)):
+        return SharedNofM(*found)
+    if pattern.startswith("N:M"):
+        example = pattern.replace("N:M", "2:4")
+        raise InputError(f"{pattern!r} stands for two numbers.", expected=f"for example {example!r}",
+                         fix="write the numbers")  # fmt: skip
     return patterns.get(pattern)(**options)

@@ -59,8 +59,8 @@ def sparsify(
 
     Args:
         model: a built Functional or Sequential tf_keras model.
-        pattern: "2:4" or any "N:M" (at most N non-zeros in a group of M), "uhp" (half of each group), "magnitude", or a
-            pattern object.
+        pattern: "2:4" or any "N:M" (at most N non-zeros in a group of M), "2:4:shared" (the same channels of a group
+            at all taps of a kernel), "uhp" (half of each group), "magnitude", or a pattern object.
         sparsity: for "magnitude": the fraction of zeros (default 0.5), or one for each layer by name or shell
             pattern, such as a sensitivity scan gives; layers without one stay dense.
         scope: for "magnitude": "layer" prunes each layer to `sparsity`; "global" prunes the network to it by one

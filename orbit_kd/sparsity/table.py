@@ -13,7 +13,7 @@ from orbit_kd.models.copies import has_matrix, named_layers
 from orbit_kd.models.unwrapping import unwrapped_copy, wrappers_in
 from orbit_kd.models.wrappers import kernel_rule
 from orbit_kd.sparsity.layers import SparseLayer, reason_dense
-from orbit_kd.sparsity.patterns import Magnitude, NofM, Pattern
+from orbit_kd.sparsity.patterns import Magnitude, NofM, Pattern, SharedNofM
 from orbit_kd.support.text_table import aligned
 
 
@@ -110,9 +110,11 @@ def _fulfilled(kernel: np.ndarray, axis: int) -> str:
     """The tightest pattern that a plain kernel's zeros fulfil, "" for a dense one."""
     for m in (4, 8, 16):
         for n in range(1, m // 2 + 1):
-            pattern = NofM(n, m)
-            if pattern.reason_dense(kernel.shape[axis]) is None and pattern.violation(kernel, axis=axis) is None:
-                return pattern.label
+            if NofM(n, m).reason_dense(kernel.shape[axis]) or NofM(n, m).violation(kernel, axis=axis):
+                continue
+            shared = SharedNofM(n, m)
+            several_taps = kernel[..., 0, 0].size > 1
+            return shared.label if several_taps and not shared.violation(kernel, axis=axis) else NofM(n, m).label
     zeros = 1 - _density(kernel)
     # A few exact zeros are no sparsity pattern.
     return Magnitude(min(zeros, 0.999)).label if zeros >= 0.01 else ""

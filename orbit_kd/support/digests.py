@@ -1,4 +1,4 @@
-"""Keys under which results are found again."""
+"""Keys under which results are found again, and digests of files."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ def digest(*values: Any) -> str:
         TypeError: a value of another kind.
     """
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=_told).encode()).hexdigest()
+
+
+def of_bytes(data: bytes) -> str:
+    """sha256, as hex, of a file's bytes: what `sha256sum` prints."""
+    return hashlib.sha256(data).hexdigest()
 
 
 class ArrayDigest:

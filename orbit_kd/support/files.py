@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from orbit_kd.errors import InputError
@@ -40,6 +40,36 @@ def write_file(path: str | os.PathLike[str], data: bytes | str) -> Path:
         InputError: the folder cannot be made or written.
     """
     return replace_file(path, lambda file: file.write_bytes(data.encode() if isinstance(data, str) else data))
+
+
+def write_folder(folder: str | os.PathLike[str], files: Mapping[str, str]) -> Path:
+    """Writes a folder of texts as a whole, in the place of what is there.
+
+    A killed run leaves the old folder or the new one under its name, or none and the old one beside it.
+
+    Args:
+        folder: where.
+        files: name -> text, stored as UTF-8.
+
+    Raises:
+        InputError: it cannot be made or written.
+    """
+    folder = Path(folder)
+    new, old = (folder.with_name(f".{uuid.uuid4().hex}") for _ in range(2))
+    try:
+        new.mkdir(parents=True)
+        for name, text in files.items():
+            (new / name).write_bytes(text.encode())
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(new, folder)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+    return folder
 
 
 def unwritable(path: str | os.PathLike[str], error: OSError) -> InputError:

@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 
+SHARED = "shared"  # the end of a pattern's name whose channels are the same at all taps of a kernel
 UHP_GROUP = 8  # channels of a group of uniform half pruning, where none are named
 
 
@@ -17,6 +18,12 @@ def parse(text: str) -> tuple[int, int] | None:
         m = int(found[1] or UHP_GROUP)
         return (m // 2, m) if m >= 2 and m % 2 == 0 else None
     return None
+
+
+def parse_shared(text: str) -> tuple[int, int] | None:
+    """N and M of "2:4:shared" or "uhp:16:shared"; None for any other text."""
+    name, _, end = text.rpartition(":")
+    return parse(name) if end == SHARED else None
 
 
 def grouped(weights: np.ndarray, m: int, *, axis: int = -1) -> np.ndarray:

@@ -18,7 +18,8 @@ class NMCheck:
 
     Attributes:
         name: name of the operator's output tensor.
-        groups: aligned groups of M input channels, for each (out, ky, kx); the last one may be short.
+        groups: aligned groups of M input channels, for each (out, ky, kx), or each out where they are shared by all
+            taps; the last one may be short.
         bad_groups: those with more than N non-zeros.
         minus_128: int8 weights of -128, which NPUs' symmetric formats do not have.
     """
@@ -35,12 +36,20 @@ class NMCheck:
 
 
 @told_if_damaged()
-def check_n_m(path_or_bytes: str | os.PathLike[str] | bytes, *, n: int = 2, m: int = 4) -> tuple[NMCheck, ...]:
+def check_n_m(
+    path_or_bytes: str | os.PathLike[str] | bytes, *, n: int = 2, m: int = 4, shared: bool = False
+) -> tuple[NMCheck, ...]:
     """Checks every convolution and dense kernel for N:M sparsity along its input channels.
 
     Groups are M consecutive input channels, aligned at 0, for each (out, ky, kx): the rule of Ethos-U85 and of NVIDIA's
     sparse tensor cores. Channels missing from the last group count as zeros. Depthwise kernels have one input channel
     each and are left out.
+
+    Args:
+        path_or_bytes: the .tflite file.
+        n: non-zeros in a group, at most.
+        m: channels of a group.
+        shared: tap-shared N:M: a channel counts that has a non-zero at any tap of the output channel's kernel.
 
     Raises:
         InputError: no .tflite file, or a sparse-encoded one.
@@ -54,7 +63,8 @@ def check_n_m(path_or_bytes: str | os.PathLike[str] | bytes, *, n: int = 2, m: i
         weights = graph.dense(kernel)
         if graph.name(op) == "CONV_3D":  # stored (d, h, w, in, out), unlike the others
             weights = np.moveaxis(weights, -1, 0)
-        kept = nonzeros(weights != graph.zero_point(kernel), m)
+        places = weights != graph.zero_point(kernel)
+        kept = nonzeros(places.any(axis=tuple(range(1, places.ndim - 1))) if shared else places, m)
         minus_128 = int((weights == -128).sum()) if weights.dtype == np.int8 else 0
         checks.append(NMCheck(graph.output_name(op), kept.size, int((kept > n).sum()), minus_128))
     return tuple(checks)
