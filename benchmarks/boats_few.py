@@ -1,6 +1,6 @@
 """A folder with the pictures of another that have few and large enough boxes: COCO files, and links to the pictures.
 
-  python benchmarks/boats_few.py --data_dir=boats --output=boats_few
+python benchmarks/boats_few.py --data_dir=boats --output=boats_few
 """
 
 from __future__ import annotations

@@ -20,6 +20,11 @@ def digest(*values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=_told).encode()).hexdigest()
 
 
+def sha256(data: bytes | bytearray) -> bytes:
+    """The 32 bytes of SHA-256, as `sha256sum` prints them in hex."""
+    return hashlib.sha256(data).digest()
+
+
 class ArrayDigest:
     """sha256 of the values of arrays that come in pieces, wherever they are cut."""
 
