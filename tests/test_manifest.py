@@ -120,7 +120,9 @@ def test_a_manifest_keeps_what_it_says_of_other_files_unread(folder):
     "text",
     ["", "[]", "{}", '{"format": "orbit_kd manifest 1"}', '{"format": "orbit_kd manifest 1", "files": {"../x": {}}}',
      '{"format": "orbit_kd manifest 1", "files": {"/etc/passwd": {"bytes": 1, "sha256": ""}}}',
-     '{"format": "orbit_kd manifest 1", "files": {"x": {"bytes": true, "sha256": ""}}}', "[" * 100_000],
+     '{"format": "orbit_kd manifest 1", "files": {"x": {"bytes": true, "sha256": ""}}}',
+     '{"format": "orbit_kd manifest 1", "files": {"' + "x" * 300 + '": {"bytes": 1, "sha256": ""}}}',
+     "[" * 100_000],
 )  # fmt: skip
 def test_what_is_no_manifest_is_refused(text, tmp_path):
     (tmp_path / NAME).write_text(text)
@@ -130,7 +132,8 @@ def test_what_is_no_manifest_is_refused(text, tmp_path):
         changes(tmp_path / "elsewhere")
 
 
-def test_two_thousand_damaged_manifests_are_told(folder):
+@pytest.mark.parametrize("count", [300, pytest.param(2000, marks=pytest.mark.slow)])
+def test_damaged_manifests_are_told(count, folder):
     """Never a traceback; a changed hash or place shows as a change of the file or of a tensor."""
     path = folder / NAME
     small = json.loads(path.read_bytes())
@@ -138,13 +141,13 @@ def test_two_thousand_damaged_manifests_are_told(folder):
     entry["tensors"] = entry["tensors"][:4]
     data, told, shown = json.dumps(small).encode(), 0, 0
     (folder / "export" / "m.tflite").write_bytes(mutated(SMALL.read_bytes(), 1))
-    for seed in range(2000):
+    for seed in range(count):
         path.write_bytes(mutated(data, seed))
         try:
             shown += bool(changes(folder))
         except InputError as error:
             told += bool(error.fix)
-    assert told > 500 and told + shown > 1900
+    assert told > count / 4 and told + shown > 0.95 * count
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +266,7 @@ def test_export_signs_and_verify_tells_what_changed(keys, tmp_path, tool):
     wrong = tool("verify", str(out), f"--key={keys / 'other.pub'}")
     assert wrong.returncode == 1 and "no signature of this folder" in wrong.stderr
     array = next(out.glob("*.cc"))
-    array.write_text(array.read_text().replace("0x54, 0x46, 0x4c", "0x54, 0x46, 0x4d"))
+    array.write_text(array.read_text().replace("const", "cons7", 1))
     bad = tool("verify", str(out), f"--key={keys / 'ed.pub'}")
     assert bad.returncode == 1 and f"{array.name}: changed" in bad.stdout and "1 of 2 files changed" in bad.stderr
     assert "has no manifest" in tool("verify", str(tmp_path)).stderr

@@ -104,7 +104,7 @@ def test_another_network_is_sent_whole_and_other_files_by_general_methods(old):
         make_update(b"no model", old, among=["tensors"])
     with pytest.raises(InputError, match="Unknown uplink method 'magic'"):
         make_update(old, other, among=["magic"])
-    with pytest.raises(InputError, match="0 bytes"):
+    with pytest.raises(InputError, match="the new one 0"):
         make_update(old, b"")
 
 
@@ -121,7 +121,7 @@ def test_a_class_more_costs_its_own_weights(tmp_path):
     files = []
     for classes in (32, 33):
         layer = keras.layers.Dense(classes, name="logits", use_bias=False)
-        model = keras.Model(x, layer(x))
+        model = keras.Model(x, layer(x), name="net")
         layer.set_weights([kernel[:, :classes]])
         files.append(
             export(model, "tflite_int8", path=tmp_path / f"{classes}.tflite", calibration=images).path.read_bytes()
@@ -185,7 +185,7 @@ def test_the_entropy_coder_gives_back_what_it_took(values, pace):
             assert np.array_equal(read(len(value), use="v"), value)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.integers(0, 400), st.sampled_from([1.0, 0.5, 1.001, 3.0]), st.integers(0, 9))
 def test_tensors_round_trip(weights, scale, seed):
     old = SMALL.read_bytes()
@@ -210,11 +210,12 @@ def with_check_sum(data: bytes) -> bytes:
     return data[:-4] + zlib.crc32(data[:-4]).to_bytes(4, "little")
 
 
-def test_two_thousand_damaged_updates_are_told(old, new):
+@pytest.mark.parametrize("count", [200, pytest.param(2000, marks=pytest.mark.slow)])
+def test_damaged_updates_are_told(count, old, new):
     """No traceback, no other file: half of them have a check sum that is right again, so that their inside is read."""
     files = [make_update(old, new, among=[name]).data for name in methods.names()]
     told = 0
-    for seed in range(2000):
+    for seed in range(count):
         damaged = mutated(files[seed % len(files)], seed)
         if seed % 2:
             damaged = with_check_sum(damaged)
@@ -222,7 +223,7 @@ def test_two_thousand_damaged_updates_are_told(old, new):
             assert apply_update(old, damaged) == new
         except InputError as error:
             told += bool(error.expected and error.fix)
-    assert told > 1900
+    assert told > 0.9 * count
 
 
 def test_packets_hold_to_their_size_and_the_standard(update):
@@ -305,7 +306,7 @@ def test_the_tool_from_end_to_end(old, new, tmp_path, tool):
     (tmp_path / "b.tflite").write_bytes(new)
     a, b = f"--old={tmp_path}/a.tflite", f"--new={tmp_path}/b.tflite"
     made = tool("uplink", a, b, f"--output={tmp_path}/u.okdu")
-    assert made.returncode == 0 and "(tensors)" in made.stdout and "xz" in made.stdout, made.stderr
+    assert made.returncode == 0 and "tensors" in made.stdout and "xz" in made.stdout, made.stderr
     assert tool("uplink", a, f"--apply={tmp_path}/u.okdu", f"--output={tmp_path}/c.tflite").returncode == 0
     assert (tmp_path / "c.tflite").read_bytes() == new
     sent = tmp_path / "sent"

@@ -213,7 +213,8 @@ def _check(found: Any) -> None:
         raise ValueError("its files are no table")
     for name, entry in found["files"].items():
         path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or not name or "\0" in name or "\\" in name:
+        odd = not name or "\0" in name or "\\" in name or max(map(len, name.encode().split(b"/"))) > 255
+        if odd or path.is_absolute() or ".." in path.parts:
             raise ValueError(f"{name!r} is no file in its folder")
         _check_row(entry, _FILE)
         if "tensors" in entry:
