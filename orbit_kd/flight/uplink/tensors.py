@@ -154,17 +154,16 @@ def _rescaled(values: np.ndarray, old: np.ndarray, new: np.ndarray, *, axis: int
     old = _fitted(old, new.shape)
     if np.array_equal(old, new) or (len(new) > 1 and (axis >= values.ndim or len(new) != values.shape[axis])):
         return _exact(values)
-    limits = np.iinfo(values.dtype)
+    low, high = np.iinfo(values.dtype).min, np.iinfo(values.dtype).max
+    if values.itemsize == 8:
+        low, high = low // 2, high // 2  # the very end is no float64, and would be rounded over the edge
     with np.errstate(all="ignore"):  # scales of 0, or of a damaged update
         factor = np.nan_to_num(old.astype(np.float64) / new.astype(np.float64), nan=1.0)
         factor = factor.reshape([-1 if i == axis else 1 for i in range(values.ndim)]) if len(new) > 1 else factor[0]
         real = np.nan_to_num(values * factor)
         nearest = np.rint(real)
         doubt = np.clip(np.rint((real - nearest) * _DOUBTS) + _DOUBTS // 2, 0, _DOUBTS - 1).astype(np.int64)
-        inside = np.clip(nearest, limits.min // 2, limits.max // 2).astype(values.dtype)
-    if values.itemsize == 1:
-        inside = np.clip(nearest, limits.min, limits.max).astype(values.dtype)
-    return Expected(inside, doubt.reshape(-1))
+    return Expected(np.clip(nearest, low, high).astype(values.dtype), doubt.reshape(-1))
 
 
 def _encode(encoder: Encoder, values: np.ndarray, prediction: Expected, *, use: str) -> None:
