@@ -9,6 +9,19 @@ EXTRAS = {
     "npu": ["ethos-u-vela>=5"],
     "geo": ["imagecodecs>=2023.7"],  # compressed TIFF (LZW, JPEG, ZSTD) of many bands
     "fpga": ["onnx>=1.17", "onnxruntime>=1.20", "tf2onnx>=1.16", "hls4ml>=1.1", "da4ml>=0.4"],
+    "signing": [
+        "cryptography>=42",
+        "model-signing>=1.1",
+        "pyopenssl>=24",
+    ],  # model-signing needs it and does not say so
+    "uplink": [
+        "zstandard>=0.22",
+        "brotli>=1.2",
+        "bsdiff4>=1.2",
+        "detools>=0.50",
+        "constriction>=0.4",
+        "spacepackets>=0.24",
+    ],
 }
 DEV = ["import-linter>=2", "pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "ruff>=0.15", "mypy>=1.15", "dill>=0.3"]
 
@@ -33,7 +46,7 @@ setup(
             "exporters/c99/cores/**/*",
             "flight/scrubber/*",
         ]
-    },  # fmt: skip
+    },
     entry_points={"console_scripts": ["orbit-kd = orbit_kd_tools.__main__:main"]},
     install_requires=[
         "tensorflow>=2.19",

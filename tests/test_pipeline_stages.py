@@ -120,6 +120,7 @@ def go(teacher, data, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "Stages", Seen)
         patch.setattr(pipeline, "export_all", export_all)
+        patch.setattr(pipeline, "write_manifest", lambda *_, **__: None)  # there are no files
         patch.setattr(pipeline, "model_bytes", lambda artifact: file)
         patch.setattr(
             "orbit_kd.distillation.job.cache_teacher",

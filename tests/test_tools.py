@@ -58,7 +58,8 @@ def place(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "name", ["train", "sensitivity", "prune", "distill", "compress", "evaluate", "export", "inspect_model"]
+    "name",
+    ["train", "sensitivity", "prune", "distill", "compress", "evaluate", "export", "inspect_model", "uplink", "verify"],
 )
 def test_help_answers_at_once_and_explains_each_flag(name):
     start = time.monotonic()
@@ -110,6 +111,8 @@ def test_compress_from_the_command_line_and_the_installed_script(place, tmp_path
     result = tool("compress", *flags)
     assert result.returncode == 0, result.stderr
     assert "fewer bytes" in result.stdout and (tmp_path / "run/report.html").is_file()
+    verified = tool("verify", f"{tmp_path}/run")
+    assert "files are as the manifest says; not signed" in verified.stdout, verified.stderr
     script = Path(sys.executable).with_name("orbit-kd")
     again = subprocess.run([script, "compress", *flags], capture_output=True, text=True, timeout=300, check=False)
     assert again.returncode == 0, again.stderr

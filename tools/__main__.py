@@ -6,7 +6,7 @@ import runpy
 import sys
 
 TOOLS = ("train", "sensitivity", "prune", "distill", "compress", "evaluate", "predict", "export", "benchmark",
-         "radiation", "harden", "inspect_model")  # fmt: skip
+         "inspect_model", "radiation", "harden", "uplink", "verify")  # fmt: skip
 
 
 def main() -> None:

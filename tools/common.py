@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import importlib.util
 import logging
 import os
@@ -95,8 +96,14 @@ def _parse(field: dataclasses.Field, value: Any) -> Any:
         ) from e
 
 
-def run(main: Callable[[], None]) -> None:
-    """Runs a tool: an InputError becomes its message and exit code 1, without a traceback."""
+def run(main: Callable[[], None], *, tensorflow: bool = True, argument: str = "") -> None:
+    """Runs a tool: an InputError becomes its message and exit code 1, without a traceback.
+
+    Args:
+        main: the tool.
+        tensorflow: load it first, quietly; tools that need none answer at once without.
+        argument: the flag that takes the one argument that is no flag; none for a tool that has flags only.
+    """
 
     def guarded(argv: list[str]) -> None:
         handler = logging.StreamHandler()
@@ -107,12 +114,15 @@ def run(main: Callable[[], None]) -> None:
         if not FLAGS["verbosity"].present:
             absl_logging.set_verbosity(absl_logging.WARNING)
         try:
+            if argument and len(argv) == 2:
+                FLAGS[argument].value = argv.pop()
             if len(argv) > 1:
                 raise InputError(
                     f"Unexpected argument {argv[1]!r}.", expected="flags only", fix="see --help for the flags"
                 )
-            with native_stderr():  # what TensorFlow says about missing GPUs as it is loaded
-                import tensorflow  # noqa: F401
+            if tensorflow:
+                with native_stderr():  # what TensorFlow says about missing GPUs as it is loaded
+                    importlib.import_module("tensorflow")
             if "custom_objects" in FLAGS:
                 custom_objects(FLAGS.custom_objects)  # what these files register is known to every other flag
             main()

@@ -20,6 +20,7 @@ from orbit_kd_tools.common import FLAGS, collect, define, define_data, load, loa
 
 flags.DEFINE_string("workdir", None, "Folder for all results.")
 flags.DEFINE_string("student", None, "A network made of the teacher before, to go on from.")
+flags.DEFINE_string("sign_key", None, "Private key (PEM) to sign the manifest of the files with (docs/integrity.md).")
 flags.DEFINE_string("title", "", "Title of the report.")
 define_data()
 define(Recipe, skip=("seed", "task"))
@@ -28,6 +29,10 @@ define(Augment)
 
 def main() -> None:
     required("teacher", "workdir")
+    if FLAGS.sign_key:
+        from orbit_kd.flight.signature import check_private_key
+
+        check_private_key(FLAGS.sign_key)
     recipe, augment = collect(Recipe), collect(Augment)
     data = load_data()
     teacher = load_teacher()
@@ -43,6 +48,10 @@ def main() -> None:
     print(f"\n{result.report}\n\nreport: {FLAGS.workdir}/report.html")
     for artifact in result.artifacts:
         print(f"{artifact.target}: {artifact.path} ({artifact.bytes:,} bytes)")
+    if FLAGS.sign_key:
+        from orbit_kd.flight.signature import sign
+
+        print(f"signature: {sign(FLAGS.workdir, FLAGS.sign_key)}")
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ flags.DEFINE_string(
 flags.DEFINE_string("coding", None, "tflite_micro_coded: auto, huffman, pairs, mask or none, for all kernels.")
 flags.DEFINE_boolean("compress", None, "Store clustered weights as indices into a table (tflm).")
 flags.DEFINE_integer("tolerance", None, "Steps by which TFLite Micro may differ from LiteRT (tflm).", lower_bound=0)
+flags.DEFINE_string("sign_key", None, "Private key (PEM) to sign the manifest of the files with (docs/integrity.md).")
 define_data(teacher=False)
 
 _OPTIONS = ("max_flash", "max_arena", "prefer", "coding", "compress", "tolerance")  # of single targets
@@ -48,6 +49,11 @@ def main() -> None:
 
     from orbit_kd.exporters import export_all, find
     from orbit_kd.exporters.metadata import note
+    from orbit_kd.flight.manifest import write_manifest
+    from orbit_kd.flight.signature import check_private_key, sign
+
+    if FLAGS.sign_key:
+        check_private_key(FLAGS.sign_key)
 
     options = given_options(find(target)[0].options for target in FLAGS.targets)
     if FLAGS.model.endswith(".tflite"):  # its ranges are set; an image of the data, where given, is the golden input
@@ -58,6 +64,7 @@ def main() -> None:
     data = load_data() if calibrate else None
     if data and not isinstance(model, str):  # a file keeps the note it has
         options["metadata"] = note(data.class_names, data.preprocess)
+    files = []
     for artifact in export_all(
         model,
         FLAGS.targets,
@@ -68,6 +75,10 @@ def main() -> None:
         **options,
     ):
         print(f"{artifact.target}: {artifact.path} ({artifact.bytes:,} bytes, {artifact.gzip_bytes:,} after gzip)")
+        files += artifact.files
+    write_manifest(FLAGS.output, files, data=data and data.key, keep=True)
+    if FLAGS.sign_key:
+        print(f"signature: {sign(FLAGS.output, FLAGS.sign_key)}")
 
 
 def given_options(known: Iterable[frozenset[str]]) -> dict[str, Any]:

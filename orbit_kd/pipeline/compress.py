@@ -19,6 +19,7 @@ from orbit_kd.evaluation.outputs import model_bytes
 from orbit_kd.evaluation.records import records_of
 from orbit_kd.exporters import Artifact, export_all, find
 from orbit_kd.exporters.metadata import bytes_of, note
+from orbit_kd.flight.manifest import write_manifest
 from orbit_kd.models.conversion import as_tf_keras
 from orbit_kd.models.saving import fingerprint, load_model, save_model
 from orbit_kd.pipeline import decisions
@@ -69,7 +70,8 @@ def compress(
         augment: random changes to the training images the teacher and the student see.
         student: a smaller network that was made of the teacher before, to go on from; None begins with the teacher.
             Ratios are of its widths, and its layers have the teacher's names.
-        workdir: folder for the results: student.keras, exported files, report.json, report.html.
+        workdir: folder for the results: student.keras, exported files and their manifest.json, report.json,
+            report.html.
         title: of the report.
         command: that repeats this, for the report.
 
@@ -112,6 +114,9 @@ def compress(
     said = {name: value for name, value in about.items() if name != "versions"}
     with stages.stage("export", after=[last], note=said, **recipe.settings("export")) as (folder, done):
         artifacts = _export(student, recipe.targets, folder, "student", data, done, recipe, about)
+        if not done:  # and never again: what happens to the files later is for the manifest to tell
+            files = [file for artifact in artifacts for file in artifact.files]
+            write_manifest(stages.workdir, files, recipe=about["recipe"], data=data.key)
     if search is not None:
         search = _validated(search, artifacts, data, task, stages)
     measured = _measured(originals, artifacts, data, task, stages)

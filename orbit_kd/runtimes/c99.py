@@ -17,7 +17,7 @@ import numpy as np
 from orbit_kd.errors import InputError
 from orbit_kd.runtimes.ports import Port, as_tuple, one_or_all
 from orbit_kd.runtimes.runner import Model, Runner, runtimes
-from orbit_kd.support.digests import of_bytes
+from orbit_kd.support.digests import sha256
 
 MANIFEST = "manifest.json"
 FORMAT = "orbit_kd c99"
@@ -64,7 +64,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     values: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
     for name, digest in values["sha256"].items():
         file = folder / name
-        if not file.is_file() or of_bytes(file.read_bytes()) != digest:
+        if not file.is_file() or sha256(file.read_bytes()).hex() != digest:
             raise InputError(
                 f"{file} is not the file that was exported.",
                 expected=f"the files of {MANIFEST}, unchanged",

@@ -20,9 +20,9 @@ def digest(*values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=_told).encode()).hexdigest()
 
 
-def of_bytes(data: bytes) -> str:
-    """sha256, as hex, of a file's bytes: what `sha256sum` prints."""
-    return hashlib.sha256(data).hexdigest()
+def sha256(data: bytes | bytearray) -> bytes:
+    """The 32 bytes of SHA-256, as `sha256sum` prints them in hex."""
+    return hashlib.sha256(data).digest()
 
 
 class ArrayDigest:

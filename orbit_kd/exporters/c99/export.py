@@ -24,7 +24,7 @@ from orbit_kd.exporters.same_outputs import random_inputs, sample_for
 from orbit_kd.exporters.source import tflite_of
 from orbit_kd.exporters.targets import target
 from orbit_kd.runtimes.c99 import FORMAT, MANIFEST, is_c99
-from orbit_kd.support.digests import of_bytes
+from orbit_kd.support.digests import sha256
 from orbit_kd.support.files import write_folder
 from orbit_kd.support.versions import MADE_WITH, versions_of
 
@@ -170,8 +170,8 @@ def _manifest(name: str, data: bytes, artifact: Artifact, texts: dict[str, str],
         "name": name,
         "inputs": told(runner.inputs),
         "outputs": told(runner.outputs),
-        "sha256": {file: of_bytes(text.encode()) for file, text in texts.items()},
-        "tflite_sha256": of_bytes(data),
+        "sha256": {file: sha256(text.encode()).hex() for file, text in texts.items()},
+        "tflite_sha256": sha256(data).hex(),
         "versions": versions_of((*MADE_WITH, "ai-edge-litert")),
         "artifact": artifact.to_dict(folder),
     }
