@@ -18,7 +18,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 
 # They come first, so that no worker is left with one of them when the others are done.
-LONGEST = ("surgery", "reference_models", "pipeline", "search", "field_convert", "distiller", "quantization", "scan")
+LONGEST = (
+    "surgery", "reference_models", "pipeline", "search", "field_convert", "distiller", "quantization", "scan", "tasks",
+    "stages_of_settings", "tools", "surface_models", "ratios", "tflite_variants",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):

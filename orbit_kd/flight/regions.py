@@ -10,6 +10,7 @@ import numpy as np
 
 from orbit_kd.errors import InputError
 from orbit_kd.tflite.operators import places
+from orbit_kd.tflite.places import vector
 from orbit_kd.tflite.reader import is_decode, parse, told_if_damaged
 from orbit_kd.tflite.subgraph import Subgraph
 
@@ -116,8 +117,8 @@ def _scales(data: bytes, model: Any) -> Iterator[Span]:
             if about is not None:
                 layer = readers.get(index, graph.tensor_name(index))
                 for field, width in ((_SCALE, 4), (_ZERO_POINT, 8)):
-                    start, stop = _vector(about._tab, field, width)
-                    yield Span(start, stop, "scales", layer, width)
+                    start, count = vector(about, field)
+                    yield Span(start, start + width * count, "scales", layer, width)
 
 
 def _buffers(data: bytes) -> list[tuple[int, int]]:
@@ -125,13 +126,5 @@ def _buffers(data: bytes) -> list[tuple[int, int]]:
     from ai_edge_litert import schema_py_generated as schema
 
     read = schema.Model.GetRootAs(data, 0)
-    return [_vector(read.Buffers(i)._tab, _DATA, 1) for i in range(read.BuffersLength())]
-
-
-def _vector(table: Any, field: int, width: int) -> tuple[int, int]:
-    """(start, stop) in bytes of a vector's elements; (0, 0) for one that is not there."""
-    offset = table.Offset(field)
-    if not offset:
-        return 0, 0
-    start = table.Vector(offset)
-    return start, start + width * table.VectorLen(offset)
+    found = (vector(read.Buffers(i), _DATA) for i in range(read.BuffersLength()))
+    return [(start, start + size) for start, size in found]

@@ -80,11 +80,11 @@ def places(data: bytes) -> list[Place]:
             quantization = tensor.Quantization()
             axis = 0 if quantization is None else quantization.QuantizedDimension()
             about: dict[str, Any] = {"graph": number, "tensor": index, "name": name, "axis": axis}
-            start, length = _vector(model.Buffers(tensor.Buffer()), _BUFFER_DATA)
+            start, length = vector(model.Buffers(tensor.Buffer()), _BUFFER_DATA)
             if length:
                 dtype = dtype_name(tensor.Type())
                 found.append(Place(**about, kind="constant", dtype=dtype, shape=shape, start=start, bytes=length))
-            start, length = (0, 0) if quantization is None else _vector(quantization, _SCALE)
+            start, length = (0, 0) if quantization is None else vector(quantization, _SCALE)
             if length:
                 shape = (length,)
                 found.append(Place(**about, kind="scale", dtype="float32", shape=shape, start=start, bytes=4 * length))
@@ -126,7 +126,12 @@ def _name(name: bytes | None, index: int) -> str:
     return f"tensor {index}" if name is None else name.decode()
 
 
-def _vector(table: Any, field: int) -> tuple[int, int]:
-    """Offset and number of elements of a vector in a table; (0, 0) where it has none."""
+def vector(table: Any, field: int) -> tuple[int, int]:
+    """Offset in the file and number of elements of a vector in a table of the schema; (0, 0) where it has none.
+
+    Args:
+        table: as the schema's generated classes read it.
+        field: 4 + 2 * its place among the table's fields.
+    """
     offset = table._tab.Offset(field)
     return (table._tab.Vector(offset), table._tab.VectorLen(offset)) if offset else (0, 0)
