@@ -8,26 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from orbit_kd.errors import InputError
+from orbit_kd.exporters.c99.n_of_m import fits_nm, nm_cost, pack_nm
+from orbit_kd.exporters.c99.sums import SUM_LIMIT, as_array, flush, int8_bytes, interval_of, place_sums, whole_sums
 from orbit_kd.registry import Registry
-from orbit_kd.support.n_of_m import grouped
 
 PREFERENCES = ("speed", "vectors", "bytes")  # of `choose`
 LANES = 8  # ORBIT_LANES: output pixels that a kernel computes at once
 NARROW = 3  # ORBIT_NARROW: rows with fewer output pixels are computed pixel by pixel
-# Cortex-M4 keeps two sums in 64 bits, the lower one within 2**22, of activations of 128 at most.
-SUM_LIMIT = 2**22 // 128
-# Requantization there takes twice a sum, and the bias may be half of it.
+# Requantization on a Cortex-M4 takes twice a sum, and the bias may be half of it.
 _TOTAL_LIMIT = 2**29 // 128
 _STEP_LIMIT = 2**15  # bytes from a channel to the next in the scratch, an operand of 16 bits
-_PAIRS = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
-_GROUP_SIZES = (2, 4, 8, 16)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +102,7 @@ def fitting(weights: np.ndarray) -> list[str]:
             fix="quantize first: target tflite_int8; a dense layer's kernel has height and width 1",
         )
     names = [str(name) for name in formats if formats.get(name).fits(weights)]
-    if not names or _whole_sums(weights) >= _TOTAL_LIMIT:
+    if not names or whole_sums(weights) >= _TOTAL_LIMIT:
         raise InputError(
             "The sums of a layer may leave the 23 bits that the kernels keep them in between two steps.",
             expected=f"weights whose magnitudes add up to less than {_TOTAL_LIMIT} in an output channel, and to less "
@@ -139,51 +135,6 @@ def choose(weights: np.ndarray, *, prefer: str = "speed") -> Format:
     return min(found, key=rank)
 
 
-# ---- Sums that share a word -------------------------------------------------------------------------------------
-
-
-def _largest(magnitudes: np.ndarray) -> int:
-    return int(magnitudes.max(initial=0))
-
-
-def _whole_sums(weights: np.ndarray) -> int:
-    """The largest sum of an output channel's magnitudes."""
-    return _largest(np.abs(weights.astype(np.int64)).reshape(len(weights), -1).sum(1))
-
-
-def _place_sums(weights: np.ndarray) -> int:
-    """The same of one place of the kernel."""
-    return _largest(np.abs(weights.astype(np.int64)).sum(3))
-
-
-def _interval(weights: np.ndarray, channels: list[np.ndarray]) -> int:
-    """After how many entries of any output channel, of the input channels listed, sums are flushed.
-
-    127 at most; 0 where they need never be; -1 where one entry alone may be too large.
-    """
-    if _whole_sums(weights) < SUM_LIMIT:
-        return 0
-    sums = np.abs(weights.astype(np.int64)).sum((1, 2))
-    totals = [np.cumsum([0, *row[some]]) for row, some in zip(sums, channels, strict=True)]
-    interval = 127
-    while interval and any(_largest(t[interval:] - t[:-interval]) >= SUM_LIMIT for t in totals if len(t) > interval):
-        interval -= 1
-    return interval or -1
-
-
-def _flush(weights: np.ndarray) -> int:
-    return int(_whole_sums(weights) >= SUM_LIMIT)
-
-
-def _int8(values: list[int]) -> bytes:
-    """Bytes of weights (negative too), counts and distances."""
-    return bytes(v & 0xFF for v in values)
-
-
-def _array(data: bytes | bytearray) -> np.ndarray:
-    return np.frombuffer(bytes(data), np.int8)
-
-
 # ---- dense --------------------------------------------------------------------------------------------------------
 
 
@@ -192,8 +143,8 @@ def _all_channels(weights: np.ndarray) -> list[np.ndarray]:
 
 
 def _pack_dense(weights: np.ndarray) -> np.ndarray:
-    return _array(
-        bytes([_interval(weights, _all_channels(weights)), 0, 0, 0]) + weights.transpose(0, 3, 1, 2).tobytes()
+    return as_array(
+        bytes([interval_of(weights, _all_channels(weights)), 0, 0, 0]) + weights.transpose(0, 3, 1, 2).tobytes()
     )
 
 
@@ -219,11 +170,11 @@ def _pack_csr(weights: np.ndarray) -> np.ndarray:
         for row in rows
     ]
     count_bytes = 1 if max(map(len, entries)) < 256 else 2
-    data = bytearray([count_bytes, _flush(weights), 0, 0])
+    data = bytearray([count_bytes, flush(weights), 0, 0])
     for row_entries in entries:
         data += len(row_entries).to_bytes(count_bytes, "little")
-        data += _int8([v for entry in row_entries for v in entry])
-    return _array(data)
+        data += int8_bytes([v for entry in row_entries for v in entry])
+    return as_array(data)
 
 
 # ---- shared -------------------------------------------------------------------------------------------------------
@@ -240,140 +191,12 @@ def _used_channels(weights: np.ndarray) -> list[np.ndarray]:
 
 def _pack_shared(weights: np.ndarray) -> np.ndarray:
     used = _used_channels(weights)
-    data = bytearray([_interval(weights, used), 0, 0, 0])
+    data = bytearray([interval_of(weights, used), 0, 0, 0])
     for kernel, channels in zip(weights, used, strict=True):
         data += len(channels).to_bytes(2, "little")
         for channel, step in zip(channels, np.diff(channels, prepend=0), strict=True):
             data += bytes([int(step)]) + kernel[:, :, channel].tobytes()
-    return _array(data)
-
-
-# ---- nm -----------------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _NofM:
-    """N of M, and the entries that each row of (out, ky, kx) stores.
-
-    Attributes:
-        n, m: the pattern.
-        places: int64 (rows, groups, n), channels, ascending.
-        values: int8, their weights.
-    """
-
-    n: int
-    m: int
-    places: np.ndarray
-    values: np.ndarray
-
-    @property
-    def pairs(self) -> bool:
-        """Whether it is 2:4, which has a layout of its own."""
-        return (self.n, self.m) == (2, 4)
-
-    @property
-    def largest_step(self) -> int:
-        """Channels from an entry to the next, at most."""
-        return _largest(np.diff(self.places.reshape(len(self.places), -1), axis=1, prepend=0))
-
-    def index_bits(self, of_pairs: int) -> int:
-        """Bits of an entry's distance, 4 or 8; for 2:4, which has a group's, what is asked for."""
-        if self.pairs:
-            return of_pairs
-        return 4 if self.largest_step < 16 else 8
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of a row, with the shortest index."""
-        groups, count = self.places.shape[1], self.places.shape[1] * self.n
-        if self.pairs:
-            return groups // 2 * 5 + groups % 2 * 3
-        return count // 2 * 3 + count % 2 * 2 if self.index_bits(4) == 4 else 2 * count
-
-
-def _placed(rows: np.ndarray, groups: np.ndarray, n: int, m: int) -> _NofM:
-    """Places of each group's N entries: its non-zeros, then the first free places."""
-    places = np.sort(np.argsort(groups == 0, axis=2, kind="stable")[:, :, :n], axis=2)
-    values = np.take_along_axis(groups, places, axis=2)
-    places = places + m * np.arange(groups.shape[1])[None, :, None]
-    if (n, m) != (2, 4):
-        # A place behind the last channel holds no weight: its entry stays at the last channel.
-        places = np.minimum(places, rows.shape[1] - 1)
-    return _NofM(n, m, places, values)
-
-
-def _n_of_m(weights: np.ndarray) -> _NofM | None:
-    """The pattern with the fewest bytes that a kernel keeps; None where none takes fewer than all weights."""
-    rows = weights.reshape(-1, weights.shape[3])
-    found = []
-    for m in _GROUP_SIZES:
-        groups = grouped(rows, m)
-        n = max(int(np.count_nonzero(groups, axis=2).max(initial=0)), 1)
-        if n < m:
-            found.append(_placed(rows, groups, n, m))
-    smaller = [pattern for pattern in found if pattern.row_bytes < weights.shape[3]]
-    return min(smaller, key=lambda pattern: (pattern.row_bytes, pattern.m), default=None)
-
-
-def _fits_nm(weights: np.ndarray, *, index_bits: int) -> bool:
-    pattern = _n_of_m(weights)
-    if pattern is None or _place_sums(weights) >= SUM_LIMIT:
-        return False
-    return pattern.pairs or index_bits == 4  # other patterns have one layout
-
-
-def _pack_nm(weights: np.ndarray, *, index_bits: int) -> np.ndarray:
-    pattern = _n_of_m(weights)
-    if pattern is None:
-        raise InputError(
-            "A kernel keeps no N:M pattern that makes it smaller.",
-            expected="N non-zeros in each group of M consecutive input channels",
-            fix='take the format "csr" or "dense"',
-        )
-    bits = pattern.index_bits(index_bits)
-    row_of = _ROWS[pattern.pairs, bits]
-    data = bytearray([pattern.n, pattern.m, _flush(weights), bits])
-    for places, values in zip(pattern.places, pattern.values, strict=True):
-        data += _int8(row_of(places, values))
-    return _array(data)
-
-
-def _pair_row(places: np.ndarray, values: np.ndarray, *, bits: int) -> list[int]:
-    """A row of 2:4: see kernels/conv_nm.c."""
-    pairs = [6 * g + _PAIRS.index((int(a) - 4 * g, int(b) - 4 * g)) for g, (a, b) in enumerate(places)]
-    steps = np.diff(pairs, prepend=0).tolist()
-    row: list[int] = []
-    for g in range(0, len(pairs) - 1, 2):
-        (a, b), (c, d) = values[g].tolist(), values[g + 1].tolist()
-        row += [a, c, b, d, *([steps[g] | steps[g + 1] << 4] if bits == 4 else steps[g : g + 2])]
-    if len(pairs) % 2:
-        row += [*values[-1].tolist(), steps[-1]]
-    return row
-
-
-def _short_row(places: np.ndarray, values: np.ndarray) -> list[int]:
-    """Single entries with 4 bits of distance."""
-    weights, steps = values.ravel().tolist(), np.diff(places.ravel(), prepend=0).tolist()
-    row: list[int] = []
-    for i in range(0, len(weights) - 1, 2):
-        row += [weights[i], weights[i + 1], steps[i] | steps[i + 1] << 4]
-    if len(weights) % 2:
-        row += [steps[-1], weights[-1]]
-    return row
-
-
-def _long_row(places: np.ndarray, values: np.ndarray) -> list[int]:
-    """Single entries with 8 bits of distance."""
-    steps = np.diff(places.ravel(), prepend=0)
-    return np.stack([steps, values.ravel().astype(np.int64)], 1).ravel().tolist()
-
-
-_ROWS: dict[tuple[bool, int], Callable[[np.ndarray, np.ndarray], list[int]]] = {
-    (True, 4): functools.partial(_pair_row, bits=4),
-    (True, 8): functools.partial(_pair_row, bits=8),
-    (False, 4): _short_row,
-    (False, 8): _long_row,
-}
+    return as_array(data)
 
 
 # ---- The table ----------------------------------------------------------------------------------------------------
@@ -384,23 +207,13 @@ def _weight_cost(weights: np.ndarray) -> float:
     return 0.96 if weights.shape[2] == 3 else 1.25
 
 
-def _nm_cost(weights: np.ndarray, *, index_bits: int) -> float:
-    pattern = _n_of_m(weights)
-    if pattern is None:
-        return math.inf
-    short = pattern.index_bits(index_bits) == 4
-    if pattern.pairs:
-        return 0.6 if short else 0.56
-    return pattern.n / pattern.m * (1.4 if short else 1.3)
-
-
 formats.register("dense")(
     Format(
         "dense",
         "orbit_conv2d_dense_s8",
         "conv_dense.c",
         pack=_pack_dense,
-        fits=lambda w: _interval(w, _all_channels(w)) >= 0,
+        fits=lambda w: interval_of(w, _all_channels(w)) >= 0,
         channels=1,
         channel_bytes=4,
         cost=_weight_cost,
@@ -412,11 +225,11 @@ for _name, _bits in (("nm", 4), ("nm_long", 8)):
             _name,
             "orbit_conv2d_nm_s8",
             "conv_nm.c",
-            pack=functools.partial(_pack_nm, index_bits=_bits),
-            fits=functools.partial(_fits_nm, index_bits=_bits),
+            pack=functools.partial(pack_nm, index_bits=_bits),
+            fits=functools.partial(fits_nm, index_bits=_bits),
             channels=4,
             channel_bytes=24,
-            cost=functools.partial(_nm_cost, index_bits=_bits),
+            cost=functools.partial(nm_cost, index_bits=_bits),
         )
     )
 formats.register("shared")(
@@ -425,7 +238,7 @@ formats.register("shared")(
         "orbit_conv2d_shared_s8",
         "conv_shared.c",
         pack=_pack_shared,
-        fits=lambda w: w.shape[3] < 2**16 and not w.any((1, 2)).all() and _interval(w, _used_channels(w)) >= 0,
+        fits=lambda w: w.shape[3] < 2**16 and not w.any((1, 2)).all() and interval_of(w, _used_channels(w)) >= 0,
         channels=1,
         channel_bytes=4,
         cost=lambda w: float(w.any((1, 2)).mean()) * (_weight_cost(w) + 0.04),
@@ -437,7 +250,7 @@ formats.register("csr")(
         "orbit_conv2d_csr_s8",
         "conv_csr.c",
         pack=_pack_csr,
-        fits=lambda w: w.shape[3] < 2**16 and not w.all() and _place_sums(w) < SUM_LIMIT,
+        fits=lambda w: w.shape[3] < 2**16 and not w.all() and place_sums(w) < SUM_LIMIT,
         channels=1,
         channel_bytes=4,
         cost=lambda w: float((w != 0).mean()) * 1.3,
@@ -449,7 +262,7 @@ formats.register("vector")(
         "orbit_conv2d_vector_s8",
         "conv_vector.c",
         pack=lambda w: w.reshape(-1),
-        fits=lambda w: _interval(w, _all_channels(w)) >= 0,
+        fits=lambda w: interval_of(w, _all_channels(w)) >= 0,
         channels=1,
         channel_bytes=1,
         cost=lambda w: 8.0,  # a weight, an activation and a sum at a time
