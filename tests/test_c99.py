@@ -423,6 +423,14 @@ def test_groups_batches_and_kernels_of_other_types_are_refused(tmp_path):
     assert "batch of 1" in refused(g.bytes(g.conv(g.input((2, 5, 5, 3)), 4)), tmp_path).expected
 
 
+def test_a_softmax_over_more_values_than_its_sum_has_bits_for_is_refused(tmp_path):
+    g = Int8File()
+    error = refused(g.bytes(g.softmax(g.input((1, 512)))), tmp_path)
+    assert "over 512 values" in error.what and "at most 511" in error.expected and "without its softmax" in error.fix
+    g = Int8File()
+    compare(g.bytes(g.softmax(g.input((1, 511)), beta=3.0)), tmp_path, count=8)
+
+
 def test_an_arena_or_a_flash_too_small_names_the_layer(tmp_path):
     error = refused(network(), tmp_path, max_arena=1000)
     assert "CONV_2D" in error.what and "alive" in error.what and "1,000 bytes (max_arena)" in error.expected
@@ -579,7 +587,10 @@ def test_ten_thousand_random_inputs_under_the_sanitizers(folder_of, tmp_path):
 
 def real_images(file: Path, real_data: Path) -> np.ndarray:
     """100 test images as the network sees them."""
-    folder = real_data / {"mstar": "mstar10", "aid15a": "aid15a", "water": "water"}[file.parent.name.split("_")[1]]
+    folder = (
+        real_data
+        / {"mstar": "mstar10", "aid15a": "aid15a", "water": "water", "boats": "boats"}[file.parent.name.split("_")[1]]
+    )
     data = load(folder, preprocess=Preprocess(**read_metadata(file)["preprocess"]), batch_size=100)
     return next(data.test.as_numpy_iterator())[0]
 

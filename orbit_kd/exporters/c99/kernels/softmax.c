@@ -43,7 +43,8 @@ static int32_t orbit_softmax_reciprocal(int32_t x) {
 
 void orbit_softmax_s8(const orbit_softmax *layer, const int8_t *input, int8_t *output) {
   for (int32_t row = 0; row < layer->rows; ++row) {
-    int32_t most = INT8_MIN, sum = 0, zeros = 0, scale;
+    int32_t most = INT8_MIN, sum = 0, scale;
+    int32_t zeros = 4; /* of the sum: at most 511 values, each up to 2^19 */
     for (int32_t i = 0; i < layer->depth; ++i) most = input[i] > most ? input[i] : most;
     for (int32_t i = 0; i < layer->depth; ++i) {
       const int32_t diff = input[i] - most;
@@ -52,7 +53,7 @@ void orbit_softmax_s8(const orbit_softmax *layer, const int8_t *input, int8_t *o
         sum += orbit_round_shift_right(orbit_softmax_exp(x), 12); /* Q12.19 */
       }
     }
-    while (!((uint32_t)sum & ((uint32_t)1 << (31 - zeros)))) ++zeros; /* the largest counts 1, so that sum > 0 */
+    while (zeros < 12 && !((uint32_t)sum & ((uint32_t)1 << (31 - zeros)))) ++zeros; /* the largest alone counts 2^19 */
     scale = orbit_softmax_reciprocal((int32_t)(((uint32_t)sum << zeros) - ((uint32_t)1 << 31)));
     for (int32_t i = 0; i < layer->depth; ++i) {
       const int32_t diff = input[i] - most;

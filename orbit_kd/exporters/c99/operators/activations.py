@@ -17,6 +17,7 @@ from orbit_kd.tflite.writer import add_constant, to_bytes
 _UNARY = ("ABS", "ELU", "EXP", "GELU", "HARD_SWISH", "LEAKY_RELU", "LOG", "LOGISTIC", "NEG", "RELU", "RELU6",
           "RELU_0_TO_1", "RELU_N1_TO_1", "RSQRT", "SQRT", "TANH")  # fmt: skip
 _INTEGER_BITS = 5  # of the argument of exp(): Q5.26, kScaledDiffIntegerBits in reference/softmax.h
+_MOST = 511  # values of a softmax, each up to 2**19 in a sum that has 28 bits
 
 
 @operator(*_UNARY)
@@ -36,6 +37,13 @@ def softmax(call: Call, choice: Choice) -> list[Step]:
             f"has an output of scale {out.scale} and zero point {out.zero}",
             expected="1/256 and -128, as the converter writes them",
             fix="export the model again",
+        )
+    if source.shape[-1] > _MOST:
+        raise call.refusal(
+            f"is over {source.shape[-1]} values",
+            expected=f"at most {_MOST}: with more, equal ones leave the numbers that TFLite's int8 arithmetic has for "
+            "their sum, and LiteRT's reference kernel ends its process",
+            fix="export the network without its softmax: the largest score stays the largest",
         )
     # PreprocessSoftmaxScaling and CalculateInputRadius in lite/kernels/internal/quantization_util.cc
     real = min(call.options.beta * source.scale * 2 ** (31 - _INTEGER_BITS), 2.0**31 - 1)
