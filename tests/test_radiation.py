@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import orbit_kd as okd
 from orbit_kd import runtimes
-from orbit_kd.flight import radiation, worker
+from orbit_kd.flight import radiation, subject, worker
 from orbit_kd.flight.guard import harden
 from orbit_kd.flight.halves import cuts, halve
 from orbit_kd.flight.intervals import mean_interval
@@ -248,6 +248,12 @@ def test_the_harden_tool_writes_checks_and_mends(file, tmp_path, tool):
 def test_what_makes_no_sense_is_refused(file, images, how, words):
     with pytest.raises(okd.InputError, match=words):
         campaign(file, [images], workers=1, **how)
+
+
+def test_activations_that_do_not_fit_into_memory_are_refused(file, images, monkeypatch):
+    monkeypatch.setattr(subject, "_MOST", 1000)
+    with pytest.raises(okd.InputError, match="give fewer test images"):
+        campaign(file, [images], regions=["activations"], workers=1)
 
 
 def test_an_interval_holds_the_mean():

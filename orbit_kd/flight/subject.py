@@ -22,6 +22,8 @@ from orbit_kd.runtimes.tflm import ample_arena
 from orbit_kd.support.digests import digest
 from orbit_kd.tasks import Task
 
+_MOST = 3_000_000_000  # bytes that activations of all images may take
+
 
 class Subject:
     """The undamaged file, its images, and what it says about them."""
@@ -79,12 +81,23 @@ class Subject:
         return File(self.data, self.runtime, self.inputs, arena)
 
     def tails(self) -> dict[str, File]:
-        """What comes after each cut, with what is alive there for all images."""
-        found = {}
+        """What comes after each cut, with what is alive there for all images.
+
+        Raises:
+            InputError: that would take too much memory, or the file cannot be cut.
+        """
+        found, held = dict[str, File](), 0
         for at in range(1, cuts(self.data) + 1):
             halves = halve(self.data, at)
             alive = runtimes.load(halves.head, runtime=self.runtime).raw(
                 self.inputs if len(self.inputs) > 1 else self.inputs[0])  # fmt: skip
+            held += sum(part.nbytes for part in _tuple(alive))
+            if held > _MOST:
+                raise InputError(
+                    f"What is alive between operators takes more than {_MOST / 1e9:.0f} GB for {self.images:,} images.",
+                    expected="a network and images that fit into memory, once for each worker",
+                    fix="give fewer test images (--limit), or leave the region 'activations' out",
+                )
             arena = ample_arena(halves.tail) if self.runtime == "tflm" else 0
             found[f"{at} {halves.layer}"] = File(halves.tail, self.runtime, _tuple(alive), arena)
         self.tail_names = tuple(found)
