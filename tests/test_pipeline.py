@@ -286,7 +286,7 @@ def test_max_drop_searches_the_smallest_network_and_says_how(teacher, data, tmp_
     recipe = Recipe(
         max_drop=0.1,
         search_epochs=4,
-        epochs=6,
+        epochs=4,
         views=2,
         batch_size=16,
         calibration=32,
