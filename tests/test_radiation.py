@@ -163,6 +163,16 @@ def test_a_campaign_finds_that_biases_are_what_hurts(file, images, tmp_path):
     assert again.rows[0].to_dict() == biases.to_dict()  # whatever the number of workers
 
 
+@pytest.mark.skipif(not runtimes.has_tflm(), reason="TensorFlow Lite Micro is not installed: the extra `mcu`")
+def test_a_file_coded_for_tflm_runs_there_in_campaigns(file, images, tmp_path):
+    coded = okd.export(file, "tflite_micro_coded", path=tmp_path / "coded.tflite").path
+    how = {"regions": ["weights", "activations"], "rates": [0.0, 0.4], "trials": 6, "images": 20, "workers": 1}
+    found = campaign(coded, [images], **how)
+    assert found.runtime == "tflm" and found.whole == 1.0
+    assert [row.mean.value for row in found.rows if not row.cell.rate] == [1.0, 1.0]
+    assert [row.mean.value < 0.9 for row in found.rows] == [False, True, False, True]
+
+
 def test_a_campaign_goes_on_where_it_was_killed(file, images, tmp_path, monkeypatch):
     path, seen = tmp_path / "trials.jsonl", []
     how = {"regions": ["biases"], "rates": [0.01], "trials": 24, "images": 8, "workers": 1, "path": path}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from orbit_kd import runtimes
 from orbit_kd.datasets.batches import as_batches, in_order
@@ -42,7 +43,8 @@ class Subject:
             x = runtimes.one_or_all(tuple(np.asarray(part) for part in in_order(given, inputs)))
             raw = runtimes.quantized(self._runner, x)
             parts.append(raw if isinstance(raw, tuple) else (raw,))
-            self._truth += [_rows(y, [i]) for i in range(len(parts[-1][0]))]
+            singles = range(len(parts[-1][0]))
+            self._truth += [tf.nest.map_structure(lambda part, i=i: np.asarray(part)[i : i + 1], y) for i in singles]
         self.inputs = tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         self.images = len(self.inputs[0])
         self.spans = spans(data)
@@ -124,10 +126,3 @@ class _Model:
 
 def _tuple(arrays: Any) -> tuple[np.ndarray, ...]:
     return arrays if isinstance(arrays, tuple) else (arrays,)
-
-
-def _rows(y: Any, numbers: list[int]) -> Any:
-    """Some rows of labels of any structure."""
-    if isinstance(y, Mapping):
-        return {name: _rows(part, numbers) for name, part in y.items()}
-    return type(y)(_rows(part, numbers) for part in y) if isinstance(y, (tuple, list)) else np.asarray(y)[numbers]
